@@ -1,0 +1,1 @@
+"""Hydra overlays (`--config-path pkg://rredcot_verl.config`) and the schema of `algorithm.rredcot`."""

@@ -1,0 +1,228 @@
+"""Schema of the `algorithm.rredcot` block: strict, frozen, and the only place where a default is written in Python.
+
+`rredcot_trainer.yaml` repeats the defaults for people who read YAML; a test keeps the two equal.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PREFIX = "algorithm.rredcot"
+
+DEFAULT_KEYWORDS = (
+    "wait",
+    "hmm",
+    "but",
+    "so",
+    "therefore",
+    "thus",
+    "hence",
+    "however",
+    "alternatively",
+    "instead",
+    "first",
+    "second",
+    "next",
+    "then",
+    "now",
+    "finally",
+    "let me",
+    "let's",
+    "maybe",
+    "actually",
+    "because",
+    "since",
+    "suppose",
+    "check",
+)
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class SegmentationConfig(_Block):
+    """How a response is cut into segments. The hybrid rule is the paper's; keywords, counts and lengths are ours."""
+
+    method: str = Field(
+        "keyword_entropy",
+        min_length=1,
+        description="`keyword_entropy`, `fixed`, `newline`, `keyword`, `entropy`, a name given to "
+        "`rredcot_verl.core.segmentation.register_segmenter`, or `package.module:function`.",
+    )
+    num_segments: int = Field(8, ge=1, le=256, description="Most segments of a response, the answer's included.")
+    min_tokens: int = Field(8, ge=1, description="Shortest segment, in tokens; shorter ones are merged.")
+    max_tokens: int | None = Field(
+        None, ge=1, description="Longest segment, in tokens; longer ones are cut if `num_segments` allows; null: any."
+    )
+    keywords: tuple[str, ...] = Field(
+        DEFAULT_KEYWORDS, strict=False, description="A segment may start at one of these words (any case)."
+    )
+
+    @model_validator(mode="after")
+    def _lengths(self) -> "SegmentationConfig":
+        if self.max_tokens is not None and self.max_tokens < 2 * self.min_tokens:
+            raise ValueError(
+                f"segmentation.max_tokens={self.max_tokens} must be null or at least twice "
+                f"segmentation.min_tokens={self.min_tokens}, or a long segment could not be cut in two"
+            )
+        if any(not word.strip() for word in self.keywords):
+            raise ValueError(f"segmentation.keywords={list(self.keywords)} holds an empty word")
+        return self
+
+
+class ElicitationConfig(_Block):
+    """How the answer is asked for at a prefix: close the thinking block if one is open, then open the answer."""
+
+    format: Literal["auto", "boxed", "hash", "plain", "custom"] = Field(
+        "auto",
+        description="`boxed`: \\boxed{}; `hash`: #### (GSM8K); `plain`: Answer:; `auto`: the one the group's own "
+        "responses use; `custom`: the three fields below.",
+    )
+    opening: str | None = Field(
+        None, min_length=1, description="custom: text that opens the answer, e.g. '\\nResult:'."
+    )
+    pattern: str | None = Field(
+        None, min_length=1, description="custom: regular expression of opening and answer, the answer in group 1."
+    )
+    closing: tuple[str, ...] = Field(
+        (), strict=False, description="custom: texts that end an answer, besides the end-of-sequence tokens."
+    )
+    think_open: str = Field("<think>", min_length=1, description="Text of the token that opens a thinking block.")
+    think_close: str = Field("</think>", min_length=1, description="Text of the token that closes a thinking block.")
+
+    @model_validator(mode="after")
+    def _custom(self) -> "ElicitationConfig":
+        given = [name for name in ("opening", "pattern") if getattr(self, name) is not None]
+        if self.format == "custom" and len(given) < 2:
+            raise ValueError("elicitation.format=custom needs elicitation.opening and elicitation.pattern")
+        if self.format != "custom" and (given or self.closing):
+            raise ValueError(
+                f"elicitation.{(given or ['closing'])[0]} is set but elicitation.format={self.format}; it needs "
+                "elicitation.format=custom"
+            )
+        return self
+
+
+class SelfValueConfig(_Block):
+    """How the outlook v_k = E[R | s_k] at a boundary is estimated from the log-probability of known answers."""
+
+    engine: Literal["rollout"] = Field("rollout", description="Who reads the log-probabilities: the rollout server.")
+    form: Literal["joint", "normalized", "geometric"] = Field(
+        "joint",
+        description="`joint`: probability mass on useful answers (the paper's sum, one term per distinct answer); "
+        "`normalized`: that mass over the mass of all proposals (ours); `geometric`: exp of the mean log-probability a "
+        "token (ours).",
+    )
+    proposals: Literal["reference", "group", "union"] = Field(
+        "reference",
+        description="Which answers are probed: the ground truth, the distinct verified answers of the prompt's own "
+        "rollouts, or both.",
+    )
+    max_proposals: int = Field(4, ge=1, le=64, description="Most distinct answers probed at a boundary.")
+    max_answer_tokens: int = Field(64, ge=1, description="Longest answer probed, in tokens; longer ones are counted.")
+    max_closing_tokens: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="vLLM only: most closing tokens summed, one request each (the CPU server sums over all of them).",
+    )
+    score_opening: bool = Field(
+        False,
+        description="true: the probability of the elicitation text counts too, the paper's p(u|s_k); false: it is "
+        "forced, i.e. given (ours).",
+    )
+    probe_uniform_groups: bool = Field(
+        False, description="true: probe groups that are all right or all wrong too (for metrics; no gradient)."
+    )
+    reward_range: tuple[float, float] = Field(
+        (0.0, 1.0), strict=False, description="Lowest and highest reward the verifier gives, e.g. [-1, 1] for DAPO."
+    )
+    timeout_s: float = Field(600.0, gt=0, description="Seconds after which a scoring request has failed.")
+    max_concurrency: int = Field(64, ge=1, description="Scoring requests under way at once, per agent loop worker.")
+
+    @model_validator(mode="after")
+    def _combinations(self) -> "SelfValueConfig":
+        if self.form == "normalized" and self.proposals == "reference":
+            raise ValueError(
+                "self_value.form=normalized with self_value.proposals=reference is always 1: the mass on correct "
+                "answers is divided by the mass on all of them, so it needs self_value.proposals=group or union"
+            )
+        if self.form == "normalized" and self.max_proposals < 2:
+            raise ValueError("self_value.form=normalized needs self_value.max_proposals of at least 2, got 1")
+        low, high = self.reward_range
+        if not low < high:
+            raise ValueError(f"self_value.reward_range=[{low}, {high}] must be [lowest, highest] with lowest < highest")
+        return self
+
+
+class CreditConfig(_Block):
+    """How segment values become advantages."""
+
+    form: Literal["reweight", "td"] = Field(
+        "reweight",
+        description="`reweight`: GRPO's advantage times a positive weight of mean 1; `td`: segment-level GAE with "
+        "algorithm.gamma and algorithm.lam.",
+    )
+    beta: float = Field(1.0, ge=0, le=20, description="reweight: strength; 0 is GRPO exactly. Unit: 1 / reward.")
+
+
+class TracesConfig(_Block):
+    """Credited traces written for people and for `python -m rredcot_verl.report`."""
+
+    dir: str | None = Field(None, min_length=1, description="Folder for <step>.jsonl; null: none are written.")
+    freq: int = Field(1, ge=1, description="Write every this many steps.")
+    num_traces: int = Field(64, ge=1, description="Most responses written a step.")
+
+
+class RREDCoTConfig(_Block):
+    """The whole `algorithm.rredcot` block. The defaults are the method."""
+
+    enable: bool | None = Field(
+        None,
+        description="null: on exactly when algorithm.adv_estimator=rredcot; true: redistribute the token-level rewards "
+        "for the estimator named there too; false is refused with adv_estimator=rredcot.",
+    )
+    segmentation: SegmentationConfig = SegmentationConfig()
+    elicitation: ElicitationConfig = ElicitationConfig()
+    self_value: SelfValueConfig = SelfValueConfig()
+    credit: CreditConfig = CreditConfig()
+    traces: TracesConfig = TracesConfig()
+
+
+def parse(block: Mapping[str, Any] | None) -> RREDCoTConfig:
+    """Validate the `algorithm.rredcot` block.
+
+    Args:
+        block: Plain containers (no OmegaConf nodes); None or empty for the defaults.
+
+    Returns:
+        RREDCoTConfig: The frozen settings.
+
+    Raises:
+        ValueError: An unknown or ill-typed key, an impossible combination or a number out of range. The message has one
+            line per fault with the full key, the value and what is allowed.
+    """
+    try:
+        return RREDCoTConfig.model_validate(dict(block or {}))
+    except ValidationError as error:
+        raise ValueError("\n".join(_describe(fault) for fault in error.errors())) from None
+
+
+def _describe(fault: Any) -> str:
+    key = ".".join([PREFIX, *(str(part) for part in fault["loc"])])
+    if fault["type"] == "extra_forbidden":
+        return f"{key}={fault['input']!r}: unknown key; {_siblings(fault['loc'])}"
+    if fault["type"] == "value_error":
+        return f"{PREFIX}: {fault['ctx']['error']}"
+    return f"{key}={fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def _siblings(loc: tuple[Any, ...]) -> str:
+    model: type[BaseModel] = RREDCoTConfig
+    for part in loc[:-1]:
+        annotation = model.model_fields[str(part)].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        model = annotation
+    return "known keys: " + ", ".join(model.model_fields)

@@ -1,0 +1,1 @@
+"""The method's maths: pure functions on torch tensors. Imports torch and nothing else."""

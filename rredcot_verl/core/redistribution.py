@@ -1,0 +1,141 @@
+"""Segments of a batch, and the reward redistributed over them with exact return equivalence (RUDDER)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SegmentBatch:
+    """The segments of a batch of responses, padded to the row with most segments.
+
+    Attributes:
+        segment_boundaries: `(bs, num_segments + 1)` int64; a row's last boundary is repeated as padding.
+        self_values: `(bs, num_segments + 1)` float64, in units of reward; the value at a row's last boundary is pinned
+            to its outcome and repeated as padding, so a padded segment has length 0 and reward 0.
+        outcomes: `(bs,)` float64, R of each response.
+        scored: `(bs,)` bool, False for a row that is one segment because nothing was probed.
+    """
+
+    segment_boundaries: Tensor
+    self_values: Tensor
+    outcomes: Tensor
+    scored: Tensor
+
+    @classmethod
+    def from_rows(
+        cls,
+        boundaries: Sequence[Sequence[int]],
+        values: Sequence[Sequence[float]],
+        outcomes: Tensor,
+        lengths: Sequence[int],
+    ) -> "SegmentBatch":
+        """Pad ragged rows.
+
+        Args:
+            boundaries: Per row `num_segments + 1` offsets from 0 to the response length, or nothing where unscored.
+            values: Per row the `num_segments` self-values v_0 .. v_{K-1} (v_K is the outcome), or nothing.
+            outcomes: `(bs,)`, R of each response.
+            lengths: Number of response tokens of each row.
+
+        Raises:
+            ValueError: A row whose counts, offsets or values do not fit.
+        """
+        rows = []
+        for row, (cuts, states, outcome, length) in enumerate(
+            zip(boundaries, values, outcomes.tolist(), lengths, strict=True)
+        ):
+            # An unscored row is one segment that starts from nothing: its whole outcome stays where verl put it.
+            cuts, states = (list(cuts), [*states, outcome]) if states else ([0, length], [0.0, outcome])
+            ordered = all(a < b for a, b in zip(cuts, cuts[1:], strict=False)) or length == 0
+            if len(cuts) != len(states) or cuts[0] != 0 or cuts[-1] != length or not ordered:
+                raise ValueError(
+                    f"row {row}: segment_boundaries {cuts} must rise from 0 to the response length {length}, one more "
+                    f"than the {len(states) - 1} self-values"
+                )
+            rows.append((cuts, states))
+        width = max((len(cuts) for cuts, _ in rows), default=2)
+        padded_cuts = [cuts + [cuts[-1]] * (width - len(cuts)) for cuts, _ in rows]
+        padded_states = [states + [states[-1]] * (width - len(states)) for _, states in rows]
+        self_values = torch.tensor(padded_states, dtype=torch.float64).reshape(len(rows), width)
+        if not bool(self_values.isfinite().all()):
+            raise ValueError("self-values and outcomes must be finite")
+        return cls(
+            segment_boundaries=torch.tensor(padded_cuts, dtype=torch.int64).reshape(len(rows), width),
+            self_values=self_values,
+            outcomes=outcomes.double(),
+            scored=torch.tensor([bool(len(states)) for states in values], dtype=torch.bool),
+        )
+
+    @property
+    def num_segments(self) -> Tensor:
+        """`(bs,)` int64, the number of segments that hold tokens (1 for an empty response)."""
+        return (self.segment_boundaries.diff(dim=1) > 0).sum(dim=1).clamp(min=1)
+
+    @property
+    def segment_rewards(self) -> Tensor:
+        """`(bs, num_segments)` float64, d_k = v_k - v_{k-1} (the paper's; v_K = R is ours)."""
+        return self.self_values.diff(dim=1)
+
+    def num_tokens(self, response_mask: Tensor) -> Tensor:
+        """`(bs, num_segments)` int64: tokens of each segment that the policy wrote."""
+        return written_before(response_mask).gather(1, self.segment_boundaries).diff(dim=1).long()
+
+
+def written_before(response_mask: Tensor) -> Tensor:
+    """`(bs, response_length + 1)` int32: how many tokens that the policy wrote stand before each offset."""
+    written = response_mask.bool().cumsum(dim=1, dtype=torch.int32)
+    return torch.cat([written.new_zeros(written.size(0), 1), written], dim=1)
+
+
+def expand_to_tokens(segment_quantity: Tensor, segment_boundaries: Tensor, response_length: int) -> Tensor:
+    """Give every token its segment's number, 0 after the last boundary.
+
+    Args:
+        segment_quantity: `(bs, num_segments)`.
+        segment_boundaries: `(bs, num_segments + 1)` int64.
+        response_length: Width of the result, at least the largest boundary.
+
+    Returns:
+        `(bs, response_length)`, dtype of `segment_quantity`.
+    """
+    bs = segment_quantity.size(0)
+    lengths = segment_boundaries.diff(dim=1)
+    tail = response_length - segment_boundaries[:, -1:]
+    quantity = torch.cat([segment_quantity, segment_quantity.new_zeros(bs, 1)], dim=1)
+    repeats = torch.cat([lengths, tail], dim=1)
+    return quantity.flatten().repeat_interleave(repeats.flatten(), output_size=bs * response_length).view(bs, -1)
+
+
+def redistribute(segments: SegmentBatch, response_mask: Tensor) -> Tensor:
+    """Token-level rewards: d_k on the last token of segment k, v_0 on the first token (ours; RUDDER's v_{-1} = 0).
+
+    Their sum over a response is R exactly up to float32 rounding, because v_K is pinned to R.
+
+    Args:
+        segments: The segments of the batch.
+        response_mask: `(bs, response_length)`, 1 for tokens the policy wrote.
+
+    Returns:
+        `token_level_rewards`: `(bs, response_length)` float32, zero on every token the policy did not write. A response
+        without any such token keeps its outcome on the first position, as verl gives it.
+    """
+    bs, response_length = response_mask.shape
+    rewards = torch.zeros(bs, response_length)
+    if response_length == 0:
+        return rewards
+    written = written_before(response_mask)
+    # The n-th written token stands before the first offset with n of them before it; a segment ends with its last one.
+    ranks = written.gather(1, segments.segment_boundaries).clamp(min=1)
+    places = torch.searchsorted(written, ranks).clamp(max=response_length) - 1
+    places = torch.where(written[:, -1:] > 0, places, 0)
+    first = places[:, :1]
+    rewards.scatter_add_(1, places[:, 1:].maximum(first), segments.segment_rewards.float())
+    return rewards.scatter_add_(1, first, segments.self_values[:, :1].float())
+
+
+def return_error(token_level_rewards: Tensor, outcomes: Tensor) -> Tensor:
+    """`(bs,)` float64: |sum of the redistributed rewards - R|, zero but for rounding."""
+    return (token_level_rewards.sum(dim=1, dtype=torch.float64) - outcomes.double()).abs()

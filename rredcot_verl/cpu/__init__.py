@@ -1,0 +1,16 @@
+"""The embedded CPU backend: stock `python -m verl.trainer.main_ppo` on CPU, FSDP2 over gloo, a transformers server.
+
+An explicit choice: nothing in here is registered unless `VERL_PLATFORM=cpu` is set. Importing this package imports
+nothing else.
+"""
+
+ROLLOUT_NAME = "rredcot_cpu"
+"""Value of `actor_rollout_ref.rollout.name` that selects the transformers rollout server."""
+
+HOOKS: dict[str, str] = {
+    "verl.plugin.platform.platform_manager": "rredcot_verl.cpu.registration:register_platform",
+    "verl.workers.engine.fsdp.transformer_impl": "rredcot_verl.cpu.registration:register_engine",
+    "verl.workers.rollout.replica": "rredcot_verl.cpu.registration:register_replica",
+    "verl.workers.rollout.base": "rredcot_verl.cpu.registration:register_adapter",
+}
+"""verl module -> `module:function` to call with that module once verl has imported it."""

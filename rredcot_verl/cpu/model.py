@@ -1,0 +1,116 @@
+"""The rollout server's model: loading, the three kinds of work it does, and in-place weight updates."""
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+
+from rredcot_verl.cpu.generation import GeneratedSequence, generate_batch, temperature_scaled_log_probs
+from rredcot_verl.cpu.sampling import SamplingParams
+from rredcot_verl.cpu.scoring import Branch, score_branches, score_prompt
+
+
+class RolloutModel:
+    """A causal language model in float32, used by one thread at a time.
+
+    Args:
+        model: The model; it is put into evaluation mode and its generation defaults are cleared, because sampling is
+            governed by the request alone.
+        eos_token_ids: Tokens that end a sequence.
+        max_batch_tokens: Bound on the tokens, cached ones included, of one batch of scored branches.
+    """
+
+    def __init__(self, model: PreTrainedModel, eos_token_ids: Sequence[int], max_batch_tokens: int):
+        self.model = model.eval()
+        self.model.generation_config = GenerationConfig()
+        self.eos_token_ids = tuple(eos_token_ids)
+        self.abort = threading.Event()
+        self._max_batch_tokens = max_batch_tokens
+        self._updated: set[int] = set()
+
+    @classmethod
+    def load(
+        cls, path: str, config: PretrainedConfig, eos_token_ids: Sequence[int], max_batch_tokens: int, **kwargs: Any
+    ) -> "RolloutModel":
+        """Loads the model in float32 from a local folder."""
+        model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=torch.float32, **kwargs)
+        return cls(model, eos_token_ids, max_batch_tokens)
+
+    def generate(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> list[GeneratedSequence]:
+        """Samples one continuation of each prompt; see `generate_batch`."""
+        return generate_batch(self.model, prompts, params, self.eos_token_ids, self.abort)
+
+    @torch.inference_mode()
+    def score_prompt(self, prompt_ids: Sequence[int], params: SamplingParams) -> tuple[dict[str, Any], int, float]:
+        """Scores a prompt at temperature 1 and samples one token after it, as vLLM's `prompt_logprobs=0` does.
+
+        Returns:
+            The fields of verl's vLLM server (`prompt_ids` and `prompt_logprobs`, shifted by one: entry i is for token
+            i + 1, the last one is a dummy), the sampled token, and its log-probability in nats.
+        """
+        log_probs, logits = score_prompt(self.model, prompt_ids)
+        fields = {
+            "prompt_ids": [[token] for token in prompt_ids[1:]] + [[0]],
+            "prompt_logprobs": [[value] for value in log_probs] + [[0.0]],
+        }
+        scores = params.logits_processors()(torch.tensor([list(prompt_ids)]), logits)
+        if params.is_greedy:
+            token = int(scores.argmax(dim=-1))
+        else:
+            generator = None if params.seed is None else torch.Generator().manual_seed(params.seed)
+            token = int(torch.multinomial(scores.softmax(dim=-1), num_samples=1, generator=generator))
+        return fields, token, temperature_scaled_log_probs(logits, params.temperature)[0, token].item()
+
+    def score_branches(
+        self, prompt_ids: Sequence[int], branches: Sequence[Branch], temperature: float
+    ) -> dict[str, Any]:
+        """Scores branches of one trace.
+
+        Returns:
+            `branch_log_probs` (a dict of `token_log_probs` and `closing_log_prob` for each branch),
+            `num_scored_tokens` (tokens of all branches) and `num_cached_tokens` (prefix tokens whose computation the
+            branches share, summed over branches).
+        """
+        scores = score_branches(self.model, prompt_ids, branches, temperature, self._max_batch_tokens)
+        return {
+            "branch_log_probs": [asdict(each) for each in scores],
+            "num_scored_tokens": sum(len(branch.token_ids) for branch in branches),
+            "num_cached_tokens": sum(branch.position - 1 for branch in branches),
+        }
+
+    @torch.no_grad()
+    def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Copies tensors into the model's parameters and buffers of the same name.
+
+        Raises:
+            ValueError: A name is unknown to the model, or a shape differs.
+        """
+        targets = self.model.state_dict(keep_vars=True)
+        for name, tensor in named_tensors:
+            target = targets.get(name)
+            if target is None:
+                raise ValueError(
+                    f"the actor sent weight {name!r}, which the rollout model does not have; models whose weights verl "
+                    "renames for the rollout (mixture of experts, multimodal) are not supported on CPU"
+                )
+            if target.shape != tensor.shape:
+                raise ValueError(
+                    f"weight {name!r} has shape {tuple(tensor.shape)}, expected {tuple(target.shape)}; "
+                    "is the actor's model the rollout's?"
+                )
+            target.copy_(tensor)
+            self._updated.add(target.data_ptr())
+
+    def finish_weight_update(self) -> None:
+        """Checks that the tensors loaded since the last call covered all parameters.
+
+        Raises:
+            ValueError: Some parameters were not sent; the rollout model would be a mixture of two policies.
+        """
+        missing = [name for name, tensor in self.model.named_parameters() if tensor.data_ptr() not in self._updated]
+        self._updated.clear()
+        if missing:
+            raise ValueError(f"the actor's weight update left out {len(missing)} weights, among them {missing[0]!r}")

@@ -1,0 +1,89 @@
+"""The agent loop side: probes are scored where responses are generated, while their prefix is in the server's cache."""
+
+from typing import Any
+
+import ray
+from verl.experimental.agent_loop import AgentLoopOutput
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
+
+from rredcot_verl.integration.credit_record import KEY
+from rredcot_verl.integration.group import Group
+from rredcot_verl.integration.response_scorer import Response, ResponseScorer, as_member
+from rredcot_verl.integration.session import SESSION, Session
+from rredcot_verl.integration.settings import active_settings
+
+# Ray's decorator hides the class itself; there is no other way to derive from verl's worker.
+_WorkerTQ: Any = AgentLoopWorkerTQ.__ray_metadata__.modified_class.__ray_actor_class__
+
+
+class RREDCoTAgentLoopWorker(_WorkerTQ):
+    """verl's agent loop worker; every training rollout also gets its segments and self-values before it is stored."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        settings = active_settings(self.config)
+        assert settings is not None, "the trainer names this worker only for runs that redistribute"
+        self._scorer = ResponseScorer(self.config, settings, self.tokenizer, self.llm_client.generate)
+        self._groups: dict[str, Group] = {}
+
+    async def _run_prompt(
+        self, prompt: dict[str, Any], sampling_params: dict[str, Any], trajectory: dict[str, Any], trace: bool = False
+    ) -> None:
+        if trajectory["validate"]:
+            await super()._run_prompt(prompt, sampling_params, trajectory, trace)
+            return
+        uid = prompt["uid"]
+        self._groups[uid] = Group(prompt.get("__rollout_n__", self.config.actor_rollout_ref.rollout.n))
+        try:
+            await super()._run_prompt(prompt, sampling_params, trajectory, trace)
+        finally:
+            del self._groups[uid]
+
+    async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
+        if trajectory["validate"]:
+            return await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
+        token = SESSION.set(Session())
+        try:
+            return await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
+        finally:
+            SESSION.reset(token)
+            # Whatever happened, the others of the group must not wait for this rollout.
+            await self._groups[kwargs["uid"]].leave(kwargs["session_id"])
+
+    async def _agent_loop_postprocess(
+        self, output: AgentLoopOutput | list[AgentLoopOutput], validate: bool, **kwargs: Any
+    ) -> None:
+        outputs = output if isinstance(output, list) else [output]
+        if not validate and outputs:
+            # verl's own call further down finds the reward and does not compute it again.
+            await self._compute_score(outputs, kwargs=kwargs)
+            response = self._response(outputs[-1], kwargs)
+            group = self._groups[kwargs["uid"]]
+            await group.arrive(kwargs["session_id"], as_member(response))
+            record = await self._scorer.credit(response, group)
+            outputs[-1].extra_fields[KEY] = record.to_dict()
+        await super()._agent_loop_postprocess(output, validate, **kwargs)
+
+    def _response(self, output: AgentLoopOutput, kwargs: dict[str, Any]) -> Response:
+        session = SESSION.get()
+        reward_model = kwargs.get("reward_model") or {}
+        return Response(
+            prompt_ids=list(output.prompt_ids),
+            response_ids=list(output.response_ids),
+            response_mask=list(output.response_mask),
+            log_probs=output.response_logprobs,
+            reward=output.reward_score,
+            ground_truth=reward_model.get("ground_truth"),
+            # An agent loop that never called the server has no request; any id then routes by load.
+            request_id=(session.request_id if session else None) or f"{kwargs['uid']}_{kwargs['session_id']}",
+            answer=self._scorer.elicitation.read(output.response_ids) if output.response_ids else None,
+        )
+
+
+class RREDCoTAgentLoopManager(AgentLoopManagerTQ):
+    """verl's agent loop manager with our workers."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The parent's constructor names verl's worker.
+        self.agent_loop_workers_class = ray.remote(RREDCoTAgentLoopWorker)

@@ -1,0 +1,89 @@
+"""The contract with verl: the version it was read from, and every symbol relied on.
+
+One table, checked by the doctor and by a test; another test checks that the package imports nothing of verl that is not
+in it. Attribute paths are followed from the module; parameters are those we pass or override.
+"""
+
+import importlib
+import inspect
+
+REQUIRED_VERL = "0.9.1"
+"""As in REQUIRED_VERL.txt."""
+
+_WORKER = "verl.trainer.ppo.v1.agent_loop_tq:AgentLoopWorkerTQ.__ray_metadata__.modified_class.__ray_actor_class__"
+
+SYMBOLS: dict[str, tuple[str, ...]] = {
+    # estimator
+    "verl.trainer.ppo.core_algos:register_adv_est": ("name_or_enum",),
+    "verl.trainer.ppo.core_algos:compute_grpo_outcome_advantage": (
+        "token_level_rewards",
+        "response_mask",
+        "index",
+        "norm_adv_by_std_in_grpo",
+        "config",
+    ),
+    # reward manager
+    "verl.experimental.reward_loop.reward_manager:register": ("name",),
+    "verl.experimental.reward_loop.reward_manager:NaiveRewardManager": ("config", "tokenizer", "compute_score"),
+    "verl.experimental.reward_loop.reward_manager:NaiveRewardManager.run_single": ("data",),
+    "verl:DataProto": (),
+    # trainer
+    "verl.trainer.ppo.v1.trainer_base:TRAINER_REGISTRY": (),
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer": ("config",),
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer._init_tokenizer": (),
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer.get_llm_client": (),
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_advantage": ("batch", "metrics"),
+    "verl.workers.utils.padding:response_to_nested": ("tensor", "response_mask"),
+    # agent loop
+    "verl.experimental.agent_loop:AgentLoopOutput": (
+        "prompt_ids",
+        "response_ids",
+        "response_mask",
+        "response_logprobs",
+        "reward_score",
+        "extra_fields",
+    ),
+    "verl.trainer.ppo.v1.agent_loop_tq:AgentLoopManagerTQ": (),
+    _WORKER: (),
+    "verl.experimental.agent_loop.agent_loop:AgentLoopWorker": ("config", "llm_client"),
+    f"{_WORKER}._run_prompt": ("prompt", "sampling_params", "trajectory", "trace"),
+    f"{_WORKER}._run_agent_loop": ("sampling_params", "trajectory"),
+    f"{_WORKER}._agent_loop_postprocess": ("output", "validate"),
+    f"{_WORKER}._compute_score": ("outputs", "kwargs"),
+    # rollout client
+    "verl.workers.rollout.llm_server:LLMServerClient.generate": ("request_id", "prompt_ids", "sampling_params"),
+    "verl.workers.rollout.llm_server:LLMServerManager.get_client": ("client_cls",),
+    # configuration
+    "verl.utils.import_utils:load_class_from_fqn": ("fqn",),
+}
+"""`module:attribute.path` -> parameters (or fields) it must have."""
+
+CPU_SYMBOLS: dict[str, tuple[str, ...]] = {
+    "verl.plugin.platform:set_platform": ("platform",),
+}
+"""What the embedded CPU backend relies on besides."""
+
+
+def check_symbols(symbols: dict[str, tuple[str, ...]]) -> list[str]:
+    """Look every symbol up in the installed verl.
+
+    Returns:
+        One line for each symbol that is missing or lacks a parameter.
+    """
+    return [fault for name, parameters in symbols.items() if (fault := _check_symbol(name, parameters)) is not None]
+
+
+def _check_symbol(name: str, parameters: tuple[str, ...]) -> str | None:
+    module_name, _, path = name.partition(":")
+    try:
+        found = importlib.import_module(module_name)
+        for attribute in path.split("."):
+            found = getattr(found, attribute)
+    except (ImportError, AttributeError) as error:
+        return f"{name}: {error}"
+    fields = getattr(found, "model_fields", None)
+    known = set(fields) if fields is not None else set()
+    if parameters and fields is None:
+        known = set(inspect.signature(found).parameters)
+    missing = [parameter for parameter in parameters if parameter not in known]
+    return f"{name}: has no {', '.join(missing)}" if missing else None

@@ -1,0 +1,55 @@
+"""What the agent loop tells the trainer about one response: written into verl's `extra_fields`, read back by uid."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+KEY = "rredcot"
+"""Key of the record in `extra_fields`."""
+
+SCORED = "scored"
+UNIFORM_GROUP = "uniform_group"
+NO_PROPOSAL = "no_proposal"
+EMPTY = "empty"
+TOO_LONG = "too_long"
+FAILED = "failed"
+STATUSES = (SCORED, UNIFORM_GROUP, NO_PROPOSAL, EMPTY, TOO_LONG)
+"""Why a response has segments or not:
+scored; its whole group got the same reward; no useful answer known, or all too long; no token of its own; no probe fits
+into the context."""
+
+
+@dataclass(frozen=True)
+class CreditRecord:
+    """Segments of one response and what they cost.
+
+    Attributes:
+        status: One of `STATUSES`, or `FAILED`.
+        segment_boundaries: `num_segments + 1` offsets from 0 to the response length; empty unless scored.
+        self_values: `num_segments` values v_0 .. v_{K-1} in units of reward; empty unless scored.
+        truncated: The response filled its budget and holds no final answer.
+        num_probes: Probes scored.
+        num_probe_tokens: Tokens computed for them.
+        num_long_answers: Known answers that were not probed because of `self_value.max_answer_tokens`.
+        num_dropped_boundaries: Boundaries not probed because the probe would not fit into the context.
+        ready_time: Unix time at which the response was generated and verified, seconds.
+        scored_time: Unix time at which its values were known, seconds.
+        scoring_seconds: Seconds between sending its probes and the last answer.
+        error: What went wrong, for `FAILED`.
+    """
+
+    status: str
+    segment_boundaries: list[int] = field(default_factory=list)
+    self_values: list[float] = field(default_factory=list)
+    truncated: bool = False
+    num_probes: int = 0
+    num_probe_tokens: int = 0
+    num_long_answers: int = 0
+    num_dropped_boundaries: int = 0
+    ready_time: float = 0.0
+    scored_time: float = 0.0
+    scoring_seconds: float = 0.0
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers, for verl's `extra_fields`."""
+        return asdict(self)

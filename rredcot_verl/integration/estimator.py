@@ -1,0 +1,153 @@
+"""The advantage estimator `rredcot`, as verl's registry calls it.
+
+verl hands an estimator rewards, mask, group labels and config only. The trainer passes the segments beside that call,
+through `segment_context`; without them the estimator is verl's GRPO, which is its public contract.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
+
+from rredcot_verl.config.schema import CreditConfig
+from rredcot_verl.core.advantage import EPSILON, group_statistics, reweight, segment_td
+from rredcot_verl.core.redistribution import SegmentBatch, expand_to_tokens, return_error
+
+logger = logging.getLogger(__name__)
+
+NAME = "rredcot"
+RETURN_TOLERANCE = 1e-3
+"""Largest difference between a row's token-level rewards and its outcome that is still rounding."""
+
+
+@dataclass(frozen=True)
+class SegmentContext:
+    """What the trainer knows of the rows whose advantages are being computed.
+
+    Attributes:
+        segments: The segments of the batch.
+        segment_advantages: `(bs, num_segments)`, from `compute_credit`.
+    """
+
+    segments: SegmentBatch
+    segment_advantages: Tensor
+
+
+_CONTEXT: ContextVar[SegmentContext | None] = ContextVar("rredcot_segments", default=None)
+
+
+@contextlib.contextmanager
+def segment_context(context: SegmentContext) -> Iterator[None]:
+    """Pass segments to the estimator for the calls made inside the block."""
+    token = _CONTEXT.set(context)
+    try:
+        yield
+    finally:
+        _CONTEXT.reset(token)
+
+
+@dataclass(frozen=True)
+class Credit:
+    """Advantages by segment.
+
+    Attributes:
+        row_advantages: `(bs,)`, GRPO's advantage of each response.
+        segment_advantages: `(bs, num_segments)`.
+    """
+
+    row_advantages: Tensor
+    segment_advantages: Tensor
+
+
+def register(core_algos: ModuleType) -> None:
+    """Register the estimator with verl's registry."""
+    core_algos.register_adv_est(NAME)(compute_rredcot_advantage)
+
+
+def compute_rredcot_advantage(
+    token_level_rewards: Tensor,
+    response_mask: Tensor,
+    index: np.ndarray,
+    config: Any = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """RREDCoT advantages; verl's GRPO exactly for rows that carry no segment information.
+
+    Args:
+        token_level_rewards: `(bs, response_length)`.
+        response_mask: `(bs, response_length)`.
+        index: `(bs,)` group labels (uid).
+        config: verl's `algorithm` node; `norm_adv_by_std_in_grpo`, `gamma` and `lam` are read.
+        kwargs: Whatever else verl passes to estimators; not used.
+
+    Returns:
+        advantages, returns: two different tensors `(bs, response_length)`.
+
+    Raises:
+        ValueError: Inside `segment_context`: the rewards do not sum to the outcomes, so something changed them.
+    """
+    del kwargs
+    norm_by_std = True if config is None else bool(config.get("norm_adv_by_std_in_grpo", True))
+    context = _CONTEXT.get()
+    if context is None:
+        advantages, _ = compute_grpo_outcome_advantage(
+            token_level_rewards, response_mask, index, norm_adv_by_std_in_grpo=norm_by_std, config=config
+        )
+        return advantages, advantages.clone()
+    segments = context.segments
+    error = return_error(token_level_rewards, segments.outcomes)
+    if error.numel() and error.max() > RETURN_TOLERANCE:
+        row = int(error.argmax())
+        raise ValueError(
+            f"the token-level rewards of row {row} (uid {index[row]}) sum to {token_level_rewards[row].sum().item()}, "
+            f"but its outcome is {segments.outcomes[row].item()}: something changed the rewards after redistribution"
+        )
+    advantages = expand_to_tokens(context.segment_advantages, segments.segment_boundaries, response_mask.size(1))
+    advantages = advantages * response_mask
+    return advantages, advantages.clone()
+
+
+def compute_credit(
+    segments: SegmentBatch,
+    final_rows: Tensor,
+    index: np.ndarray,
+    response_mask: Tensor,
+    algorithm: Any,
+    credit: CreditConfig,
+) -> Credit:
+    """Advantages by segment; verl's GRPO is called for those of the outcomes.
+
+    Args:
+        segments: The segments of the batch.
+        final_rows: `(bs,)` int64: for each row the row that holds its session's final output (itself, for ordinary
+            agent loops). As in verl's GRPO, only final outputs enter the group statistics; the others share its
+            advantage.
+        index: `(bs,)` group labels (uid).
+        response_mask: `(bs, response_length)`.
+        algorithm: verl's `algorithm` node; `norm_adv_by_std_in_grpo`, `gamma` and `lam` are read.
+        credit: The `algorithm.rredcot.credit` block.
+    """
+    norm_by_std = bool(algorithm.get("norm_adv_by_std_in_grpo", True))
+    finals, position = final_rows.unique(return_inverse=True)
+    outcomes = segments.outcomes[finals].float()
+    groups = np.asarray(index, dtype=object)[finals.numpy()]
+    row_advantages, _ = compute_grpo_outcome_advantage(
+        outcomes.unsqueeze(1), torch.ones(len(finals), 1), groups, norm_adv_by_std_in_grpo=norm_by_std
+    )
+    row_advantages = row_advantages[:, 0][position]
+    if credit.form == "reweight":
+        weights = reweight(row_advantages, segments, segments.num_tokens(response_mask), beta=credit.beta)
+        return Credit(row_advantages, row_advantages.unsqueeze(1) * weights)
+    mean, deviation = group_statistics(outcomes, groups.tolist())
+    scale = deviation + EPSILON if norm_by_std else torch.ones_like(deviation)
+    td = segment_td(segments, mean[position], scale[position], float(algorithm.gamma), float(algorithm.lam))
+    # A row without values is GRPO's, to the last bit.
+    return Credit(row_advantages, torch.where(segments.scored.unsqueeze(1), td, row_advantages.unsqueeze(1)))

@@ -1,0 +1,205 @@
+"""One response, from its tokens to its self-values: segments, probes, scores."""
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from rredcot_verl.config.schema import RREDCoTConfig
+from rredcot_verl.core.segmentation import Trace, get_segmenter, segment
+from rredcot_verl.integration.credit_record import (
+    EMPTY,
+    FAILED,
+    NO_PROPOSAL,
+    SCORED,
+    TOO_LONG,
+    UNIFORM_GROUP,
+    CreditRecord,
+)
+from rredcot_verl.integration.group import Group, Member
+from rredcot_verl.integration.settings import max_sequence_length
+from rredcot_verl.scoring.probes import Branch, Elicitation, Proposal, ReadAnswer, build_proposals
+from rredcot_verl.scoring.rollout import Generate, make_scorer, self_values
+from rredcot_verl.scoring.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+    """A finished and verified rollout.
+
+    Attributes:
+        prompt_ids, response_ids, response_mask: As in verl's `AgentLoopOutput`.
+        log_probs: Rollout log-probability of each response token, None where the server gave none.
+        reward: Verified reward, None where it is computed later.
+        ground_truth: The row's ground truth, None where it is missing.
+        request_id: The request that generated it; the same id reaches the same server.
+        answer: Its final answer, if it has one.
+    """
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    response_mask: list[int]
+    log_probs: list[float] | None
+    reward: float | None
+    ground_truth: object
+    request_id: str
+    answer: ReadAnswer | None
+
+
+class ResponseScorer:
+    """Gives responses their segments and self-values.
+
+    Args:
+        config: verl's whole config.
+        settings: The `algorithm.rredcot` block.
+        tokenizer: The policy's tokenizer.
+        generate: `LLMServerClient.generate`.
+    """
+
+    def __init__(self, config: DictConfig, settings: RREDCoTConfig, tokenizer: Any, generate: Generate) -> None:
+        rollout = config.actor_rollout_ref.rollout
+        self.settings = settings
+        self.vocabulary = Vocabulary(tokenizer, settings.segmentation.keywords)
+        self.elicitation = Elicitation(self.vocabulary, settings)
+        self._segmenter = get_segmenter(settings.segmentation.method)
+        self._scorer = make_scorer(rollout.name, generate, settings.self_value, float(rollout.temperature))
+        self._max_length = max_sequence_length(config)
+        self._response_length = int(rollout.response_length)
+        self._slots = asyncio.Semaphore(settings.self_value.max_concurrency)
+
+    async def credit(self, response: Response, group: Group) -> CreditRecord:
+        """Wait until the group is decided, then probe the response.
+
+        Never raises for a failed request: verl would drop the response and train on the rest of the group without a
+        word. The record carries the failure to the trainer, which stops.
+        """
+        ready_time = time.time()
+        await group.decided(needs_all=self.settings.self_value.proposals != "reference")
+        started = time.time()
+        try:
+            record = await self._score(response, group)
+        except Exception as error:  # noqa: BLE001 - not swallowed: the trainer raises it, see the docstring
+            logger.exception("rredcot: scoring the probes of request %s failed", response.request_id)
+            record = CreditRecord(FAILED, error=f"{type(error).__name__}: {error}")
+        truncated = response.answer is None and len(response.response_ids) >= self._response_length
+        return dataclasses.replace(
+            record,
+            truncated=truncated,
+            ready_time=ready_time,
+            scored_time=time.time(),
+            scoring_seconds=time.time() - started if record.num_probes else 0.0,
+        )
+
+    async def _score(self, response: Response, group: Group) -> CreditRecord:
+        settings = self.settings.self_value
+        if not any(response.response_mask):
+            return CreditRecord(EMPTY)
+        if group.has_no_advantage and not settings.probe_uniform_groups:
+            return CreditRecord(UNIFORM_GROUP)
+        proposals = build_proposals(self.settings, response.ground_truth, self._members(group.members.values()))
+        answer_format = self.elicitation.format_for(response.answer)
+        boundaries = self.segment(response)
+        branches = self._branches(response, boundaries, proposals, answer_format)
+        proposals, branches, num_long = _drop_long_answers(proposals, branches, settings.max_answer_tokens)
+        if not any(proposal.utility > 0 for proposal in proposals):
+            return CreditRecord(NO_PROPOSAL, num_long_answers=num_long)
+        boundaries, branches, num_dropped = _drop_boundaries(boundaries, branches, self._max_length)
+        if not branches:
+            return CreditRecord(TOO_LONG, num_long_answers=num_long, num_dropped_boundaries=num_dropped)
+        async with self._slots:
+            scores = await asyncio.wait_for(
+                self._scorer.score(response.request_id, response.prompt_ids + response.response_ids, branches),
+                timeout=settings.timeout_s,
+            )
+        low, high = settings.reward_range
+        values = low + (high - low) * self_values(settings.form, branches, scores, proposals).double()
+        return CreditRecord(
+            SCORED,
+            segment_boundaries=boundaries,
+            self_values=values.tolist(),
+            num_probes=len(branches),
+            num_probe_tokens=sum(score.num_forward_tokens for score in scores),
+            num_long_answers=num_long,
+            num_dropped_boundaries=num_dropped,
+        )
+
+    def _members(self, members: Any) -> list[tuple[str, float]]:
+        low, high = self.settings.self_value.reward_range
+        return [
+            (member.answer, min(max((member.reward - low) / (high - low), 0.0), 1.0))
+            for member in members
+            if member.answer is not None and member.reward is not None
+        ]
+
+    def segment(self, response: Response) -> list[int]:
+        """Segment boundaries of a response: offsets from 0 to its length."""
+        ids = torch.tensor(response.response_ids, dtype=torch.int64)
+        surprisal = -torch.tensor(response.log_probs if response.log_probs else [0.0] * len(ids))
+        trace = Trace(
+            response_mask=torch.tensor(response.response_mask, dtype=torch.bool),
+            uncertainty=surprisal.nan_to_num(nan=0.0, posinf=1e4, neginf=0.0),
+            newline=self.vocabulary.newlines(ids),
+            keyword=self.vocabulary.keyword_starts(ids),
+            answer_start=response.answer.start if response.answer else len(ids),
+            think_end=self.elicitation.think_end(response.response_ids),
+        )
+        rule = self.settings.segmentation
+        cuts: list[int] = segment(
+            trace, self._segmenter, rule.num_segments, rule.min_tokens, rule.max_tokens
+        ).tolist()
+        return cuts
+
+    def _branches(
+        self, response: Response, boundaries: list[int], proposals: Sequence[Proposal], answer_format: str
+    ) -> list[Branch]:
+        return self.elicitation.branches(
+            response.prompt_ids,
+            response.response_ids,
+            boundaries,
+            proposals,
+            answer_format,
+            response.answer.start if response.answer else len(response.response_ids),
+        )
+
+
+def as_member(response: Response) -> Member:
+    """What the group needs to know of a response."""
+    return Member(response.reward, response.answer.text if response.answer else None)
+
+
+def _drop_long_answers(
+    proposals: Sequence[Proposal], branches: Sequence[Branch], max_tokens: int
+) -> tuple[list[Proposal], list[Branch], int]:
+    """Leave out answers of more than `max_tokens` tokens; the third result counts them."""
+    lengths = {branch.proposal: 0 for branch in branches}
+    for branch in branches:
+        lengths[branch.proposal] = max(lengths[branch.proposal], len(branch.token_ids) - branch.scored_from)
+    kept = [number for number in range(len(proposals)) if lengths.get(number, 0) <= max_tokens]
+    renumbered = {number: place for place, number in enumerate(kept)}
+    short = [
+        dataclasses.replace(branch, proposal=renumbered[branch.proposal])
+        for branch in branches
+        if branch.proposal in renumbered
+    ]
+    return [proposals[number] for number in kept], short, len(proposals) - len(kept)
+
+
+def _drop_boundaries(
+    boundaries: list[int], branches: Sequence[Branch], max_length: int
+) -> tuple[list[int], list[Branch], int]:
+    """Leave out boundaries at which a probe and the token that ends it would not fit; the third result counts them."""
+    too_long = {
+        branch.state for branch in branches if branch.position + len(branch.token_ids) + 1 > max_length
+    }
+    if not too_long:
+        return boundaries, list(branches), 0
+    # Probes grow with the prefix: what does not fit is at the end, and its segments join the last one that does.
+    first = min(too_long)
+    return boundaries[:first] + boundaries[-1:], [b for b in branches if b.state < first], len(boundaries) - 1 - first

@@ -1,0 +1,46 @@
+"""The reward manager `rredcot`: verl's own verification, plus where the final answer is."""
+
+from types import ModuleType
+from typing import Any
+
+from verl import DataProto
+from verl.experimental.reward_loop.reward_manager import NaiveRewardManager
+
+from rredcot_verl.integration.settings import parse_block
+from rredcot_verl.scoring.answers import find_answer, formats_of
+
+NAME = "rredcot"
+
+
+class RREDCoTRewardManager(NaiveRewardManager):
+    """verl's naive manager (plain and async `compute_score` alike) with two diagnostics for every response.
+
+    `answer_found`: 1.0 if the response holds a final answer in one of the formats that are looked for.
+    `answer_position`: where its opening starts, as a share of the response's characters; 1.0 without an answer.
+    """
+
+    def __init__(self, config: Any, tokenizer: Any, compute_score: Any, **kwargs: Any) -> None:
+        super().__init__(config, tokenizer, compute_score, **kwargs)
+        self._formats = formats_of(parse_block(config).elicitation)
+
+    async def run_single(self, data: DataProto) -> dict[str, Any]:
+        """Verify the last output of a session; see `NaiveRewardManager.run_single`."""
+        result = await super().run_single(data)
+        item = data[-1:][0]
+        response_ids = item.batch["responses"]
+        num_valid = int(item.batch["attention_mask"][-response_ids.shape[-1] :].sum())
+        text = await self.loop.run_in_executor(
+            None, lambda: self.tokenizer.decode(response_ids[:num_valid], skip_special_tokens=True)
+        )
+        found = find_answer(text, self._formats)
+        diagnostics = {
+            "answer_found": float(found is not None),
+            "answer_position": found.start / len(text) if found else 1.0,
+        }
+        # The verifier's own keys win: a user's compute_score may report the same names.
+        return {**result, "reward_extra_info": {**diagnostics, **result["reward_extra_info"]}}
+
+
+def register(module: ModuleType) -> None:
+    """Register the reward manager with verl's registry."""
+    module.register(NAME)(RREDCoTRewardManager)

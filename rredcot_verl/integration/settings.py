@@ -1,0 +1,129 @@
+"""Settings of a run: `algorithm.rredcot`, checked against the rest of verl's config, and what it switches on."""
+
+import logging
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from rredcot_verl.config.schema import PREFIX, RREDCoTConfig, parse
+from rredcot_verl.core.segmentation import get_segmenter
+from rredcot_verl.scoring.answers import formats_of
+from rredcot_verl.scoring.rollout import SCORING_BACKENDS
+
+logger = logging.getLogger(__name__)
+
+AGENT_LOOP_MANAGER = "rredcot_verl.integration.agent_loop.RREDCoTAgentLoopManager"
+OUTCOME_ESTIMATORS = frozenset(
+    {"grpo", "grpo_vectorized", "grpo_passk", "gdpo", "reinforce_plus_plus_baseline", "rloo", "rloo_vectorized"}
+    | {"opo", "gpg"}
+)
+"""verl estimators that sum a response's rewards first: where they stand in the response makes no difference to them."""
+
+
+def parse_block(config: DictConfig) -> RREDCoTConfig:
+    """Read the `algorithm.rredcot` block of verl's config; the defaults where it has none.
+
+    Raises:
+        ValueError: As `rredcot_verl.config.schema.parse`.
+    """
+    block = OmegaConf.select(config, PREFIX)
+    if block is None:
+        return parse(None)
+    if not isinstance(block, DictConfig):
+        raise ValueError(f"{PREFIX}={block!r}: expected a block of settings")
+    return parse(OmegaConf.to_container(block, resolve=True))  # type: ignore[arg-type]
+
+
+def active_settings(config: DictConfig) -> RREDCoTConfig | None:
+    """The settings of a run that redistributes; None for a run that does not ask for it.
+
+    Raises:
+        ValueError: The block is faulty (also where it is not used: a typing error should not wait for its day), or does
+            not fit the rest of the config. The message names key, value and what is allowed.
+    """
+    settings = parse_block(config)
+    estimator = str(config.algorithm.adv_estimator)
+    if estimator == "rredcot" and settings.enable is False:
+        raise ValueError(f"{PREFIX}.enable=False contradicts algorithm.adv_estimator=rredcot; leave it null")
+    if estimator != "rredcot" and not settings.enable:
+        return None
+    if estimator in OUTCOME_ESTIMATORS:
+        raise ValueError(
+            f"{PREFIX}.enable=True with algorithm.adv_estimator={estimator}: it sums the rewards of a response, so "
+            "redistribution would change nothing; use algorithm.adv_estimator=rredcot or one that reads token-level "
+            "rewards, e.g. reinforce_plus_plus or gae"
+        )
+    get_segmenter(settings.segmentation.method)
+    formats_of(settings.elicitation)
+    _check_run(config, settings)
+    return settings
+
+
+def _check_run(config: DictConfig, settings: RREDCoTConfig) -> None:
+    rollout, trainer = config.actor_rollout_ref.rollout, config.trainer
+    if not trainer.get("use_v1", True):
+        raise ValueError("trainer.use_v1=False: RREDCoT needs verl's V1 trainer, set trainer.use_v1=True")
+    if trainer.v1.trainer_mode != "sync":
+        raise ValueError(f"trainer.v1.trainer_mode={trainer.v1.trainer_mode!r}: RREDCoT supports 'sync' so far")
+    if rollout.name not in SCORING_BACKENDS:
+        raise ValueError(
+            f"actor_rollout_ref.rollout.name={rollout.name!r} cannot score probes; {PREFIX}.self_value.engine=rollout "
+            f"works with {list(SCORING_BACKENDS)}"
+        )
+    if config.algorithm.use_kl_in_reward:
+        raise ValueError(
+            "algorithm.use_kl_in_reward=True puts a KL term on every token's reward, which has no place in a "
+            "redistributed outcome; use actor_rollout_ref.actor.use_kl_loss=True instead"
+        )
+    reward_model = config.reward.reward_model
+    colocated = reward_model.enable and not reward_model.enable_resource_pool
+    if colocated and settings.self_value.proposals == "group":
+        raise ValueError(
+            f"{PREFIX}.self_value.proposals=group needs the reward of a response while it is rolled out, but "
+            "reward.reward_model.enable_resource_pool=False computes it later; use reference, or a resource pool"
+        )
+    if not rollout.get("calculate_log_probs", False) and "entropy" in settings.segmentation.method:
+        logger.info("rredcot: actor_rollout_ref.rollout.calculate_log_probs is switched on for segmentation")
+    if rollout.name == "vllm" and rollout.temperature != 1.0:
+        logger.warning(
+            "rredcot: vLLM reads prompt log-probabilities at temperature 1; self-values are those of the policy at "
+            "temperature 1, not at actor_rollout_ref.rollout.temperature=%s",
+            rollout.temperature,
+        )
+
+
+def switch_on(config: DictConfig) -> None:
+    """Set, in verl's config, what the method needs of rollout and reward. Anything the user chose is kept or refused.
+
+    Raises:
+        ValueError: The user's own agent loop manager does not derive from ours.
+    """
+    rollout, reward_manager = config.actor_rollout_ref.rollout, config.reward.reward_manager
+    chosen = rollout.agent.get("agent_loop_manager_class")
+    if chosen and chosen != AGENT_LOOP_MANAGER:
+        from verl.utils.import_utils import load_class_from_fqn
+
+        ours = load_class_from_fqn(AGENT_LOOP_MANAGER, "AgentLoopManager")
+        if not issubclass(load_class_from_fqn(chosen, "AgentLoopManager"), ours):
+            raise ValueError(
+                f"actor_rollout_ref.rollout.agent.agent_loop_manager_class={chosen!r} must derive from "
+                f"{AGENT_LOOP_MANAGER}, which scores the probes"
+            )
+    with open_dict(config):
+        rollout.agent.agent_loop_manager_class = chosen or AGENT_LOOP_MANAGER
+        rollout.calculate_log_probs = True
+        if reward_manager.source == "register" and reward_manager.name == "naive":
+            reward_manager.name = "rredcot"
+    if reward_manager.name != "rredcot":
+        logger.warning(
+            "rredcot: reward.reward_manager.name=%s is kept; rewards must lie in %s.self_value.reward_range, and the "
+            "diagnostics answer_found and answer_position are not reported",
+            reward_manager.name,
+            PREFIX,
+        )
+
+
+def max_sequence_length(config: DictConfig) -> int:
+    """Longest sequence the rollout server takes, in tokens."""
+    rollout: Any = config.actor_rollout_ref.rollout
+    return int(rollout.max_model_len or rollout.prompt_length + rollout.response_length)

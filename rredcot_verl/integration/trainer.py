@@ -1,0 +1,119 @@
+"""The trainer side: redistribute, hand the segments to the estimator, report.
+
+A pass-through subclass of each of verl's trainers stands under verl's own mode name (verl compares the name with the
+literal "sync" in several places); without RREDCoT in the config it is verl's trainer.
+"""
+
+import logging
+import time
+from types import ModuleType
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+
+from rredcot_verl.config.schema import RREDCoTConfig
+from rredcot_verl.core.metrics import credit_metrics
+from rredcot_verl.core.redistribution import redistribute, return_error
+from rredcot_verl.integration.batch import Rows, check_outcomes, read_rows, write_token_level_rewards
+from rredcot_verl.integration.credit_record import NO_PROPOSAL, STATUSES
+from rredcot_verl.integration.estimator import NAME, SegmentContext, compute_credit, segment_context
+from rredcot_verl.integration.session import SessionClient
+from rredcot_verl.integration.settings import active_settings, switch_on
+from rredcot_verl.integration.traces import CreditedRows, write_traces
+from rredcot_verl.scoring.probes import Elicitation
+from rredcot_verl.scoring.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+
+class RREDCoTTrainerMixin(PPOTrainer):
+    """Adds redistribution to a verl V1 trainer, between reward and advantage."""
+
+    def __init__(self, config: DictConfig) -> None:
+        self.rredcot: RREDCoTConfig | None = active_settings(config)
+        if self.rredcot is not None:
+            switch_on(config)
+        super().__init__(config)
+
+    def _init_tokenizer(self) -> None:
+        super()._init_tokenizer()
+        if self.rredcot is not None:
+            # Only its checks are wanted here: before any worker or model is started.
+            Elicitation(Vocabulary(self.tokenizer, self.rredcot.segmentation.keywords), self.rredcot)
+
+    def get_llm_client(self) -> Any:
+        """The rollout client; ours remembers each rollout's request id."""
+        if self.rredcot is None:
+            return super().get_llm_client()
+        return self.llm_server_manager.get_client(client_cls=SessionClient)
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        if self.rredcot is None:
+            return super()._compute_advantage(batch, metrics)
+        started = time.perf_counter()
+        rows = read_rows(batch)
+        check_outcomes(rows, self.rredcot)
+        segments = rows.segments()
+        token_level_rewards = redistribute(segments, rows.response_mask)
+        write_token_level_rewards(batch, rows, token_level_rewards)
+        credit = compute_credit(
+            segments, rows.final_rows, rows.index, rows.response_mask, self.config.algorithm, self.rredcot.credit
+        )
+        errors = return_error(token_level_rewards, rows.outcomes)
+        metrics["rredcot/return_error/max"] = errors.max().item()
+        own_seconds = time.perf_counter() - started
+        if self.config.algorithm.adv_estimator == NAME:
+            with segment_context(SegmentContext(segments, credit.segment_advantages)):
+                batch = super()._compute_advantage(batch, metrics)
+        else:
+            batch = super()._compute_advantage(batch, metrics)
+        advantages = credit.row_advantages.unsqueeze(1)
+        weights = torch.where(advantages != 0, credit.segment_advantages / advantages, torch.ones_like(advantages))
+        num_tokens = segments.num_tokens(rows.response_mask)
+        for name, value in credit_metrics(segments, num_tokens, weights).items():
+            metrics[f"rredcot/{name}"] = value
+        metrics.update(self._cost_metrics(rows, own_seconds))
+        settings = self.rredcot.traces
+        if settings.dir is not None and self.global_steps % settings.freq == 0:
+            credited = CreditedRows(rows, segments, credit, weights, errors)
+            write_traces(settings, self.global_steps, self.tokenizer, batch, credited)
+        return batch
+
+    def _cost_metrics(self, rows: Rows, own_seconds: float) -> dict[str, float]:
+        """What was probed, what it cost, and what was left out and why."""
+        records = [record for record in rows.records if record is not None]
+        if not records:
+            return {}
+        if not getattr(self, "_warned_no_proposal", False) and all(r.status == NO_PROPOSAL for r in records):
+            logger.warning(
+                "rredcot: no response of this step had a useful known answer to probe, so its credit is GRPO's; check "
+                "reward_model.ground_truth, or set algorithm.rredcot.self_value.proposals=union"
+            )
+            self._warned_no_proposal = True
+        num_probe_tokens = sum(record.num_probe_tokens for record in records)
+        # Scoring is hidden behind generation as long as some response is still being generated or verified.
+        exposed = max(record.scored_time for record in records) - max(record.ready_time for record in records)
+        shares = {f"rredcot/rows_{s}/mean": sum(r.status == s for r in records) / len(records) for s in STATUSES}
+        return {
+            **shares,
+            "rredcot/rows_truncated/mean": sum(record.truncated for record in records) / len(records),
+            "rredcot/probes/sum": float(sum(record.num_probes for record in records)),
+            "rredcot/probe_tokens/sum": float(num_probe_tokens),
+            "rredcot/probe_tokens_per_response_token/mean": num_probe_tokens / max(1, int(rows.response_mask.sum())),
+            "rredcot/long_answers/sum": float(sum(record.num_long_answers for record in records)),
+            "rredcot/dropped_boundaries/sum": float(sum(record.num_dropped_boundaries for record in records)),
+            "rredcot/scoring_seconds/sum": sum(record.scoring_seconds for record in records),
+            "timing_s/self_value": max(0.0, exposed) + own_seconds,
+        }
+
+
+def register(v1: ModuleType) -> None:
+    """Stand in for each of verl's trainers under its own mode name."""
+    registry = v1.trainer_base.TRAINER_REGISTRY
+    for mode, trainer in list(registry.items()):
+        if not issubclass(trainer, RREDCoTTrainerMixin):
+            bases = (RREDCoTTrainerMixin, trainer)
+            registry[mode] = type(f"RREDCoT{trainer.__name__}", bases, {"__doc__": trainer.__doc__})

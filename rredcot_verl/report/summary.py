@@ -1,0 +1,269 @@
+"""The figures of a run: what it reached, what it cost, where the credit went, and whether the blame is located.
+
+``summarise`` returns plain numbers, lists and dicts, as they stand in ``summary.json``; the page draws from
+the same ones.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rredcot_verl.report.data import CheckedLine, LineChecker, Run, Trace, check_lines
+
+NUM_BINS = 10
+STEP_SECONDS = "timing_s/step"
+SELF_VALUE_SECONDS = "timing_s/self_value"
+PROBE_TOKENS = "rredcot/probe_tokens_per_response_token/mean"
+
+
+@dataclass(frozen=True)
+class Blame:
+    """Where a failed trace went wrong, and where its credit puts the blame.
+
+    Attributes:
+        blamed: Index of the segment with the smallest segment reward; the earliest of several.
+        first_wrong: Index of the segment in which the first wrong line ends; ``None`` where no segment covers it.
+        line: The first wrong line.
+    """
+
+    blamed: int
+    first_wrong: int | None
+    line: CheckedLine
+
+    @property
+    def is_located(self) -> bool:
+        """Whether the blamed segment is the one that holds the first wrong line."""
+        return self.blamed == self.first_wrong
+
+
+def segment_of_line(trace: Trace, line: CheckedLine) -> int | None:
+    """Finds the segment in which a line ends.
+
+    Args:
+        trace: The trace.
+        line: A line of its response.
+
+    Returns:
+        The segment's index, or ``None`` where no segment covers the line's end.
+    """
+    last = last_visible_character(trace, line)
+    return next((k for k, segment in enumerate(trace.segments) if segment.start <= last < segment.end), None)
+
+
+def last_visible_character(trace: Trace, line: CheckedLine) -> int:
+    """Finds where a line ends, as the place that decides to which segment it belongs.
+
+    Args:
+        trace: The trace.
+        line: A line of its response.
+
+    Returns:
+        Offset of the line's last character that is not white space; the line's start where there is none.
+    """
+    # Whether the line break belongs to the line, to its segment or to the next segment is a matter of the tokenizer and
+    # of the checker, and must not decide.
+    return line.start + max(len(trace.response[line.start : line.end].rstrip()), 1) - 1
+
+
+def blame_of(trace: Trace, lines: Sequence[CheckedLine]) -> Blame | None:
+    """Compares the place of the blame with the place of the first mistake.
+
+    Args:
+        trace: The trace.
+        lines: Its judged lines, in order.
+
+    Returns:
+        The comparison, or ``None`` for a trace that does not count: not scored, solved, without a wrong line, or with
+        fewer than two segments (where there is nothing to choose from).
+    """
+    if not trace.is_scored or not trace.is_failed or len(trace.segments) < 2:
+        return None
+    line = next((line for line in lines if not line.ok), None)
+    if line is None:
+        return None
+    blamed = int(np.argmin([segment.segment_reward for segment in trace.segments]))
+    return Blame(blamed, segment_of_line(trace, line), line)
+
+
+def summarise(run: Run, baseline: Run | None = None, line_checker: LineChecker | None = None) -> dict[str, Any]:
+    """Computes the figures of a run.
+
+    Args:
+        run: The run, with its traces.
+        baseline: The paired GRPO run.
+        line_checker: Judges the lines of a response; without one the blame is not measured.
+
+    Returns:
+        The summary, ready for ``json.dumps``; what cannot be known is ``None``. Shares are in [0, 1], times in seconds.
+
+    Raises:
+        ReportError: The line checker gave offsets outside a response.
+    """
+    scored = [trace for trace in run.traces if trace.is_scored]
+    skipped = Counter(trace.status for trace in run.traces if not trace.is_scored)
+    errors = [abs(trace.return_error) for trace in scored]
+    return {
+        "run": str(run.path),
+        **_learning(run),
+        "baseline": None if baseline is None else {"run": str(baseline.path), **_learning(baseline)},
+        "self_value": _self_value_cost(run),
+        "max_return_error": max(errors, default=None),
+        "num_traces": len(run.traces),
+        "num_scored_traces": len(scored),
+        # A scored response without a segment is an empty response.
+        "skipped_traces": {("no segment" if status == "scored" else status): n for status, n in skipped.most_common()},
+        "blame": None if line_checker is None else _blame_rates(scored, line_checker),
+        "credit_by_position": _credit_by_position(scored),
+        "calibration": {
+            "start_value": _calibration(scored, lambda trace: trace.start_value),
+            "last_value_before_answer": _calibration(scored, last_value_before_answer),
+        },
+    }
+
+
+def last_value_before_answer(trace: Trace) -> float:
+    """The last self-value that is an estimate: the last segment starts with it, and ends pinned to the reward.
+
+    Args:
+        trace: A scored trace.
+
+    Returns:
+        The self-value.
+    """
+    return trace.segments[-2].value if len(trace.segments) > 1 else trace.start_value
+
+
+def _learning(run: Run) -> dict[str, Any]:
+    validation = run.validation
+    (first_step, before), (last_step, after) = validation[0], validation[-1]
+    seconds = run.series(STEP_SECONDS)
+    return {
+        "validation": {
+            "metric": run.validation_metric,
+            "before": before,
+            "after": after,
+            "first_step": first_step,
+            "last_step": last_step,
+        },
+        "num_steps": len(seconds) if seconds else max(step for step, _ in run.metrics),
+        "seconds": sum(value for _, value in seconds) if seconds else None,
+    }
+
+
+def _self_value_cost(run: Run) -> dict[str, float | None]:
+    probing, total = run.series(SELF_VALUE_SECONDS), run.series(STEP_SECONDS)
+    seconds = sum(value for _, value in probing) if probing else None
+    step_seconds = sum(value for _, value in total)
+    tokens = run.series(PROBE_TOKENS)
+    return {
+        "seconds": seconds,
+        "share_of_step_seconds": seconds / step_seconds if seconds is not None and step_seconds > 0 else None,
+        "probe_tokens_per_response_token": float(np.mean([value for _, value in tokens])) if tokens else None,
+    }
+
+
+def _blame_rates(scored: Sequence[Trace], line_checker: LineChecker) -> dict[str, Any]:
+    located, chance, last, solved = [], [], [], []
+    num_flat = 0
+    for trace in scored:
+        lines = check_lines(line_checker, trace)
+        if not trace.is_failed:
+            solved.append(any(not line.ok for line in lines))
+            continue
+        blame = blame_of(trace, lines)
+        if blame is None:
+            continue
+        located.append(blame.is_located)
+        chance.append(1.0 / len(trace.segments))
+        # The last value is pinned to the reward, so a failed trace tends to fall at its end whatever the probe saw.
+        last.append(blame.first_wrong == len(trace.segments) - 1)
+        num_flat += all(segment.segment_reward >= 0.0 for segment in trace.segments)
+    return {
+        "num_traces": len(located),
+        "rate": float(np.mean(located)) if located else None,
+        "chance_rate": float(np.mean(chance)) if located else None,
+        "last_segment_rate": float(np.mean(last)) if located else None,
+        "num_without_negative_credit": num_flat,
+        # Many of these mean that the checker cannot read the prompts, and then the rates above mean nothing.
+        "num_solved_traces": len(solved),
+        "num_solved_traces_with_wrong_line": sum(solved),
+    }
+
+
+def _credit_by_position(scored: Sequence[Trace]) -> list[dict[str, Any]]:
+    """Shares of the credit per tenth of the trace, in the first and in the last third of the training steps."""
+    steps = sorted({trace.step for trace in scored})
+    third = max(1, len(steps) // 3)
+    if not steps:
+        return []
+    periods = [("first", steps[:third]), ("last", steps[-third:])] if len(steps) > 1 else [("all", steps)]
+    rows = []
+    for name, members in periods:
+        traces = [trace for trace in scored if members[0] <= trace.step <= members[-1]]
+        rows.append(
+            {
+                "period": name,
+                "first_step": members[0],
+                "last_step": members[-1],
+                "num_traces": len(traces),
+                "credit_share": position_shares(traces, abs),
+                "negative_credit_share": position_shares(traces, lambda credit: max(-credit, 0.0)),
+            }
+        )
+    return rows
+
+
+def position_shares(traces: Sequence[Trace], amount: Callable[[float], float]) -> list[float] | None:
+    """Spreads an amount per segment over the segment's tokens and adds it up by relative position.
+
+    Args:
+        traces: Scored traces.
+        amount: Non-negative amount of a segment, from its segment reward.
+
+    Returns:
+        ``NUM_BINS`` shares that sum to 1, from the first token to the last; ``None`` where the amount is nil.
+    """
+    edges = np.linspace(0.0, 1.0, NUM_BINS + 1)
+    total = np.zeros(NUM_BINS)
+    for trace in traces:
+        num_tokens = sum(segment.num_tokens for segment in trace.segments)
+        end = 0
+        for segment in trace.segments:
+            start, end = end, end + segment.num_tokens
+            if end == start:
+                continue
+            covered = np.clip(edges, start / num_tokens, end / num_tokens)
+            total += amount(segment.segment_reward) * np.diff(covered) * num_tokens / (end - start)
+    return [float(share) for share in total / total.sum()] if total.sum() > 0.0 else None
+
+
+def _calibration(scored: Sequence[Trace], value_of: Callable[[Trace], float]) -> dict[str, Any] | None:
+    """Reliability of a self-value as a forecast of the reward: bins of the value, and the Brier score."""
+    if not scored:
+        return None
+    values = np.array([value_of(trace) for trace in scored])
+    rewards = np.array([trace.reward for trace in scored])
+    index = np.clip((values * NUM_BINS).astype(int), 0, NUM_BINS - 1)
+    bins = [
+        {
+            "low": k / NUM_BINS,
+            "high": (k + 1) / NUM_BINS,
+            "num_traces": int((index == k).sum()),
+            "mean_value": float(values[index == k].mean()),
+            "mean_reward": float(rewards[index == k].mean()),
+        }
+        for k in range(NUM_BINS)
+        if (index == k).any()
+    ]
+    return {
+        "num_traces": len(scored),
+        "mean_value": float(values.mean()),
+        "mean_reward": float(rewards.mean()),
+        "brier": float(((values - rewards) ** 2).mean()),
+        # The score of always forecasting the mean reward: a value that does worse says nothing about its trace.
+        "brier_of_mean_reward": float(rewards.var()),
+        "bins": bins,
+    }

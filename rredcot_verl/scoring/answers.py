@@ -1,0 +1,148 @@
+"""Final answers in text: where they start, their canonical form, and the formats they are written in."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rredcot_verl.config.schema import ElicitationConfig
+
+
+@dataclass(frozen=True)
+class FoundAnswer:
+    """The final answer of a response.
+
+    Attributes:
+        text: The answer as written.
+        start: Character offset where its opening starts (the reasoning ends there).
+        answer_start: Character offset of the answer itself.
+        end: Character offset after the answer; what stands there ended it.
+        format: Name of the format it was found in.
+    """
+
+    text: str
+    start: int
+    answer_start: int
+    end: int
+    format: str
+
+
+@dataclass(frozen=True)
+class AnswerFormat:
+    """How answers are opened, found and ended.
+
+    Attributes:
+        name: Its name in `elicitation.format`.
+        opening: Text that opens an answer at a prefix; its leading newlines are dropped after a newline.
+        marker: The last part of the opening, which a response itself writes right before the answer.
+        lead: What stands between opening and answer, written as the answer's own first token would hold it.
+        closing: Texts that end an answer; a token that starts with one of them ends it.
+        ends_at_eos: Whether an end-of-sequence token ends an answer.
+        find: `text -> (opening start, answer start, answer end)` of the last answer, or None.
+    """
+
+    name: str
+    opening: str
+    marker: str
+    lead: str
+    closing: tuple[str, ...]
+    ends_at_eos: bool
+    find: Callable[[str], tuple[int, int, int] | None]
+
+
+def _find_boxed(text: str) -> tuple[int, int, int] | None:
+    """The last complete \\boxed{...}, braces balanced."""
+    start = text.rfind("\\boxed{")
+    while start >= 0:
+        depth = 0
+        for offset in range(start + len("\\boxed"), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[offset], 0)
+            if depth == 0:
+                return start, start + len("\\boxed{"), offset
+        start = text.rfind("\\boxed{", 0, start)
+    return None
+
+
+def _find_pattern(pattern: re.Pattern[str]) -> Callable[[str], tuple[int, int, int] | None]:
+    def find(text: str) -> tuple[int, int, int] | None:
+        matches = list(pattern.finditer(text))
+        last = matches[-1] if matches else None
+        return None if last is None else (last.start(), last.start(1), last.end(1))
+
+    return find
+
+
+BOXED = AnswerFormat("boxed", "\n\nThe final answer is \\boxed{", "\\boxed{", "", ("}",), False, _find_boxed)
+HASH = AnswerFormat(
+    "hash", "\n####", "####", " ", ("\n",), True, _find_pattern(re.compile(r"####[ \t]*(\S[^\n]*?)[ \t]*(?=\n|$)"))
+)
+PLAIN = AnswerFormat(
+    "plain",
+    "\nAnswer:",
+    "Answer:",
+    " ",
+    ("\n",),
+    True,
+    _find_pattern(re.compile(r"(?<![A-Za-z])[Aa]nswer:[ \t]*(\S[^\n]*?)[ \t]*(?=\n|$)")),
+)
+# In the order in which `auto` looks: "Answer: \boxed{4}" is a boxed answer.
+BUILT_IN = {answer_format.name: answer_format for answer_format in (BOXED, HASH, PLAIN)}
+
+
+def formats_of(config: ElicitationConfig) -> dict[str, AnswerFormat]:
+    """The formats in which answers are looked for, first match first.
+
+    Raises:
+        ValueError: `elicitation.pattern` is not a regular expression with one group.
+    """
+    if config.format == "auto":
+        return dict(BUILT_IN)
+    if config.format != "custom":
+        return {config.format: BUILT_IN[config.format]}
+    assert config.pattern is not None and config.opening is not None
+    try:
+        pattern = re.compile(config.pattern)
+    except re.error as error:
+        raise ValueError(f"elicitation.pattern={config.pattern!r} is not a regular expression: {error}") from error
+    if pattern.groups < 1:
+        raise ValueError(f"elicitation.pattern={config.pattern!r} needs the answer in a group, e.g. 'Result: (.+)'")
+    opening = config.opening.rstrip(" ")
+    lead = config.opening[len(opening) :]
+    return {
+        "custom": AnswerFormat(
+            "custom", opening, opening.lstrip("\n"), lead, config.closing or ("\n",), True, _find_pattern(pattern)
+        )
+    }
+
+
+def find_answer(text: str, formats: dict[str, AnswerFormat]) -> FoundAnswer | None:
+    """Find the final answer of a response, None where there is none."""
+    for name, answer_format in formats.items():
+        span = answer_format.find(text)
+        if span is not None and text[span[1] : span[2]].strip():
+            start, answer_start, end = span
+            return FoundAnswer(text[answer_start:end], start, answer_start, end, name)
+    return None
+
+
+def canonical(answer: str) -> str:
+    """A form in which equal answers are equal strings: spaces, $ signs, outer \\text{}, a final dot, 1,234 -> 1234.
+
+    Deliberately small: it only merges probes. Whether an answer is right is the verifier's to say.
+    """
+    text = " ".join(answer.split()).strip("$ ")
+    boxed = _find_boxed(text)
+    if boxed is not None and boxed[0] == 0 and boxed[2] == len(text) - 1:
+        text = text[boxed[1] : boxed[2]].strip("$ ")
+    wrapped = re.fullmatch(r"\\(?:text|mathrm|mbox)\{([^{}]*)\}", text)
+    text = (wrapped.group(1) if wrapped else text).strip().rstrip(".")
+    text = re.sub(r"(?<=\d),(?=\d{3}(?:\D|$))", "", text)
+    return text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\!", "")
+
+
+def reference_answers(ground_truth: object) -> list[str]:
+    """The answers a ground truth names: a string or number, or a list of them; nothing for anything else."""
+    entries = ground_truth if isinstance(ground_truth, (list, tuple)) else [ground_truth]
+    if any(isinstance(entry, bool) or not isinstance(entry, (str, int, float)) for entry in entries):
+        return []
+    texts = [canonical(str(entry)) for entry in entries]
+    return [text for text in dict.fromkeys(texts) if text]

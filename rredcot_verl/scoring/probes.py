@@ -1,0 +1,251 @@
+"""Probes: known answers, forced after every prefix of a trace.
+
+A probe closes the thinking block if one is open, opens the answer, gives the answer, and asks whether it ends there.
+The trace's own tokens are never re-encoded; only what is appended is encoded.
+"""
+
+import functools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rredcot_verl.config.schema import RREDCoTConfig
+from rredcot_verl.scoring.answers import BUILT_IN, AnswerFormat, FoundAnswer, canonical, find_answer, formats_of
+from rredcot_verl.scoring.answers import reference_answers as _reference_answers
+from rredcot_verl.scoring.vocabulary import Vocabulary
+
+JOIN_ANCHOR = "1 + 1 = 2"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A known answer. `utility` is its verified reward mapped to [0, 1]."""
+
+    text: str
+    utility: float
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One probe: the trace up to `position`, then `token_ids`, then any of `closing_token_ids`.
+
+    Attributes:
+        state: Index k of the boundary.
+        proposal: Index of the answer.
+        position: Length of the prefix, in tokens of prompt and response.
+        token_ids: What is forced after the prefix.
+        scored_from: Index in `token_ids` from which log-probabilities count; what comes before is given.
+        closing_token_ids: Tokens that end the answer, the ones seen most often first.
+    """
+
+    state: int
+    proposal: int
+    position: int
+    token_ids: tuple[int, ...]
+    scored_from: int
+    closing_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ReadAnswer:
+    """The final answer of a response in tokens: its format, text, and the offset of the first token of its opening."""
+
+    format: str
+    text: str
+    start: int
+
+
+class Elicitation:
+    """Finds answers in responses and builds the tokens that ask for one.
+
+    Args:
+        vocabulary: Tables of the policy's tokenizer.
+        config: The `algorithm.rredcot` block.
+
+    Raises:
+        ValueError: The tokenizer cannot append an opening to a prefix without changing the text.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, config: RREDCoTConfig) -> None:
+        self.vocabulary = vocabulary
+        self.config = config
+        self.formats = formats_of(config.elicitation)
+        self._think_open = vocabulary.special_id(config.elicitation.think_open)
+        self._think_close = vocabulary.special_id(config.elicitation.think_close)
+        self._closings = {name: self._closing_ids(answer_format) for name, answer_format in self.formats.items()}
+        self._seen_closings: dict[str, Counter[int]] = {name: Counter() for name in self.formats}
+        self._seen_formats: Counter[str] = Counter()
+        self._anchor = self._encode(JOIN_ANCHOR)
+        self._suffix = functools.lru_cache(maxsize=4096)(self._build_suffix)
+        for answer_format in self.formats.values():
+            self._continue_text(answer_format.opening + answer_format.lead + "2")
+
+    def read(self, response_ids: Sequence[int]) -> ReadAnswer | None:
+        """Find the final answer of a response, and remember which token ended it."""
+        text = self.vocabulary.decode(response_ids)
+        found = find_answer(text, self.formats)
+        if found is None:
+            return None
+        self._seen_formats[found.format] += 1
+        self._remember_closing(response_ids, text, found)
+        start = self.vocabulary.offset_of(response_ids, text, found.start)
+        return ReadAnswer(found.format, found.text, start)
+
+    def think_end(self, response_ids: Sequence[int]) -> int:
+        """Offset of the first token after the last end of thinking; the response length where there is none."""
+        if self._think_close is None or self._think_close not in response_ids:
+            return len(response_ids)
+        return len(response_ids) - list(reversed(response_ids)).index(self._think_close)
+
+    def format_for(self, answer: ReadAnswer | None) -> str:
+        """The format to ask in: the response's own, else the one seen most often so far, else the first."""
+        if answer is not None:
+            return answer.format
+        return self._seen_formats.most_common(1)[0][0] if self._seen_formats else next(iter(self.formats))
+
+    def branches(
+        self,
+        prompt_ids: Sequence[int],
+        response_ids: Sequence[int],
+        boundaries: Sequence[int],
+        proposals: Sequence[Proposal],
+        format_name: str,
+        answer_start: int,
+    ) -> list[Branch]:
+        """Probes of every answer at every boundary but the last, whose value is the outcome itself.
+
+        Args:
+            prompt_ids: Prompt tokens.
+            response_ids: Response tokens.
+            boundaries: `num_segments + 1` offsets in the response.
+            proposals: Answers to force.
+            format_name: Format to ask in.
+            answer_start: Offset of the response's own answer opening (the response length if it has none).
+
+        Returns:
+            `num_segments * len(proposals)` branches, boundary by boundary.
+        """
+        closing = self._ranked_closings(format_name)
+        result = []
+        for state, boundary in enumerate(boundaries[:-1]):
+            # A response starts where the chat template has put what separates it from the prompt: no newline is due.
+            new_line = boundary == 0 or self.vocabulary.ends_line(response_ids[boundary - 1])
+            thinking = self._in_thinking(prompt_ids, response_ids[:boundary])
+            for number, proposal in enumerate(proposals):
+                token_ids, scored_from = self._suffix(
+                    format_name, proposal.text, thinking, new_line, boundary == answer_start
+                )
+                result.append(
+                    Branch(state, number, len(prompt_ids) + boundary, token_ids, scored_from, closing)
+                )
+        return result
+
+    def _build_suffix(
+        self, format_name: str, answer: str, thinking: bool, new_line: bool, at_answer: bool
+    ) -> tuple[tuple[int, ...], int]:
+        answer_format = self.formats[format_name]
+        opening = answer_format.opening
+        if thinking:
+            opening = "\n" + self.config.elicitation.think_close + "\n\n" + opening.lstrip("\n")
+        elif at_answer:
+            # Here the response itself opened its answer: so does the probe, in as many words.
+            opening = answer_format.marker
+        if new_line:
+            opening = opening.lstrip("\n")
+        given = self._continue_text(opening)
+        token_ids = self._continue_text(opening + answer_format.lead + answer)
+        # Where the opening's last token merges with the answer's first, the merged token is the answer's.
+        shared = 0
+        while shared < len(given) and token_ids[shared] == given[shared]:
+            shared += 1
+        return tuple(token_ids), 0 if self.config.self_value.score_opening else shared
+
+    def _continue_text(self, text: str) -> list[int]:
+        """Encode text that continues a prefix, and check the join: some tokenizers put a space before a text."""
+        token_ids = self._encode(text)
+        if self._joins(token_ids, text):
+            return token_ids
+        anchored = self._encode(JOIN_ANCHOR + text)
+        token_ids = anchored[len(self._anchor) :]
+        if anchored[: len(self._anchor)] != self._anchor or not self._joins(token_ids, text):
+            raise ValueError(
+                f"elicitation: this tokenizer cannot continue a prefix with {text!r} without changing the text; set "
+                "algorithm.rredcot.elicitation.format=custom with an opening that starts a new line"
+            )
+        return token_ids
+
+    def _joins(self, token_ids: list[int], text: str) -> bool:
+        return bool(self.vocabulary.tokenizer.decode(self._anchor + token_ids) == JOIN_ANCHOR + text)
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.vocabulary.tokenizer.encode(text, add_special_tokens=False))
+
+    def _closing_ids(self, answer_format: AnswerFormat) -> list[int]:
+        ids = self.vocabulary.starting_with(answer_format.closing)
+        if answer_format.ends_at_eos:
+            ids = [*self.vocabulary.end_of_sequence_ids(), *ids]
+        # Short texts first: what a model writes most often stands first until responses show otherwise.
+        ids.sort(key=lambda token_id: len(self.vocabulary.texts[token_id]))
+        if not ids:
+            raise ValueError(
+                f"elicitation.format={answer_format.name}: no token of this tokenizer starts with one of "
+                f"{list(answer_format.closing)}, so no answer could end"
+            )
+        return list(dict.fromkeys(ids))
+
+    def _remember_closing(self, response_ids: Sequence[int], text: str, found: FoundAnswer) -> None:
+        index = self.vocabulary.offset_of(response_ids, text, found.end)
+        if index < len(response_ids):
+            self._seen_closings[found.format][response_ids[index]] += 1
+
+    def _ranked_closings(self, format_name: str) -> tuple[int, ...]:
+        seen = self._seen_closings[format_name]
+        return tuple(sorted(self._closings[format_name], key=lambda token_id: -seen[token_id]))
+
+    def _in_thinking(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> bool:
+        if self._think_open is None or self._think_close is None:
+            return False
+        for token_id in (*reversed(response_ids), *reversed(prompt_ids)):
+            if token_id in (self._think_open, self._think_close):
+                return token_id == self._think_open
+        return False
+
+
+def build_proposals(
+    config: RREDCoTConfig, ground_truth: object, members: Sequence[tuple[str, float]]
+) -> list[Proposal]:
+    """The distinct answers to probe, useful ones first, references before the group's own.
+
+    Args:
+        config: The `algorithm.rredcot` block.
+        ground_truth: The row's `reward_model.ground_truth`.
+        members: For every response of the group with an answer, its text and its utility in [0, 1].
+
+    Returns:
+        At most `self_value.max_proposals`; empty where no useful answer is known, as every value would be 0.
+    """
+    settings = config.self_value
+    found: dict[str, tuple[str, list[float]]] = {}
+    if settings.proposals in ("reference", "union"):
+        found = {text: (text, [1.0]) for text in _reference_answers(ground_truth)}
+    if settings.proposals in ("group", "union"):
+        references = set(found)
+        for text, utility in members:
+            key = canonical(text)
+            if key and key not in references:
+                found.setdefault(key, (text.strip(), []))[1].append(utility)
+    proposals = [
+        (len(utilities), Proposal(text, sum(utilities) / len(utilities))) for text, utilities in found.values()
+    ]
+    useful = [entry for entry in proposals if entry[1].utility > 0]
+    useless = [entry for entry in proposals if entry[1].utility == 0] if settings.form == "normalized" else []
+    if not useful:
+        return []
+    for entries in (useful, useless):
+        entries.sort(key=lambda entry: (-entry[1].utility, -entry[0]))
+    # A normalised value needs a wrong answer to compare with.
+    keep = max(1, settings.max_proposals - len(useless[:1]))
+    return [proposal for _, proposal in (useful[:keep] + useless)[: settings.max_proposals]]
+
+
+__all__ = ["BUILT_IN", "Branch", "Elicitation", "Proposal", "ReadAnswer", "build_proposals"]

@@ -1,0 +1,105 @@
+"""Lookup tables over a tokenizer's vocabulary, built once: segmentation and probing never decode token by token."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+class Vocabulary:
+    """What each token of a vocabulary means to segmentation and elicitation.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        keywords: Words that may start a segment; matched as the token sequences they encode to, in lower and
+            capitalised form, with and without a space before. One that the tokenizer cannot write is reported once and
+            left out.
+    """
+
+    def __init__(self, tokenizer: Any, keywords: Iterable[str] = ()) -> None:
+        self.tokenizer = tokenizer
+        self.texts: list[str] = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+        self._newline = torch.tensor(["\n" in text for text in self.texts])
+        sequences = self._keyword_sequences(keywords)
+        self._keyword = torch.zeros(len(self.texts), dtype=torch.bool)
+        self._keyword[[ids[0] for ids in sequences if len(ids) == 1]] = True
+        self._phrases = [torch.tensor(ids) for ids in sequences if len(ids) > 1]
+
+    def _keyword_sequences(self, keywords: Iterable[str]) -> list[tuple[int, ...]]:
+        sequences: dict[tuple[int, ...], None] = {}
+        missing = []
+        for word in keywords:
+            variants = [
+                tuple(self.tokenizer.encode(space + form, add_special_tokens=False))
+                for form in dict.fromkeys([word, word.capitalize()])
+                for space in ("", " ")
+            ]
+            known = [ids for ids in variants if ids and self.tokenizer.unk_token_id not in ids]
+            sequences.update(dict.fromkeys(known))
+            if not known:
+                missing.append(word)
+        if missing:
+            logger.warning("rredcot: the tokenizer cannot write the keywords %s; they start no segment", missing)
+        return list(sequences)
+
+    def newlines(self, token_ids: Tensor) -> Tensor:
+        """`(T,)` bool: tokens whose text holds a newline; ids beyond the tokenizer's own (padded ones) have none."""
+        return self._look_up(self._newline, token_ids)
+
+    @staticmethod
+    def _look_up(table: Tensor, token_ids: Tensor) -> Tensor:
+        known = token_ids < table.numel()
+        return table[token_ids.where(known, torch.zeros_like(token_ids))] & known
+
+    def keyword_starts(self, token_ids: Tensor) -> Tensor:
+        """`(T,)` bool: positions where a keyword starts."""
+        starts = self._look_up(self._keyword, token_ids)
+        for sequence in self._phrases:
+            width = sequence.numel()
+            if width > token_ids.numel():
+                continue
+            match = token_ids[: token_ids.numel() - width + 1] == sequence[0]
+            for place in range(1, width):
+                match &= token_ids[place : token_ids.numel() - width + 1 + place] == sequence[place]
+            starts[: match.numel()] |= match
+        return starts
+
+    def starting_with(self, texts: Sequence[str]) -> list[int]:
+        """Ids of all tokens whose text starts with one of `texts`."""
+        return [token_id for token_id, text in enumerate(self.texts) if text.startswith(tuple(texts))]
+
+    def ends_line(self, token_id: int) -> bool:
+        """Whether a token's text ends with a newline."""
+        return token_id < len(self.texts) and self.texts[token_id].endswith("\n")
+
+    def special_id(self, text: str) -> int | None:
+        """Id of the one token that is `text`, None where the vocabulary has no such token."""
+        token_id = self.tokenizer.convert_tokens_to_ids(text)
+        return None if token_id is None or token_id == self.tokenizer.unk_token_id else int(token_id)
+
+    def end_of_sequence_ids(self) -> list[int]:
+        """Ids that end a turn: the tokenizer's own and the usual chat ends it knows."""
+        ids = [self.tokenizer.eos_token_id, *map(self.special_id, ("<|im_end|>", "<|eot_id|>", "<|endoftext|>"))]
+        return list(dict.fromkeys(i for i in ids if i is not None))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of a response as verl's reward managers see it: without special tokens."""
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    def offset_of(self, token_ids: Sequence[int], text: str, character: int) -> int:
+        """Index of the token that holds a character of `decode(token_ids)`: the first one that reaches past it.
+
+        A bisection over decoded prefixes: exact for any tokenizer, some ten decodes a response.
+        """
+        low, high = 0, len(token_ids)
+        while low < high:
+            middle = (low + high) // 2
+            if len(self.decode(token_ids[: middle + 1])) > character:
+                high = middle
+            else:
+                low = middle + 1
+        return low if character < len(text) else len(token_ids)

@@ -1,0 +1,129 @@
+"""What this package relies on in verl, and that it relies on nothing else."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rredcot_verl.integration import compat
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "rredcot_verl"
+ALL_SYMBOLS = {**compat.SYMBOLS, **compat.CPU_SYMBOLS}
+
+
+def _imports(path: Path) -> set[tuple[str, str]]:
+    """(module, name) of every `from module import name` and `import module` in a file, at any depth."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found |= {(node.module, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {(alias.name, "") for alias in node.names}
+    return found
+
+
+def test_every_symbol_is_in_the_installed_verl():
+    assert compat.check_symbols(ALL_SYMBOLS) == []
+
+
+@pytest.mark.parametrize(
+    "name, parameters, word",
+    [
+        ("verl.no_such_module:x", (), "No module"),
+        ("verl.trainer.ppo.core_algos:no_such_function", (), "no attribute"),
+        ("verl.trainer.ppo.core_algos:register_adv_est", ("no_such_parameter",), "no_such_parameter"),
+        ("verl.experimental.agent_loop:AgentLoopOutput", ("no_such_field",), "no_such_field"),
+    ],
+)
+def test_a_missing_symbol_is_named(name, parameters, word):
+    (fault,) = compat.check_symbols({name: parameters})
+    assert name in fault and word in fault
+
+
+def test_the_table_names_every_verl_import_of_the_package():
+    modules_and_names = {tuple(symbol.replace(":", ".", 1).split(".")) for symbol in ALL_SYMBOLS}
+    for path in PACKAGE.rglob("*.py"):
+        for module, name in _imports(path):
+            if module.split(".")[0] != "verl":
+                continue
+            wanted = (*module.split("."), *([name] if name else []))
+            listed = any(symbol[: len(wanted)] == wanted for symbol in modules_and_names)
+            assert listed, f"{path.relative_to(ROOT)}: {'.'.join(wanted)} is not in rredcot_verl/integration/compat.py"
+
+
+def test_hooks_name_verl_modules_and_our_functions():
+    from rredcot_verl import cpu, register
+
+    for verl_module, target in {**register.HOOKS, **cpu.HOOKS}.items():
+        __import__(verl_module)
+        module, function = target.split(":")
+        parameters = inspect.signature(getattr(__import__(module, fromlist=[function]), function)).parameters
+        assert len(parameters) == 1, f"{target} takes the verl module"
+
+
+def test_required_verl_is_the_same_everywhere():
+    required = (ROOT / "REQUIRED_VERL.txt").read_text().strip()
+    assert required == f"verl=={compat.REQUIRED_VERL}"
+    assert f'"{required}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_no_assignment_into_verl():
+    """No monkey patch: the package assigns to no attribute of a verl, Ray, vLLM or transformers module."""
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        foreign = {
+            (alias.asname or alias.name).split(".")[0]
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in node.names
+            if (getattr(node, "module", None) or alias.name).split(".")[0] in ("verl", "ray", "transformers", "vllm")
+        }
+        for node in ast.walk(tree):
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            for target in targets:
+                if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name):
+                    assert target.value.id not in foreign, f"{path}:{node.lineno} assigns to {ast.unparse(target)}"
+
+
+def _modules_after(statement: str) -> set[str]:
+    code = f"import sys; before = set(sys.modules); {statement}; print('\\n'.join(sorted(set(sys.modules) - before)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {line.split(".")[0] for line in done.stdout.splitlines()}
+
+
+def test_core_imports_torch_and_nothing_else():
+    loaded = _modules_after(
+        "import torch; before = set(sys.modules); import pkgutil, importlib, rredcot_verl.core as c; "
+        "[importlib.import_module(f'rredcot_verl.core.{m.name}') for m in pkgutil.iter_modules(c.__path__)]"
+    )
+    third_party = {name for name in loaded if name not in sys.stdlib_module_names and not name.startswith("_")}
+    assert third_party <= {"rredcot_verl", "torch"}, third_party
+
+
+def test_the_plugin_module_imports_nothing_heavy():
+    loaded = _modules_after("import rredcot_verl.register")
+    assert not loaded & {"torch", "verl", "ray", "transformers", "pydantic", "hydra", "omegaconf"}
+    assert "wrapt" in loaded
+
+
+def test_direction_of_imports():
+    allowed = {
+        "core": {"core"},
+        "scoring": {"scoring", "core", "config"},
+        "config": {"config"},
+        "report": {"report"},
+        "cpu": {"cpu", "core", "config"},
+    }
+    for path in PACKAGE.rglob("*.py"):
+        part = path.relative_to(PACKAGE).parts[0]
+        for module, _ in _imports(path):
+            parts = module.split(".")
+            if part in allowed and parts[0] == "rredcot_verl" and len(parts) > 1:
+                assert parts[1] in allowed[part], f"{path.relative_to(ROOT)} imports {module}"
+            outside = path.parent.name != "integration" and path.name not in ("doctor.py",)
+            if outside and module.startswith(("rredcot_verl.integration", "rredcot_verl.register")):
+                raise AssertionError(f"{path.relative_to(ROOT)} imports {module}")

@@ -1,0 +1,323 @@
+"""The CPU rollout server in one process, against plain forward passes of the same model."""
+
+import asyncio
+import copy
+import math
+
+import pytest
+import torch
+
+from rredcot_verl.cpu.model import RolloutModel
+from rredcot_verl.cpu.rollout import check_cpu_run
+from rredcot_verl.cpu.server import RolloutServer, ServerLimits
+from tests.tiny_model import build_tiny_model
+
+EOS = 1
+LIMITS = ServerLimits(prompt_length=64, response_length=64, max_model_len=128, context_length=512, max_num_seqs=8)
+PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [15], [20, 21, 22, 23, 24]]
+
+
+@pytest.fixture(scope="module")
+def tiny_model():
+    return build_tiny_model()
+
+
+@pytest.fixture
+def server(tiny_model):
+    return RolloutServer(RolloutModel(copy.deepcopy(tiny_model), [EOS], max_batch_tokens=256), LIMITS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def event_loop_of_the_module():
+    # A server lives on one event loop, as it does in its Ray actor.
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+
+
+def run(coroutine):
+    return asyncio.get_event_loop_policy().get_event_loop().run_until_complete(asyncio.wait_for(coroutine, timeout=60))
+
+
+def ask(server, prompts, **sampling_params):
+    async def gather():
+        calls = [server.generate(prompt, dict(sampling_params), f"request-{i}") for i, prompt in enumerate(prompts)]
+        return await asyncio.gather(*calls)
+
+    return run(gather())
+
+
+@torch.no_grad()
+def own_sequence_log_probs(model, token_ids, temperature=1.0):
+    """Log-probabilities of tokens 1, 2, ..., and after the last, from one plain forward pass."""
+    logits = model(torch.tensor([token_ids])).logits[0]
+    log_probs = torch.log_softmax(logits / temperature, dim=-1)
+    return log_probs[:-1].gather(-1, torch.tensor(token_ids[1:])[:, None]).squeeze(-1).tolist(), log_probs[-1]
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
+def test_log_probs_are_those_of_a_plain_forward_pass(server, tiny_model, temperature):
+    outputs = ask(server, PROMPTS, temperature=temperature, max_tokens=12, logprobs=True, top_p=0.9, top_k=20)
+    for prompt, output in zip(PROMPTS, outputs, strict=True):
+        assert 1 <= len(output.token_ids) <= 12
+        assert EOS not in output.token_ids[:-1]
+        expected, _ = own_sequence_log_probs(tiny_model, prompt + output.token_ids, temperature)
+        assert output.log_probs == pytest.approx(expected[len(prompt) - 1 :], abs=1e-4)
+        assert output.stop_reason == "completed"
+        assert output.extra_fields == {"global_steps": 0, "num_cached_tokens": 0}
+
+
+def test_greedy_takes_the_most_likely_token_whatever_shares_the_batch(server, tiny_model):
+    alone = [ask(server, [prompt], temperature=0, max_tokens=8)[0].token_ids for prompt in PROMPTS]
+    together = [output.token_ids for output in ask(server, PROMPTS, temperature=0, max_tokens=8)]
+    assert together == alone
+    tokens = list(PROMPTS[0])
+    for token in alone[0]:
+        assert token == int(tiny_model(torch.tensor([tokens])).logits[0, -1].argmax())
+        tokens.append(token)
+
+
+def test_samples_follow_the_truncated_distribution(server, tiny_model):
+    outputs = ask(server, [PROMPTS[1]] * 400, temperature=1.2, top_k=3, max_tokens=1)
+    _, log_probs = own_sequence_log_probs(tiny_model, PROMPTS[1], 1.2)
+    top = log_probs.topk(3)
+    expected = dict(zip(top.indices.tolist(), top.values.softmax(dim=-1).tolist(), strict=True))
+    drawn = [output.token_ids[0] for output in outputs]
+    assert set(drawn) <= set(expected)
+    for token, probability in expected.items():
+        assert drawn.count(token) / len(drawn) == pytest.approx(probability, abs=4 * math.sqrt(0.25 / len(drawn)))
+
+
+def test_limits_hold_for_each_request_of_a_batch(server):
+    async def gather():
+        calls = [
+            server.generate(PROMPTS[0], {"temperature": 1.0, "max_tokens": limit, "ignore_eos": True}, str(limit))
+            for limit in (1, 5, 9)
+        ]
+        calls.append(server.generate([5] * 126, {"max_tokens": 50, "ignore_eos": True}, "no room"))
+        return await asyncio.gather(*calls)
+
+    assert [len(output.token_ids) for output in run(gather())] == [1, 5, 9, 2]
+
+
+def test_default_limit_is_what_the_lengths_leave(server):
+    (output,) = ask(server, [[5] * 100], ignore_eos=True)
+    assert len(output.token_ids) == 28
+
+
+def test_a_seed_gives_the_same_sequence_whatever_came_before(server):
+    first = ask(server, [PROMPTS[0]], temperature=1.0, max_tokens=16, seed=7)[0].token_ids
+    second = ask(server, PROMPTS[::-1], temperature=1.0, max_tokens=16, seed=7)[-1].token_ids
+    assert first == second
+
+
+def test_stop_tokens_and_repetition_penalty(server):
+    (greedy,) = ask(server, [PROMPTS[0]], temperature=0, max_tokens=8, ignore_eos=True)
+    stop = greedy.token_ids[2]
+    (stopped,) = ask(server, [PROMPTS[0]], temperature=0, max_tokens=8, stop_token_ids=[stop])
+    assert stopped.token_ids == greedy.token_ids[: greedy.token_ids.index(stop) + 1]
+    penalised = ask(server, PROMPTS[:2], temperature=0, max_tokens=8, repetition_penalty=1e6, ignore_eos=True)
+    assert all(len(set(output.token_ids)) == 8 for output in penalised)
+
+
+def test_prompt_logprobs_have_the_layout_of_vllm(server, tiny_model):
+    prompt = PROMPTS[1]
+    (output,) = ask(server, [prompt], prompt_logprobs=0, max_tokens=1, temperature=0.5, skip_reading_prefix_cache=False)
+    fields = output.extra_fields
+    expected, _ = own_sequence_log_probs(tiny_model, prompt)
+    assert fields["prompt_ids"] == [[token] for token in prompt[1:]] + [[0]]
+    assert [len(entry) for entry in fields["prompt_logprobs"]] == [1] * len(prompt)
+    assert [entry[0] for entry in fields["prompt_logprobs"]] == pytest.approx([*expected, 0.0], abs=1e-5)
+    assert len(output.token_ids) == 1
+
+
+def random_branches(num_branches, trace):
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(low, high, size):
+        return torch.randint(low, high, (size,), generator=generator).tolist()
+
+    return [
+        {
+            "position": draw(1, len(trace) + 1, 1)[0],
+            "token_ids": draw(2, 100, length),
+            "closing_token_ids": draw(2, 100, 3),
+        }
+        for length in draw(0, 9, num_branches)
+    ]
+
+
+@pytest.mark.parametrize("temperature", [0.8, 1.0])
+@pytest.mark.parametrize("max_batch_tokens", [1, 128, 100_000])
+def test_branches_equal_their_own_sequences(tiny_model, temperature, max_batch_tokens):
+    server = RolloutServer(RolloutModel(copy.deepcopy(tiny_model), [EOS], max_batch_tokens), LIMITS)
+    trace = torch.randint(2, 100, (60,), generator=torch.Generator().manual_seed(0)).tolist()
+    branches = random_branches(24, trace)
+    # The first and the last token's boundary, and an empty branch at each.
+    branches += [{"position": position, "token_ids": []} for position in (1, len(trace))]
+    (output,) = ask(server, [trace], score_branches=branches, temperature=temperature, max_tokens=1)
+    results = output.extra_fields["branch_log_probs"]
+    assert len(results) == len(branches)
+    worst = 0.0
+    for branch, result in zip(branches, results, strict=True):
+        sequence = trace[: branch["position"]] + branch["token_ids"]
+        expected, after = own_sequence_log_probs(tiny_model, sequence, temperature)
+        expected = expected[branch["position"] - 1 :]
+        assert len(result["token_log_probs"]) == len(branch["token_ids"])
+        differences = [abs(a - b) for a, b in zip(result["token_log_probs"], expected, strict=True)]
+        if branch.get("closing_token_ids"):
+            closing = after[sorted(set(branch["closing_token_ids"]))].logsumexp(dim=-1).item()
+            differences.append(abs(result["closing_log_prob"] - closing))
+        else:
+            assert result["closing_log_prob"] is None
+        worst = max([worst, *differences])
+    assert worst < 1e-4
+    assert output.extra_fields["num_scored_tokens"] == sum(len(branch["token_ids"]) for branch in branches)
+    assert output.extra_fields["num_cached_tokens"] == sum(branch["position"] - 1 for branch in branches)
+    assert output.extra_fields["global_steps"] == 0
+
+
+def test_scoring_a_long_trace_in_chunks_changes_nothing(tiny_model):
+    limits = ServerLimits(
+        prompt_length=64, response_length=2048, max_model_len=2112, context_length=2112, max_num_seqs=8
+    )
+    server = RolloutServer(RolloutModel(copy.deepcopy(tiny_model), [EOS], max_batch_tokens=8192), limits)
+    trace = torch.randint(2, 100, (1100,), generator=torch.Generator().manual_seed(0)).tolist()
+    expected, _ = own_sequence_log_probs(tiny_model, trace)
+    (scored,) = ask(server, [trace], prompt_logprobs=0, max_tokens=1)
+    assert [entry[0] for entry in scored.extra_fields["prompt_logprobs"][:-1]] == pytest.approx(expected, abs=1e-4)
+    branches = [{"position": position, "token_ids": trace[position:][:3]} for position in (600, 1, 1097)]
+    (branched,) = ask(server, [trace], score_branches=branches, temperature=1.0)
+    for branch, result in zip(branches, branched.extra_fields["branch_log_probs"], strict=True):
+        start = branch["position"] - 1
+        assert result["token_log_probs"] == pytest.approx(expected[start : start + 3], abs=1e-4)
+
+
+def test_scoring_and_generation_share_the_server(server, tiny_model):
+    async def gather():
+        branch = {"position": 2, "token_ids": [9]}
+        return await asyncio.gather(
+            server.generate(PROMPTS[0], {"temperature": 0, "max_tokens": 4}, "a"),
+            server.generate(PROMPTS[1], {"score_branches": [branch], "temperature": 1.0}, "b"),
+            server.generate(PROMPTS[0], {"temperature": 0, "max_tokens": 4}, "c"),
+        )
+
+    first, scored, second = run(gather())
+    assert first.token_ids == second.token_ids
+    expected, _ = own_sequence_log_probs(tiny_model, [*PROMPTS[1][:2], 9])
+    assert scored.extra_fields["branch_log_probs"][0]["token_log_probs"] == pytest.approx(expected[1:], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sampling_params", "named"),
+    [
+        ({"n": 2}, "n=2"),
+        ({"stop": ["x"]}, "stop"),
+        ({"min_p": 0.1}, "min_p"),
+        ({"logprobs": 5}, "logprobs=5"),
+        ({"allowed_token_ids": [1]}, "allowed_token_ids"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"prompt_logprobs": 2, "max_tokens": 1}, "prompt_logprobs=2"),
+        ({"prompt_logprobs": 0, "max_tokens": 5}, "max_tokens=1"),
+        ({"score_branches": [{"position": 0, "token_ids": []}]}, "position"),
+        ({"score_branches": [{"position": 4, "token_ids": []}]}, "position"),
+        ({"score_branches": [{"position": 1, "tokens": []}]}, "token_ids"),
+        ({"score_branches": [{"position": 3, "token_ids": [5] * 510}]}, "512 positions"),
+        ({"score_branches": [], "top_p": 0.5}, "top_p"),
+        ({"score_branches": [{"position": 1, "token_ids": [3]}], "temperature": 0}, "temperature"),
+    ],
+)
+def test_refuses_by_name_what_it_cannot_do(server, sampling_params, named):
+    with pytest.raises(ValueError, match=named):
+        ask(server, [PROMPTS[0]], **sampling_params)
+
+
+def test_refuses_images_and_prompts_without_room(server):
+    with pytest.raises(ValueError, match="image_data"):
+        run(server.generate(PROMPTS[0], {}, "image", image_data=[object()]))
+    with pytest.raises(ValueError, match="audio_data"):
+        run(server.generate(PROMPTS[0], {}, "audio", audio_data=[object()]))
+    for prompt in ([], [5] * 128):
+        with pytest.raises(ValueError, match="1 to 127 tokens"):
+            run(server.generate(prompt, {}, "length"))
+
+
+def test_weight_update_makes_it_the_other_model(server, tiny_model):
+    other = build_tiny_model(seed=1)
+
+    async def update():
+        before = await server.generate(PROMPTS[0], {"temperature": 1.0, "max_tokens": 8, "logprobs": True}, "a")
+        weights = list(other.state_dict().items())
+        await server.load_weights(weights[:5])
+        await server.load_weights(weights[5:])
+        await server.finish_weight_update(3)
+        after = await server.generate(PROMPTS[0], {"temperature": 1.0, "max_tokens": 8, "logprobs": True}, "b")
+        return before, after
+
+    before, after = run(update())
+    assert (before.extra_fields["global_steps"], after.extra_fields["global_steps"]) == (0, 3)
+    for model, output in ((tiny_model, before), (other, after)):
+        expected, _ = own_sequence_log_probs(model, PROMPTS[0] + output.token_ids)
+        assert output.log_probs == pytest.approx(expected[len(PROMPTS[0]) - 1 :], abs=1e-4)
+
+
+def test_weight_update_must_fit_and_be_complete(server, tiny_model):
+    weights = dict(tiny_model.state_dict())
+    with pytest.raises(ValueError, match="mlp.experts"):
+        run(server.load_weights([("model.layers.0.mlp.experts.0.up_proj.weight", torch.zeros(1))]))
+    with pytest.raises(ValueError, match="shape"):
+        run(server.load_weights([("model.norm.weight", torch.zeros(1))]))
+    weights.pop("model.norm.weight")
+    run(server.load_weights(list(weights.items())))
+    with pytest.raises(ValueError, match=r"model\.norm\.weight"):
+        run(server.finish_weight_update(1))
+
+
+def test_asleep_it_refuses_until_all_of_it_is_awake(server):
+    async def life():
+        await server.sleep()
+        with pytest.raises(RuntimeError, match="asleep"):
+            await server.generate(PROMPTS[0], {"max_tokens": 1}, "a")
+        await server.wake_up(tags=["weights"])
+        with pytest.raises(RuntimeError, match="kv_cache"):
+            await server.generate(PROMPTS[0], {"max_tokens": 1}, "b")
+        await server.wake_up(tags=["kv_cache"])
+        return await server.generate(PROMPTS[0], {"max_tokens": 1}, "c")
+
+    assert len(run(life()).token_ids) == 1
+
+
+def test_abort_returns_what_there_is_and_holds_new_requests(tiny_model):
+    limits = ServerLimits(prompt_length=8, response_length=500, max_model_len=508, context_length=512, max_num_seqs=8)
+    server = RolloutServer(RolloutModel(copy.deepcopy(tiny_model), [EOS], max_batch_tokens=256), limits)
+
+    async def life():
+        params = {"max_tokens": 500, "ignore_eos": True}
+        running = asyncio.create_task(server.generate(PROMPTS[0], params, "a"))
+        await asyncio.sleep(0.1)
+        await server.abort_all_requests()
+        cut = await running
+        held = asyncio.create_task(server.generate(PROMPTS[0], {"max_tokens": 2, "ignore_eos": True}, "b"))
+        await asyncio.sleep(0.05)
+        assert not held.done()
+        await server.resume_generation()
+        return cut, await held
+
+    cut, held = run(life())
+    assert cut.stop_reason == "aborted" and 1 <= len(cut.token_ids) < 500
+    assert held.stop_reason == "completed" and len(held.token_ids) == 2
+
+
+def test_refuses_to_start_where_verl_does_not_run_on_cpu(monkeypatch):
+    monkeypatch.setattr("rredcot_verl.cpu.rollout.get_device_name", lambda: "cuda")
+    with pytest.raises(RuntimeError, match=r"VERL_PLATFORM=cpu.*trainer\.device=cpu"):
+        check_cpu_run({})
+    monkeypatch.setattr("rredcot_verl.cpu.rollout.get_device_name", lambda: "cpu")
+    with pytest.raises(ValueError, match="tensor_model_parallel_size=1, got 2"):
+        check_cpu_run({"tensor_model_parallel_size": 2})

@@ -1,0 +1,120 @@
+"""The `algorithm.rredcot` block: its defaults, its YAML, and what every kind of bad input is told."""
+
+from importlib.resources import files
+
+import pytest
+import yaml
+
+from rredcot_verl.config.schema import DEFAULT_KEYWORDS, parse
+
+
+def as_plain(value):
+    if isinstance(value, dict):
+        return {key: as_plain(entry) for key, entry in value.items()}
+    return [as_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def test_the_defaults_are_the_method():
+    assert parse(None).model_dump() == {
+        "enable": None,
+        "segmentation": {
+            "method": "keyword_entropy",
+            "num_segments": 8,
+            "min_tokens": 8,
+            "max_tokens": None,
+            "keywords": DEFAULT_KEYWORDS,
+        },
+        "elicitation": {
+            "format": "auto",
+            "opening": None,
+            "pattern": None,
+            "closing": (),
+            "think_open": "<think>",
+            "think_close": "</think>",
+        },
+        "self_value": {
+            "engine": "rollout",
+            "form": "joint",
+            "proposals": "reference",
+            "max_proposals": 4,
+            "max_answer_tokens": 64,
+            "max_closing_tokens": 4,
+            "score_opening": False,
+            "probe_uniform_groups": False,
+            "reward_range": (0.0, 1.0),
+            "timeout_s": 600.0,
+            "max_concurrency": 64,
+        },
+        "credit": {"form": "reweight", "beta": 1.0},
+        "traces": {"dir": None, "freq": 1, "num_traces": 64},
+    }
+
+
+def test_the_yaml_repeats_the_defaults():
+    text = files("rredcot_verl.config").joinpath("rredcot/default.yaml").read_text(encoding="utf-8")
+    block = yaml.safe_load(text)
+    assert block == as_plain(parse(None).model_dump())
+    assert parse(block) == parse(None) == parse({})
+
+
+@pytest.mark.parametrize(
+    "block, words",
+    [
+        ({"sed": 1}, ["algorithm.rredcot.sed=1", "unknown key", "segmentation", "self_value"]),
+        ({"credit": {"bta": 2}}, ["algorithm.rredcot.credit.bta=2", "unknown key", "form, beta"]),
+        ({"credit": {"beta": "1"}}, ["algorithm.rredcot.credit.beta='1'", "number"]),
+        ({"credit": {"beta": -1}}, ["algorithm.rredcot.credit.beta=-1", "greater than or equal to 0"]),
+        ({"credit": {"beta": 21}}, ["algorithm.rredcot.credit.beta=21", "less than or equal to 20"]),
+        ({"credit": {"beta": float("nan")}}, ["algorithm.rredcot.credit.beta=nan", "finite"]),
+        ({"credit": {"form": "gae"}}, ["algorithm.rredcot.credit.form='gae'", "'reweight' or 'td'"]),
+        ({"credit": None}, ["algorithm.rredcot.credit=None", "dictionary"]),
+        ({"enable": "yes"}, ["algorithm.rredcot.enable='yes'", "boolean"]),
+        ({"segmentation": {"num_segments": 0}}, ["segmentation.num_segments=0", "greater than or equal to 1"]),
+        ({"segmentation": {"num_segments": 257}}, ["segmentation.num_segments=257", "less than or equal to 256"]),
+        ({"segmentation": {"num_segments": 8.0}}, ["segmentation.num_segments=8.0", "integer"]),
+        ({"segmentation": {"num_segments": True}}, ["segmentation.num_segments=True", "integer"]),
+        ({"segmentation": {"min_tokens": None}}, ["segmentation.min_tokens=None", "integer"]),
+        ({"segmentation": {"keywords": ["so", 3]}}, ["segmentation.keywords.1=3", "string"]),
+        ({"segmentation": {"keywords": ["so", " "]}}, ["segmentation.keywords=['so', ' ']", "empty word"]),
+        ({"segmentation": {"max_tokens": 15}}, ["segmentation.max_tokens=15", "twice", "min_tokens=8"]),
+        ({"segmentation": {"method": ""}}, ["segmentation.method=''", "at least 1"]),
+        ({"elicitation": {"format": "latex"}}, ["elicitation.format='latex'", "'boxed'", "'custom'"]),
+        ({"elicitation": {"format": "custom"}}, ["elicitation.format=custom", "opening", "pattern"]),
+        ({"elicitation": {"opening": "x"}}, ["elicitation.opening", "format=auto", "format=custom"]),
+        ({"elicitation": {"closing": [";"]}}, ["elicitation.closing", "format=auto", "format=custom"]),
+        ({"self_value": {"engine": "trainer"}}, ["self_value.engine='trainer'", "'rollout'"]),
+        ({"self_value": {"form": "normalized"}}, ["form=normalized", "proposals=reference", "group or union"]),
+        (
+            {"self_value": {"form": "normalized", "proposals": "group", "max_proposals": 1}},
+            ["form=normalized", "max_proposals", "got 1"],
+        ),
+        ({"self_value": {"reward_range": [1, 0]}}, ["self_value.reward_range=[1.0, 0.0]", "lowest < highest"]),
+        ({"self_value": {"reward_range": [0, 0]}}, ["self_value.reward_range=[0.0, 0.0]", "lowest < highest"]),
+        ({"self_value": {"reward_range": [0]}}, ["self_value.reward_range"]),
+        ({"self_value": {"reward_range": [0, float("inf")]}}, ["self_value.reward_range.1=inf", "finite"]),
+        ({"self_value": {"timeout_s": 0}}, ["self_value.timeout_s=0", "greater than 0"]),
+        ({"self_value": {"max_concurrency": 0}}, ["self_value.max_concurrency=0", "greater than or equal to 1"]),
+        ({"traces": {"dir": ""}}, ["traces.dir=''", "at least 1"]),
+    ],
+)
+def test_bad_input_is_told_key_value_and_what_is_allowed(block, words):
+    with pytest.raises(ValueError) as caught:
+        parse(block)
+    message = str(caught.value)
+    assert "algorithm.rredcot" in message and "\n" not in message
+    assert [word for word in words if word not in message] == [], message
+
+
+def test_every_fault_has_its_line():
+    with pytest.raises(ValueError) as caught:
+        parse({"credit": {"beta": -1}, "segmentation": {"num_segments": 0}, "nonsense": 1})
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_numbers_as_yaml_writes_them():
+    block = {"credit": {"beta": 2}, "self_value": {"reward_range": [-1, 1], "timeout_s": 5}}
+    settings = parse(block)
+    assert settings.credit.beta == 2.0 and settings.self_value.reward_range == (-1.0, 1.0)
+    assert parse({"segmentation": {"max_tokens": 16}}).segmentation.max_tokens == 16
+    with pytest.raises(ValueError, match="frozen"):
+        settings.credit.beta = 3.0

@@ -1,0 +1,339 @@
+"""The report of a training run: its figures, its errors, and the page."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rredcot_verl.report import ReportError, load_line_checker, load_run, render, summarise
+from rredcot_verl.report.__main__ import main
+from rredcot_verl.report.charts import ticks
+from rredcot_verl.report.summary import position_shares, segment_of_line
+from rredcot_verl.report.traces import choose, safe, signed
+
+from .fake_run import BASELINE_VALIDATION, METRIC, Line, check_lines, trace, write_metrics, write_run
+
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.fixture
+def run(tmp_path):
+    return load_run(write_run(tmp_path / "rredcot"))
+
+
+@pytest.fixture
+def baseline(tmp_path):
+    return load_run(write_metrics(tmp_path / "grpo", BASELINE_VALIDATION), with_traces=False)
+
+
+class TestSummary:
+    def test_figures_are_those_of_the_files(self, run, baseline):
+        summary = summarise(run, baseline, check_lines)
+        assert summary["validation"] == {
+            "metric": METRIC,
+            "before": 0.25,
+            "after": 0.75,
+            "first_step": 0,
+            "last_step": 4,
+        }
+        reached = summary["baseline"]["validation"]
+        assert (reached["before"], reached["after"]) == (0.25, 0.6875)
+        assert (summary["num_steps"], summary["seconds"]) == (4, 8.0)
+        assert summary["self_value"] == {
+            "seconds": 2.0,
+            "share_of_step_seconds": 0.25,
+            "probe_tokens_per_response_token": 1.25,
+        }
+        assert summary["max_return_error"] == 2e-6
+        assert (summary["num_traces"], summary["num_scored_traces"]) == (6, 5)
+        assert summary["skipped_traces"] == {"truncated": 1}
+
+    def test_blame_counts_failed_traces_with_a_wrong_line(self, run):
+        # Located: the tie, which the earlier segment wins, and the trace of two segments.
+        assert summarise(run, line_checker=check_lines)["blame"] == {
+            "num_traces": 4,
+            "rate": 0.5,
+            "chance_rate": (1 / 4 + 1 / 2 + 1 / 4 + 1 / 3) / 4,
+            "last_segment_rate": 0.25,
+            "num_without_negative_credit": 0,
+            "num_solved_traces": 1,
+            "num_solved_traces_with_wrong_line": 0,
+        }
+
+    @pytest.mark.parametrize(
+        "row",
+        [
+            trace(["a wrong line\n", "answer"], [0.5, 0.5, 1.0]),  # solved
+            trace(["a wrong line"], [0.5, 0.0]),  # one segment: nothing to choose from
+            trace(["a good line\n", "answer"], [0.5, 0.5, 0.0]),  # no wrong line
+            trace(["a wrong line\n", "answer"], [0.5, 0.5, 0.0], status="truncated"),
+        ],
+    )
+    def test_blame_leaves_out_traces_that_cannot_tell(self, tmp_path, row):
+        blame = summarise(load_run(write_run(tmp_path / "run", [row])), None, check_lines)["blame"]
+        assert (blame["num_traces"], blame["rate"], blame["chance_rate"]) == (0, None, None)
+
+    def test_without_checker_and_timings_nothing_is_invented(self, tmp_path):
+        folder = write_run(tmp_path / "run")
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 3, "data": {METRIC: 0.5}}) + "\n")
+        summary = summarise(load_run(folder))
+        assert summary["blame"] is None and summary["baseline"] is None and summary["seconds"] is None
+        assert (summary["num_steps"], summary["validation"]["before"], summary["validation"]["after"]) == (3, 0.5, 0.5)
+        assert set(summary["self_value"].values()) == {None}
+
+    def test_checker_that_finds_fault_with_solved_traces_is_reported(self, run):
+        def reject(prompt, response):
+            return [Line(0, len(response), False)]
+
+        summary = summarise(run, None, reject)
+        assert summary["blame"]["num_solved_traces_with_wrong_line"] == 1
+        warning = "the checker finds a wrong line in 1 of 1 solved traces"
+        assert warning in render(run, None, reject) and warning not in render(run, None, check_lines)
+
+    @pytest.mark.parametrize(("start", "end"), [(3, 8), (3, 9), (2, 8)])
+    def test_the_line_break_does_not_decide_a_lines_segment(self, tmp_path, start, end):
+        for name, parts in (("after", ["ab\n", "wrong\n", "c"]), ("before", ["ab", "\nwrong", "\nc"])):
+            run = load_run(write_run(tmp_path / name, [trace(parts, [0.0] * 4)]))
+            assert segment_of_line(run.traces[0], Line(start, end, False)) == 1
+
+    def test_position_shares_spread_a_segment_over_its_tokens(self, tmp_path):
+        rows = [trace(["a", "b"], [0.5, 0.25, 1.0])]
+        shares = position_shares(load_run(write_run(tmp_path / "run", rows)).traces, abs)
+        np.testing.assert_allclose(shares, [0.05] * 5 + [0.15] * 5)
+
+    def test_position_shares_of_nothing(self, tmp_path):
+        run = load_run(write_run(tmp_path / "run", [trace(["a", "b"], [0.0, 0.0, 0.0])]))
+        assert position_shares(run.traces, abs) is None
+        assert "None in these traces" in render(run)
+
+    def test_calibration_takes_the_value_before_the_last_segment(self, run):
+        calibration = summarise(run)["calibration"]["last_value_before_answer"]
+        # Values 0.25, 0.5, 0.0, 0.5 with reward 0, and 0.75 with reward 1.
+        assert calibration["num_traces"] == 5
+        assert calibration["mean_value"] == pytest.approx(0.4)
+        assert calibration["brier"] == pytest.approx((0.25**2 + 0.5**2 + 0.5**2 + 0.25**2) / 5)
+        assert calibration["brier_of_mean_reward"] == pytest.approx(0.2 * 0.8)
+        assert [(row["low"], row["num_traces"], row["mean_reward"]) for row in calibration["bins"]] == [
+            (0.0, 1, 0.0),
+            (0.2, 1, 0.0),
+            (0.5, 2, 0.0),
+            (0.7, 1, 1.0),
+        ]
+
+    def test_summary_is_strict_json(self, run, baseline):
+        summary = summarise(run, baseline, check_lines)
+        assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+
+class TestErrors:
+    def assert_fails(self, capsys, arguments, *words):
+        assert main([str(argument) for argument in arguments]) == 1
+        message = capsys.readouterr().err
+        assert message.startswith("error: ") and message.count("\n") == 1
+        for word in words:
+            assert str(word) in message, message
+
+    def test_missing_files(self, tmp_path, capsys):
+        folder = tmp_path / "run"
+        self.assert_fails(capsys, [folder], folder, "no such run folder")
+        folder.mkdir()
+        self.assert_fails(capsys, [folder], folder / "metrics.jsonl", "no such file")
+        shutil.rmtree(folder)
+        write_metrics(folder, BASELINE_VALIDATION)
+        self.assert_fails(capsys, [folder], folder / "traces", "no such folder")
+        (folder / "traces").mkdir()
+        self.assert_fails(capsys, [folder], folder / "traces", "no <step>.jsonl")
+
+    def test_empty_file(self, tmp_path, capsys):
+        folder = write_run(tmp_path / "run")
+        (folder / "traces" / "2.jsonl").write_text("\n")
+        self.assert_fails(capsys, [folder], folder / "traces" / "2.jsonl", "empty")
+        (folder / "metrics.jsonl").write_text("")
+        self.assert_fails(capsys, [folder], folder / "metrics.jsonl", "empty")
+
+    def test_bad_json_names_file_and_line(self, tmp_path, capsys):
+        folder = write_run(tmp_path / "run")
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 5, "da')
+        self.assert_fails(capsys, [folder], f"{folder / 'metrics.jsonl'}:6", "bad JSON")
+
+    def test_no_validation_metric(self, tmp_path, capsys):
+        folder = write_metrics(tmp_path / "run", {})
+        self.assert_fails(capsys, [folder], folder / "metrics.jsonl", "no validation metric", "val-core/")
+
+    def test_baseline_with_another_validation_metric(self, tmp_path, capsys):
+        other = tmp_path / "other"
+        other.mkdir()
+        (other / "metrics.jsonl").write_text('{"step": 0, "data": {"val-core/else/acc/mean@1": 1.0}}\n')
+        self.assert_fails(capsys, [write_run(tmp_path / "run"), "--baseline", other], other, METRIC)
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"reward": None}, ["'reward'", "None"]),
+            ({"reward": float("nan")}, ["'reward'", "nan"]),
+            ({"step": "one"}, ["'step'", "'one'"]),
+            ({"response": 3}, ["'response'"]),
+            ({"response": "ab"}, ["segment 0", "0..12", "0..2"]),
+            ({"segments": None}, ["'segments'"]),
+        ],
+    )
+    def test_malformed_trace(self, tmp_path, change, words):
+        folder = write_run(tmp_path / "run")
+        row = trace(["a good line\n", "answer"], [0.5, 0.5, 0.0]) | change
+        (folder / "traces" / "1.jsonl").write_text("\n" + json.dumps(row))
+        with pytest.raises(ReportError) as caught:
+            load_run(folder)
+        for word in [f"{folder / 'traces' / '1.jsonl'}:2", *words]:
+            assert word in str(caught.value)
+
+    @pytest.mark.parametrize("name", ["nothing", "no.such.module:f", "json:no_such_function", ":f"])
+    def test_line_checker_that_is_none(self, name):
+        with pytest.raises(ReportError, match="line checker"):
+            load_line_checker(name)
+
+    def test_line_checker_outside_the_response(self, run):
+        with pytest.raises(ReportError, match="0..999"):
+            summarise(run, None, lambda prompt, response: [Line(0, 999, False)])
+
+
+class TestPage:
+    def test_text_of_a_trace_cannot_become_markup(self, tmp_path):
+        evil = "<script>alert(1)</script>\n<img src=x onerror=alert(2)>\n"
+        row = trace([evil, "</td>\x00\u202e\ud800 answer"], [0.5, 0.25, 0.0], prompt=evil, ground_truth="<b>2</b>")
+        run = load_run(write_run(tmp_path / "<i>run", [row]))
+        page = render(run, title="<script>title</script>")
+        page.encode("utf-8")
+        assert "<script" not in page and "<img" not in page and "<b>2" not in page and "<i>run" not in page
+        assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+        assert not set(page) & {"\x00", "\u202e"}
+        assert _tags(page).isdisjoint({"script", "img", "link", "iframe", "object"})
+
+    def test_page_loads_nothing(self, run, baseline):
+        page = render(run, baseline, check_lines)
+        assert not re.search(r"https?:|src=|url\(|@import|<link", page)
+        assert "default-src 'none'" in page
+
+    def test_page_holds_the_figures_and_the_traces(self, run, baseline):
+        page = render(run, baseline, check_lines, title="Toy run")
+        assert page.count("<svg") == 6 and page.count('class="card trace"') == len(choose(run, check_lines, 0))
+        for text in ("Toy run", "0.250 → 0.750", "GRPO: 0.250 → 0.688", "50 %", "by chance 33 %", "25 % of step time"):
+            assert text in page, text
+        for text in ("2.0e-06", "5 of 6", "1 truncated", "first wrong line", "most negative credit", "✓", "✗", "−0.25"):
+            assert text in page, text
+
+    def test_misses_are_shown_beside_hits_and_no_trace_twice(self, run):
+        for seed in range(5):
+            picks = choose(run, check_lines, seed)
+            assert [pick.reason.split(":")[-1].strip() for pick in picks[:4]] == [
+                "the blame falls on the first wrong line",
+                "the blame falls on the first wrong line",
+                "the blame falls elsewhere",
+                "Solved",
+            ]
+            assert len({id(pick.trace) for pick in picks}) == len(picks)
+        assert {pick.reason for pick in choose(run, None, 0)} >= {"Failed", "Solved"}
+
+    def test_same_seed_same_page(self, run):
+        assert render(run, None, check_lines, seed=3) == render(run, None, check_lines, seed=3)
+
+    def test_segments_that_cut_a_line_lose_no_text(self, tmp_path):
+        parts = ["first wr", "ong line\n\nsec", "\n", "ond line", "\nanswer"]
+        row = trace(parts, [0.5, 0.5, 0.25, 0.25, 0.25, 0.0])
+        row["segments"].pop()  # and text after the last segment is shown too
+        page = render(load_run(write_run(tmp_path / "run", [row])), None, check_lines)
+        for text in ("first wr", "ong line", "sec", "⏎", "ond line", "answer"):
+            assert f'<span class="text">{text}</span>' in page, text
+        assert page.count('aria-label="wrong line"') == 1
+
+    def test_line_cut_before_its_last_character_has_one_mark(self, tmp_path):
+        row = trace(["1+1=", "2\n3", "\nanswer"], [0.5, 0.5, 0.25, 0.0])
+        page = render(load_run(write_run(tmp_path / "run", [row])), None, check_lines)
+        assert page.count('aria-label="correct line"') == 2
+
+    def test_run_in_which_nothing_was_scored(self, tmp_path):
+        rows = [trace([], [0.0], response="", status="truncated"), trace([], [0.0], response="")]
+        run = load_run(write_run(tmp_path / "run", rows))
+        assert summarise(run)["skipped_traces"] == {"truncated": 1, "no segment": 1}
+        assert "No trace has self-values" in render(run, None, check_lines)
+
+    def test_command_line_writes_both_files(self, tmp_path, capsys):
+        folder, grpo = write_run(tmp_path / "run"), write_metrics(tmp_path / "grpo", BASELINE_VALIDATION)
+        page, summary = tmp_path / "new" / "report.html", tmp_path / "new" / "summary.json"
+        arguments = [folder, "--baseline", grpo, "--line-checker", f"{check_lines.__module__}:check_lines"]
+        arguments += ["--title", "A title", "--out", page, "--summary", summary]
+        assert main([str(argument) for argument in arguments]) == 0
+        assert "<h1>A title</h1>" in page.read_text(encoding="utf-8")
+        assert json.loads(summary.read_text())["blame"]["rate"] == 0.5
+        assert str(page) in capsys.readouterr().out
+
+
+def test_numbers_are_written_for_people():
+    assert [signed(value) for value in (0.25, -0.5, -0.001, 0.0)] == ["+0.25", "−0.50", "0.00", "0.00"]
+    assert safe("a < b\n\x1b") == "a &lt; b\n\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0.0, 1.0), (0.0, 0.3), (0.5, 0.5), (0.0, 0.0), (0.61, 0.64), (-1.0, 1.0), (0, 999), (-3e-9, 2e-9)],
+)
+def test_ticks_enclose_the_range_and_are_few(low, high):
+    values = ticks(low, high)
+    assert values[0] <= low + 1e-9 and values[-1] >= high - 1e-9
+    assert 2 <= len(values) <= 7 and len(set(values)) == len(values)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+class TestInBrowser:
+    """What only a browser knows: where things end up."""
+
+    # Written into a copy of the page; it reports what is wrong in the title, which --dump-dom prints.
+    PROBE = """<script>addEventListener('load', () => {
+      const faults = [];
+      const beside = (a, b) => a.right <= b.left + 1 || b.right <= a.left + 1;
+      const apart = (a, b) => beside(a, b) || a.bottom <= b.top + 2 || b.bottom <= a.top + 2;
+      document.querySelectorAll('svg.chart').forEach((svg, n) => {
+        const frame = svg.getBoundingClientRect();
+        if (frame.width < 300 || frame.height < 150) faults.push(`chart ${n} is too small`);
+        const texts = [...svg.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);
+        texts.forEach(([text, box], i) => {
+          if (box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1
+              || box.bottom > frame.bottom + 1) faults.push(`chart ${n}: ${text} is clipped`);
+          texts.slice(i + 1).forEach(([other, place]) => {
+            if (!apart(box, place)) faults.push(`chart ${n}: ${text} overlaps ${other}`);
+          });
+        });
+      });
+      if (document.documentElement.scrollWidth > innerWidth) faults.push('the page is wider than the window');
+      const charts = document.querySelectorAll('svg.chart').length, traces = document.querySelectorAll('.trace').length;
+      document.title = JSON.stringify({charts, traces, faults});
+    })</script>"""
+
+    @pytest.mark.parametrize("window", ["1200,900", "500,900"])
+    def test_figures_are_there_and_nothing_overlaps(self, tmp_path, run, baseline, window):
+        page = render(run, baseline, check_lines)
+        page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
+        file = tmp_path / "report.html"
+        file.write_text(page.replace("</body>", self.PROBE + "</body>"), encoding="utf-8")
+        found = json.loads(re.search(r"<title>(.*?)</title>", _chromium(file, "--dump-dom", window=window))[1])
+        assert found == {"charts": 6, "traces": len(choose(run, check_lines, 0)), "faults": []}
+
+
+def _chromium(file: Path, *options: str, window: str) -> str:
+    profile = file.parent / "profile"
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+    command += [f"--window-size={window}", *options, file.as_uri()]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+
+
+def _tags(page: str) -> set[str]:
+    found: set[str] = set()
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: found.add(tag)
+    parser.feed(page)
+    return found

@@ -1,0 +1,75 @@
+"""Two kinds of real tokenizers, trained on the spot: byte-level BPE with merged ends, sentencepiece-like Unigram."""
+
+import functools
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+TEXTS = [
+    "First, 12 + 3 = 15.\n\nSo the answer is \\boxed{15}.\n",
+    "Let me check. Wait, \\boxed{\\frac{1}{2}}\n",
+    "#### 72\n",
+    "Answer: 4\n",
+    "let's see, but so 3.\n\nWait, then 4 but not 5, so let me see.\n",
+] * 20
+# Qwen's pre-tokenizer, shortened: digits alone, punctuation takes the newlines after it.
+SPLIT = r"\p{N}|[^\r\n\p{L}\p{N}]?\p{L}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+THINKING = [AddedToken("<think>", normalized=False), AddedToken("</think>", normalized=False)]
+
+
+@functools.cache
+def byte_level(thinking: bool = True) -> PreTrainedTokenizerFast:
+    """Byte-level BPE; "}.\\n", "}}" and "\\n\\n" are single tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|endoftext|>", "<|im_end|>"],
+    )
+    tokenizer.train_from_iterator([*TEXTS, *["a.\n\nb\n\nc.}. x}. "] * 20], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    if thinking:
+        fast.add_tokens(THINKING)
+    return fast
+
+
+@functools.cache
+def sentencepiece_like() -> PreTrainedTokenizerFast:
+    """Unigram over Metaspace: every text starts with a dummy space, which decoding drops again."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    trainer = trainers.UnigramTrainer(
+        vocab_size=400,
+        show_progress=False,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        unk_token="<unk>",
+        initial_alphabet=[chr(code) for code in range(32, 127)] + ["\n"],
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<s>"
+    )
+    fast.add_tokens(THINKING)
+    return fast
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def token(tokenizer: PreTrainedTokenizerFast, text: str) -> int:
+    """Id of the one token whose text is `text`."""
+    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    return texts.index(text)
+
+
+KINDS = {"byte_level": byte_level, "sentencepiece_like": sentencepiece_like}
