@@ -65,21 +65,24 @@ class RolloutModel:
         return fields, token, temperature_scaled_log_probs(logits, params.temperature)[0, token].item()
 
     def score_branches(
-        self, prompt_ids: Sequence[int], branches: Sequence[Branch], temperature: float
-    ) -> dict[str, Any]:
-        """Scores branches of one trace.
+        self, traces: Sequence[Sequence[int]], branches: Sequence[Sequence[Branch]], temperature: float
+    ) -> list[dict[str, Any]]:
+        """Scores branches of some traces.
 
         Returns:
-            `branch_log_probs` (a dict of `token_log_probs` and `closing_log_prob` for each branch),
+            For each trace `branch_log_probs` (a dict of `token_log_probs` and `closing_log_prob` for each branch),
             `num_scored_tokens` (tokens of all branches) and `num_cached_tokens` (prefix tokens whose computation the
             branches share, summed over branches).
         """
-        scores = score_branches(self.model, prompt_ids, branches, temperature, self._max_batch_tokens)
-        return {
-            "branch_log_probs": [asdict(each) for each in scores],
-            "num_scored_tokens": sum(len(branch.token_ids) for branch in branches),
-            "num_cached_tokens": sum(branch.position - 1 for branch in branches),
-        }
+        scores = score_branches(self.model, traces, branches, temperature, self._max_batch_tokens)
+        return [
+            {
+                "branch_log_probs": [asdict(each) for each in own_scores],
+                "num_scored_tokens": sum(len(branch.token_ids) for branch in own),
+                "num_cached_tokens": sum(branch.position - 1 for branch in own),
+            }
+            for own, own_scores in zip(branches, scores, strict=True)
+        ]
 
     @torch.no_grad()
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -90,44 +90,62 @@ def score_prompt(model: PreTrainedModel, prompt_ids: Sequence[int]) -> tuple[lis
 @torch.inference_mode()
 def score_branches(
     model: PreTrainedModel,
-    prompt_ids: Sequence[int],
-    branches: Sequence[Branch],
+    traces: Sequence[Sequence[int]],
+    branches: Sequence[Sequence[Branch]],
     temperature: float,
     max_batch_tokens: int,
-) -> list[BranchLogProbs]:
-    """Scores many branches of one trace, computing the trace once.
+) -> list[list[BranchLogProbs]]:
+    """Scores many branches of some traces, computing each trace once.
 
-    The trace is run once with a key-value cache. A batch of branches continues from a copy of the cache cut at the
-    batch's largest position; rows with a smaller position mask the rest of it out and count positions from their own.
-    The last prefix token is fed again with each branch, so that one forward pass gives every distribution needed.
+    The traces are run in batches with a key-value cache. A batch of branches continues from a copy of its traces' rows
+    of the cache, cut at the batch's largest position; rows with a smaller position mask the rest of it out and count
+    positions from their own. The last prefix token is fed again with each branch, so that one forward pass gives every
+    distribution needed.
 
     Args:
         model: A causal language model whose layers all attend to the whole sequence.
-        prompt_ids: The whole trace (prompt and response).
-        branches: The branches, in any order.
+        traces: Whole traces (prompt and response).
+        branches: For each trace its branches, in any order.
         temperature: Divides the logits; positive.
-        max_batch_tokens: Bound on rows times (cached and new) tokens in one batch; one branch is always run.
+        max_batch_tokens: Bound on rows times (cached and new) tokens in one batch; one row is always run.
 
     Returns:
-        One entry for each branch, in the order given.
+        For each trace one entry for each branch, in the order given.
 
     Raises:
         ValueError: The temperature is not positive, or the model has other layers than full attention.
     """
     if temperature <= 0:
         raise ValueError(f"score_branches needs a positive temperature, got {temperature}")
-    if not branches:
-        return []
     _require_full_attention(model)
-    num_prefix_tokens = max(branch.position for branch in branches) - 1
-    cache = _prefill(model, prompt_ids[:num_prefix_tokens])
-    order = sorted(range(len(branches)), key=lambda index: branches[index].position)
-    results: list[BranchLogProbs | None] = [None] * len(branches)
-    for batch in _batches(order, branches, max_batch_tokens):
-        rows = [branches[index] for index in batch]
-        for index, scores in zip(batch, _score_batch(model, prompt_ids, cache, rows, temperature), strict=True):
-            results[index] = scores
-    return [scores for scores in results if scores is not None]
+    prefixes = [
+        list(trace[: max((branch.position for branch in own), default=1) - 1])
+        for trace, own in zip(traces, branches, strict=True)
+    ]
+    results: list[list[BranchLogProbs | None]] = [[None] * len(own) for own in branches]
+    for group in _trace_batches([len(prefix) for prefix in prefixes], max_batch_tokens):
+        cache = _prefill(model, [prefixes[trace] for trace in group])
+        rows = [
+            _Row(cache_row, trace, index, branch)
+            for cache_row, trace in enumerate(group)
+            for index, branch in enumerate(branches[trace])
+        ]
+        rows.sort(key=lambda row: row.branch.position)
+        for batch in _batches(rows, max_batch_tokens):
+            scores = _score_batch(model, [traces[row.trace] for row in batch], cache, batch, temperature)
+            for row, score in zip(batch, scores, strict=True):
+                results[row.trace][row.index] = score
+    return [[score for score in own if score is not None] for own in results]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A branch, the `index`-th of its trace, and the row of the cache that holds the trace."""
+
+    cache_row: int
+    trace: int
+    index: int
+    branch: Branch
 
 
 def _require_full_attention(model: PreTrainedModel) -> None:
@@ -138,59 +156,68 @@ def _require_full_attention(model: PreTrainedModel) -> None:
         )
 
 
-def _prefill(model: PreTrainedModel, token_ids: Sequence[int]) -> DynamicCache:
+def _trace_batches(lengths: Sequence[int], max_batch_tokens: int) -> list[list[int]]:
+    """Splits traces, shortest first, into batches of at most `max_batch_tokens` padded tokens."""
+    batches: list[list[int]] = []
+    for trace in sorted(range(len(lengths)), key=lambda trace: lengths[trace]):
+        if not batches or (len(batches[-1]) + 1) * lengths[trace] > max_batch_tokens:
+            batches.append([])
+        batches[-1].append(trace)
+    return batches
+
+
+def _prefill(model: PreTrainedModel, traces: Sequence[Sequence[int]]) -> DynamicCache:
+    """Runs the traces, padded on the right: what stands after a trace's end cannot reach the tokens before it."""
     cache = DynamicCache(config=model.config)
-    for start in range(0, len(token_ids), _PREFILL_CHUNK_TOKENS):
-        chunk = torch.tensor([list(token_ids[start : start + _PREFILL_CHUNK_TOKENS])])
-        model(chunk, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    length = max(len(trace) for trace in traces)
+    tokens = torch.zeros(len(traces), length, dtype=torch.long)
+    for row, trace in enumerate(traces):
+        tokens[row, : len(trace)] = torch.tensor(trace, dtype=torch.long)
+    for start in range(0, length, _PREFILL_CHUNK_TOKENS):
+        model(tokens[:, start : start + _PREFILL_CHUNK_TOKENS], past_key_values=cache, use_cache=True, logits_to_keep=1)
     return cache
 
 
-def _batches(order: Sequence[int], branches: Sequence[Branch], max_batch_tokens: int) -> list[list[int]]:
-    """Splits branch indices, sorted by position, into batches within the bound."""
-    batches: list[list[int]] = []
+def _batches(rows: Sequence[_Row], max_batch_tokens: int) -> list[list[_Row]]:
+    """Splits rows, sorted by position, into batches within the bound."""
+    batches: list[list[_Row]] = []
     width = 0
-    for index in order:
-        branch = branches[index]
+    for row in rows:
         # The batch's cache is as long as its last (largest) position.
-        new_width = max(width, len(branch.token_ids) + 1)
-        if not batches or (len(batches[-1]) + 1) * (branch.position - 1 + new_width) > max_batch_tokens:
+        new_width = max(width, len(row.branch.token_ids) + 1)
+        if not batches or (len(batches[-1]) + 1) * (row.branch.position - 1 + new_width) > max_batch_tokens:
             batches.append([])
-            new_width = len(branch.token_ids) + 1
-        batches[-1].append(index)
+            new_width = len(row.branch.token_ids) + 1
+        batches[-1].append(row)
         width = new_width
     return batches
 
 
-def _expand_cache(cache: DynamicCache, num_rows: int, num_tokens: int) -> DynamicCache | None:
-    """Returns a cache of the first `num_tokens` for `num_rows` rows; views, copied when the forward pass extends it."""
+def _select_cache(cache: DynamicCache, cache_rows: torch.Tensor, num_tokens: int) -> DynamicCache | None:
+    """Returns a cache that holds the first `num_tokens` of the chosen rows."""
     if num_tokens == 0:
         return None
     return DynamicCache(
-        [
-            (
-                layer.keys[:, :, :num_tokens].expand(num_rows, -1, -1, -1),
-                layer.values[:, :, :num_tokens].expand(num_rows, -1, -1, -1),
-            )
-            for layer in cache.layers
-        ]
+        [(layer.keys[cache_rows, :, :num_tokens], layer.values[cache_rows, :, :num_tokens]) for layer in cache.layers]
     )
 
 
 def _score_batch(
     model: PreTrainedModel,
-    prompt_ids: Sequence[int],
+    traces: Sequence[Sequence[int]],
     cache: DynamicCache,
-    branches: Sequence[Branch],
+    rows: Sequence[_Row],
     temperature: float,
 ) -> list[BranchLogProbs]:
+    """Scores one batch; `traces` holds the trace of each row."""
+    branches = [row.branch for row in rows]
     num_cached = max(branch.position for branch in branches) - 1
     width = max(len(branch.token_ids) for branch in branches) + 1
     input_ids = torch.zeros(len(branches), width, dtype=torch.long)
     attention_mask = torch.zeros(len(branches), num_cached + width, dtype=torch.long)
-    for row, branch in enumerate(branches):
+    for row, (trace, branch) in enumerate(zip(traces, branches, strict=True)):
         num_new = len(branch.token_ids) + 1
-        input_ids[row, :num_new] = torch.tensor([prompt_ids[branch.position - 1], *branch.token_ids])
+        input_ids[row, :num_new] = torch.tensor([trace[branch.position - 1], *branch.token_ids])
         attention_mask[row, : branch.position - 1] = 1
         attention_mask[row, num_cached : num_cached + num_new] = 1
     first_positions = torch.tensor([[branch.position - 1] for branch in branches])
@@ -198,13 +225,11 @@ def _score_batch(
         input_ids,
         attention_mask=attention_mask,
         position_ids=first_positions + torch.arange(width),
-        past_key_values=_expand_cache(cache, len(branches), num_cached),
+        past_key_values=_select_cache(cache, torch.tensor([row.cache_row for row in rows]), num_cached),
         use_cache=num_cached > 0,
     ).logits
-    return [
-        _read_branch(temperature_scaled_log_probs(logits[row], temperature), branch)
-        for row, branch in enumerate(branches)
-    ]
+    log_probs = temperature_scaled_log_probs(logits, temperature)
+    return [_read_branch(log_probs[row], branch) for row, branch in enumerate(branches)]
 
 
 def _read_branch(log_probs: torch.Tensor, branch: Branch) -> BranchLogProbs:

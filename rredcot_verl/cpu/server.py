@@ -14,7 +14,7 @@ from verl.workers.rollout.replica import TokenOutput
 
 from rredcot_verl.cpu.model import RolloutModel
 from rredcot_verl.cpu.sampling import SamplingParams, parse_sampling_params
-from rredcot_verl.cpu.scoring import parse_branches
+from rredcot_verl.cpu.scoring import Branch, parse_branches
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +47,13 @@ class ServerLimits:
 
 @dataclass(eq=False)
 class _Request:
-    """A request in the queue: a sequence to generate (`params`), or other work on the model (`work`)."""
+    """A request in the queue: a sequence to generate (`params`), a trace with branches to score, or other work."""
 
     future: asyncio.Future
     prompt_ids: list[int]
     params: SamplingParams | None = None
+    branches: list[Branch] | None = None
+    temperature: float = 1.0
     work: Callable[[], Any] | None = None
 
 
@@ -227,9 +229,9 @@ class RolloutServer:
         if longest > self._limits.context_length:
             raise ValueError(f"a branch ends at token {longest}, the model has {self._limits.context_length} positions")
         temperature = float(sampling_params.get("temperature", 1.0))
-        fields = await self._submit(
-            prompt_ids, work=lambda: self._model.score_branches(prompt_ids, branches, temperature)
-        )
+        if temperature <= 0:
+            raise ValueError(f"score_branches needs a positive temperature, got {temperature}")
+        fields = await self._submit(prompt_ids, branches=branches, temperature=temperature)
         return TokenOutput(token_ids=[], stop_reason="completed", extra_fields=self._extra_fields(**fields))
 
     def _extra_fields(self, **fields: Any) -> dict[str, Any]:
@@ -265,10 +267,7 @@ class RolloutServer:
                 await self._answer(batch)
 
     async def _answer(self, batch: list[_Request]) -> None:
-        work = batch[0].work or (
-            lambda: self._model.generate([each.prompt_ids for each in batch], [each.params for each in batch])
-        )
-        running = asyncio.get_running_loop().run_in_executor(self._executor, work)
+        running = asyncio.get_running_loop().run_in_executor(self._executor, lambda: self._compute(batch))
         # Whatever goes wrong belongs to the requests that caused it; the server goes on.
         await asyncio.wait([running])
         error = running.exception()
@@ -276,9 +275,16 @@ class RolloutServer:
             for request in batch:
                 _resolve(request.future, error=error)
             return
-        results = [running.result()] if batch[0].work else running.result()
-        for request, result in zip(batch, results, strict=True):
+        for request, result in zip(batch, running.result(), strict=True):
             _resolve(request.future, result)
+
+    def _compute(self, batch: list[_Request]) -> list[Any]:
+        first, sequences = batch[0], [request.prompt_ids for request in batch]
+        if first.work is not None:
+            return [first.work()]
+        if first.branches is not None:
+            return self._model.score_branches(sequences, [each.branches or [] for each in batch], first.temperature)
+        return self._model.generate(sequences, [request.params for request in batch])
 
 
 def _resolve(future: asyncio.Future, result: Any = None, error: BaseException | None = None) -> None:
@@ -296,7 +302,7 @@ def _says_nothing(value: Any) -> bool:
 
 
 def _make_batches(requests: Sequence[_Request], max_num_seqs: int) -> list[list[_Request]]:
-    """Groups generation requests that can share a batch; every other request is a batch of its own."""
+    """Groups requests that can share a batch: of generation, or of scoring; other work is a batch of its own."""
     batches: list[list[_Request]] = []
     open_batches: dict[Any, list[_Request]] = {}
     for request in requests:
@@ -313,6 +319,8 @@ def _make_batches(requests: Sequence[_Request], max_num_seqs: int) -> list[list[
 
 def _batch_key(request: _Request) -> Any:
     params = request.params
+    if request.branches is not None:
+        return "branches", request.temperature
     if params is None or params.seed is not None:
         return None
     # With a repetition penalty the padding token would count as repeated: such prompts must need no padding.

@@ -151,9 +151,7 @@ class ResponseScorer:
             think_end=self.elicitation.think_end(response.response_ids),
         )
         rule = self.settings.segmentation
-        cuts: list[int] = segment(
-            trace, self._segmenter, rule.num_segments, rule.min_tokens, rule.max_tokens
-        ).tolist()
+        cuts: list[int] = segment(trace, self._segmenter, rule.num_segments, rule.min_tokens, rule.max_tokens).tolist()
         return cuts
 
     def _branches(
@@ -195,9 +193,7 @@ def _drop_boundaries(
     boundaries: list[int], branches: Sequence[Branch], max_length: int
 ) -> tuple[list[int], list[Branch], int]:
     """Leave out boundaries at which a probe and the token that ends it would not fit; the third result counts them."""
-    too_long = {
-        branch.state for branch in branches if branch.position + len(branch.token_ids) + 1 > max_length
-    }
+    too_long = {branch.state for branch in branches if branch.position + len(branch.token_ids) + 1 > max_length}
     if not too_long:
         return boundaries, list(branches), 0
     # Probes grow with the prefix: what does not fit is at the end, and its segments join the last one that does.

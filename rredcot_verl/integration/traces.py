@@ -32,9 +32,7 @@ class CreditedRows:
     return_errors: Tensor
 
 
-def write_traces(
-    settings: TracesConfig, step: int, tokenizer: Any, batch: KVBatchMeta, credited: CreditedRows
-) -> None:
+def write_traces(settings: TracesConfig, step: int, tokenizer: Any, batch: KVBatchMeta, credited: CreditedRows) -> None:
     """Write `<dir>/<step>.jsonl`, one response a line, at most `settings.num_traces`, scored ones first.
 
     Values and segment rewards are in units of reward; `start` and `end` of a segment are character offsets into

@@ -135,9 +135,7 @@ class Elicitation:
                 token_ids, scored_from = self._suffix(
                     format_name, proposal.text, thinking, new_line, boundary == answer_start
                 )
-                result.append(
-                    Branch(state, number, len(prompt_ids) + boundary, token_ids, scored_from, closing)
-                )
+                result.append(Branch(state, number, len(prompt_ids) + boundary, token_ids, scored_from, closing))
         return result
 
     def _build_suffix(

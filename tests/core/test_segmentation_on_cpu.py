@@ -155,6 +155,9 @@ def test_unranked_rules_are_thinned_evenly(method):
     places = (1, 2, 3, 4, 5, 9, 22, 31)
     trace = make_trace(40, newlines=tuple(p - 1 for p in places), keywords=places)
     assert cuts(trace, method, 4) == [0, 9, 22, 31, 40]
+    # Ideal cuts 13.3 and 26.7: 35 is the best there is for the second, and goes before a second-best for the first.
+    trace = make_trace(40, newlines=(11, 12, 13, 34), keywords=(12, 13, 14, 35))
+    assert cuts(trace, method, 3) == [0, 13, 35, 40]
 
 
 @pytest.mark.parametrize("length, num_segments, expected", [(12, 4, [0, 3, 6, 9, 12]), (10, 4, [0, 2, 5, 7, 10])])

@@ -182,6 +182,28 @@ def test_branches_equal_their_own_sequences(tiny_model, temperature, max_batch_t
     assert output.extra_fields["global_steps"] == 0
 
 
+@pytest.mark.parametrize("max_batch_tokens", [1, 128, 100_000])
+def test_traces_scored_together_equal_traces_scored_alone(tiny_model, max_batch_tokens):
+    server = RolloutServer(RolloutModel(copy.deepcopy(tiny_model), [EOS], max_batch_tokens), LIMITS)
+    traces = [torch.randint(2, 100, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (7, 40, 1, 23)]
+    branches = [random_branches(6, trace) for trace in traces]
+
+    async def together():
+        requests = [
+            server.generate(trace, {"score_branches": own, "temperature": 0.9}, str(number))
+            for number, (trace, own) in enumerate(zip(traces, branches, strict=True))
+        ]
+        return await asyncio.gather(*requests)
+
+    for trace, own, output in zip(traces, branches, run(together()), strict=True):
+        for branch, result in zip(own, output.extra_fields["branch_log_probs"], strict=True):
+            sequence = trace[: branch["position"]] + branch["token_ids"]
+            expected, after = own_sequence_log_probs(tiny_model, sequence, 0.9)
+            assert result["token_log_probs"] == pytest.approx(expected[branch["position"] - 1 :], abs=1e-4)
+            closing = after[sorted(set(branch["closing_token_ids"]))].logsumexp(dim=-1).item()
+            assert result["closing_log_prob"] == pytest.approx(closing, abs=1e-4)
+
+
 def test_scoring_a_long_trace_in_chunks_changes_nothing(tiny_model):
     limits = ServerLimits(
         prompt_length=64, response_length=2048, max_model_len=2112, context_length=2112, max_num_seqs=8
