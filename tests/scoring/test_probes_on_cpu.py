@@ -5,7 +5,7 @@ import pytest
 from rredcot_verl.config.schema import parse
 from rredcot_verl.scoring.probes import Elicitation, Proposal, build_proposals
 from rredcot_verl.scoring.vocabulary import Vocabulary
-from tests.scoring.tiny_tokenizers import KINDS, byte_level, encode, token
+from tests.scoring.tiny_tokenizers import KINDS, byte_level, encode, sentencepiece_like, token
 
 PROMPT = "What is 12 + 3?\n"
 THINK = "<think>"
@@ -91,6 +91,14 @@ def test_an_open_thinking_block_is_closed(prompt, response, opening):
     asked = elicitation()
     branch, _, _ = probe(asked, prompt, response)
     assert asked.vocabulary.tokenizer.decode(branch.token_ids) == opening + "15"
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, PROMPT.rstrip()])
+def test_at_the_start_of_a_response_no_newline_is_due(prompt):
+    asked = elicitation()
+    branch, prompt_ids, _ = probe(asked, prompt, "so 3.", boundary=0)
+    assert branch.position == len(prompt_ids)
+    assert asked.vocabulary.tokenizer.decode(branch.token_ids) == "The final answer is \\boxed{15"
 
 
 def test_thinking_is_judged_at_each_boundary_not_at_the_end():
@@ -205,6 +213,18 @@ def test_an_answer_that_ends_in_a_brace_counts_as_the_model_writes_it():
 def test_an_answer_that_cannot_be_written_is_left_out_not_fatal():
     asked = elicitation("sentencepiece_like")
     probe(asked, PROMPT, "so 3.", answer="日本")
+
+
+@pytest.mark.xfail(strict=True, reason="BUG: the opening that closes </think> is not tried at the start")
+def test_an_opening_that_cannot_be_appended_is_refused_at_the_start():
+    """With a dummy space after every special token, the text after `</think>` cannot be written."""
+    vocabulary = Vocabulary(sentencepiece_like("always"))
+    try:
+        asked = Elicitation(vocabulary, parse({}))
+    except ValueError:
+        return
+    branch, _, _ = probe(asked, PROMPT + THINK, "so 3")
+    assert branch.token_ids
 
 
 def test_format_to_ask_in():

@@ -42,11 +42,11 @@ def byte_level(thinking: bool = True) -> PreTrainedTokenizerFast:
 
 
 @functools.cache
-def sentencepiece_like() -> PreTrainedTokenizerFast:
+def sentencepiece_like(prepend_scheme: str = "first") -> PreTrainedTokenizerFast:
     """Unigram over Metaspace: every text starts with a dummy space, which decoding drops again."""
     tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend_scheme)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme=prepend_scheme)
     trainer = trainers.UnigramTrainer(
         vocab_size=400,
         show_progress=False,

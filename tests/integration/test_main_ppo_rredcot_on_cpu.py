@@ -1,0 +1,103 @@
+"""RREDCoT through verl's own entry point, as a user starts it: an existing GRPO command plus the estimator's name."""
+
+import json
+
+import pytest
+
+from tests.runs import main_ppo
+
+PLAIN = "algorithm.adv_estimator=rredcot"
+# The tiny model writes 16 random letters: only uncertainty finds segments in them.
+SHORT = ("+algorithm.rredcot.segmentation.method=entropy", "+algorithm.rredcot.segmentation.min_tokens=2")
+# A probe after 16 response tokens needs room for the answer.
+ROOM = ("actor_rollout_ref.rollout.max_model_len=96",)
+
+pytestmark = pytest.mark.run
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_the_plain_command(tmp_path, ray_folder, num_ranks):
+    run = main_ppo(tmp_path, ray_folder, PLAIN, f"trainer.n_gpus_per_node={num_ranks}")
+    assert run.returncode == 0, run.output[-8000:]
+    assert len(run.steps) == 2
+    for step in run.steps:
+        assert step["training/rollout_actor_probs_pearson_corr"] > 0.999
+        assert step["rredcot/return_error/max"] < 1e-6
+        statuses = [
+            value for name, value in step.items() if name.startswith("rredcot/rows_") and "truncated" not in name
+        ]
+        assert sum(statuses) == pytest.approx(1.0)
+        assert step["rredcot/rows_scored/mean"] > 0
+        assert step["rredcot/probes/sum"] > 0
+        assert step["timing_s/self_value"] > 0
+
+
+def test_segments_are_credited_and_traces_written(tmp_path, ray_folder):
+    traces = tmp_path / "traces"
+    run = main_ppo(tmp_path, ray_folder, PLAIN, *SHORT, *ROOM, f"+algorithm.rredcot.traces.dir={traces}")
+    assert run.returncode == 0, run.output[-8000:]
+    for number, step in enumerate(run.steps, start=1):
+        assert step["rredcot/segments_per_response/mean"] > 2
+        assert step["rredcot/segment_weight/max"] >= 1
+        lines = [json.loads(line) for line in (traces / f"{number}.jsonl").read_text().splitlines()]
+        assert len(lines) == 8
+        for line in lines:
+            total = line["start_value"] + sum(part["segment_reward"] for part in line["segments"])
+            assert total == pytest.approx(line["reward"], abs=1e-6)
+            assert line["segments"][0]["start"] == 0
+            assert line["segments"][-1]["end"] == len(line["response"])
+
+
+def test_another_estimator_reads_the_redistributed_rewards(tmp_path, ray_folder):
+    run = main_ppo(
+        tmp_path,
+        ray_folder,
+        "algorithm.adv_estimator=reinforce_plus_plus",
+        "+algorithm.rredcot.enable=true",
+        *SHORT,
+        *ROOM,
+    )
+    assert run.returncode == 0, run.output[-8000:]
+    assert run.steps[-1]["rredcot/rows_scored/mean"] > 0
+    assert run.steps[-1]["rredcot/return_error/max"] < 1e-6
+
+
+def test_a_failing_server_stops_the_training(tmp_path, ray_folder):
+    run = main_ppo(tmp_path, ray_folder, PLAIN, "+algorithm.rredcot.self_value.timeout_s=1e-6")
+    assert run.returncode != 0
+    assert "scoring the probes of" in run.output and "TimeoutError" in run.output
+    assert not run.steps
+
+
+def test_a_faulty_setting_stops_the_job_before_any_worker(tmp_path, ray_folder):
+    run = main_ppo(tmp_path, ray_folder, PLAIN, "+algorithm.rredcot.credit.beta=-1")
+    assert run.returncode != 0
+    assert "algorithm.rredcot.credit.beta=-1" in run.output and "greater than or equal to 0" in run.output
+    assert "WorkerDict" not in run.output and "AgentLoopWorker" not in run.output
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("algorithm.rredcot.credit.beta=-1", ("algorithm.rredcot.credit.beta=-1", "greater than or equal to 0")),
+        ("+algorithm.rredcot.credit.betta=1", ("algorithm.rredcot.credit.betta=1", "unknown key", "beta")),
+        ("algorithm.rredcot.self_value.form=normalized", ("self_value.form=normalized", "proposals=group or union")),
+        ("algorithm.use_kl_in_reward=true", ("use_kl_in_reward=True", "use_kl_loss")),
+        ("actor_rollout_ref.rollout.name=trtllm", ("trtllm", "cannot score", "vllm")),
+        ("trainer.v1.trainer_mode=separate_async", ("separate_async", "'sync'")),
+    ],
+)
+def test_with_the_overlay_a_fault_is_found_before_ray(tmp_path, ray_folder, override, words):
+    config = ("pkg://rredcot_verl.config", "rredcot_trainer")
+    run = main_ppo(
+        tmp_path,
+        ray_folder,
+        "actor_rollout_ref.rollout.name=vllm",
+        override,
+        f"hydra.run.dir={tmp_path}",
+        config=config,
+    )
+    assert run.returncode == 1
+    for word in words:
+        assert word in run.output, run.output[-3000:]
+    assert "ray init kwargs" not in run.output and "Traceback" not in run.output

@@ -1,0 +1,69 @@
+"""verl's verification, and where the final answer is."""
+
+import asyncio
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from verl import DataProto
+from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
+
+from tests.scoring.tiny_tokenizers import byte_level, encode
+
+
+def verify(text: str, compute_score) -> dict:
+    tokenizer = byte_level()
+    ids = encode(tokenizer, text)
+    # Padding holds another answer, which must not be found.
+    padding = encode(tokenizer, "\\boxed{99}")
+    data = DataProto.from_dict(
+        {
+            "responses": torch.tensor([ids + padding]),
+            "attention_mask": torch.tensor([[1, 1, *[1] * len(ids), *[0] * len(padding)]]),
+        },
+        {
+            "data_source": np.array(["test"], dtype=object),
+            "reward_model": np.array([{"ground_truth": "15"}], dtype=object),
+            "extra_info": np.array([{}], dtype=object),
+        },
+    )
+
+    async def run():
+        manager = get_reward_manager_cls("rredcot")(OmegaConf.create({}), tokenizer, compute_score)
+        return await manager.run_single(data)
+
+    return asyncio.run(run())
+
+
+def score(data_source, solution_str, ground_truth, extra_info=None):
+    return {"score": float(f"{{{ground_truth}}}" in solution_str), "acc": 1.0}
+
+
+async def score_async(**kwargs):
+    return score(**kwargs)
+
+
+@pytest.mark.parametrize("compute_score", [score, score_async])
+def test_the_answer_is_reported_beside_verls_own_result(compute_score):
+    text = "So 12 + 3 = 15.\n\\boxed{15}.\n"
+    result = verify(text, compute_score)
+    assert result["reward_score"] == 1.0
+    assert result["reward_extra_info"] == {
+        "score": 1.0,
+        "acc": 1.0,
+        "answer_found": 1.0,
+        "answer_position": text.index("\\boxed") / len(text),
+    }
+
+
+def test_without_an_answer():
+    result = verify("So 12 + 3", score)
+    assert result["reward_score"] == 0.0
+    assert result["reward_extra_info"]["answer_found"] == 0.0
+    assert result["reward_extra_info"]["answer_position"] == 1.0
+
+
+def test_the_verifiers_own_keys_win():
+    result = verify("\\boxed{15}", lambda **kwargs: {"score": 0.5, "answer_found": 7.0})
+    assert result["reward_score"] == 0.5 and result["reward_extra_info"]["answer_found"] == 7.0
