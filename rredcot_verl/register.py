@@ -12,9 +12,9 @@ from types import ModuleType
 from wrapt import when_imported
 
 HOOKS: dict[str, str] = {
-    "verl.trainer.ppo.core_algos": "rredcot_verl.integration.estimator:register",
-    "verl.experimental.reward_loop.reward_manager": "rredcot_verl.integration.reward_manager:register",
-    "verl.trainer.ppo.v1": "rredcot_verl.integration.trainer:register",
+    "verl.trainer.ppo.core_algos": "rredcot_verl.integration.registration:register_estimator",
+    "verl.experimental.reward_loop.reward_manager": "rredcot_verl.integration.registration:register_reward_manager",
+    "verl.trainer.ppo.v1": "rredcot_verl.integration.registration:register_trainers",
 }
 """verl module -> the function that registers with it once it is imported."""
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
-from rredcot_verl.config.schema import CreditConfig
+from rredcot_verl.config.schema import CreditConfig, RREDCoTConfig
 from rredcot_verl.core.redistribution import SegmentBatch, redistribute
 from rredcot_verl.core.segmentation import Trace, get_segmenter, segment
 from rredcot_verl.integration.estimator import (
@@ -80,7 +80,12 @@ def credit(batch: dict[str, Any], boundaries: list[list[int]], values: list[list
     rewards = redistribute(segments, batch["mask"])
     algorithm = {"norm_adv_by_std_in_grpo": True}
     found = compute_credit(
-        segments, torch.arange(len(values)), batch["index"], batch["mask"], algorithm, CreditConfig(form=form)
+        segments,
+        torch.arange(len(values)),
+        batch["index"],
+        batch["mask"],
+        algorithm,
+        RREDCoTConfig(credit=CreditConfig(form=form)),
     )
     with segment_context(SegmentContext(segments, found.segment_advantages)):
         advantages, _ = compute_rredcot_advantage(rewards, batch["mask"], batch["index"], algorithm)

@@ -121,7 +121,9 @@ class SelfValueConfig(_Block):
         "rollouts, or both.",
     )
     max_proposals: int = Field(4, ge=1, le=64, description="Most distinct answers probed at a boundary.")
-    max_answer_tokens: int = Field(64, ge=1, description="Longest answer probed, in tokens; longer ones are counted.")
+    max_answer_tokens: int = Field(
+        64, ge=1, description="Longest answer probed, in tokens; longer ones are dropped and counted."
+    )
     max_closing_tokens: int = Field(
         4,
         ge=1,

@@ -107,7 +107,7 @@ def segment(
     length = trace.response_mask.numel()
     if length == 0:
         return torch.zeros(1, dtype=torch.int64)
-    priority = segmenter(trace, num_segments)
+    priority = segmenter(trace, num_segments).float()
     if priority.shape != (length,) or bool(priority.isnan().any()):
         raise ValueError(f"segmenter gave {tuple(priority.shape)} priorities, expected ({length},) without NaN")
     inside = trace.response_mask.clone()
@@ -128,11 +128,14 @@ def _forced_cuts(trace: Trace, inside: Tensor) -> list[int]:
     length = inside.numel()
     cuts = []
     for offset in (trace.answer_start, trace.think_end):
+        # A response that starts with its answer needs no cut there.
+        if offset == 0:
+            continue
         # An observation may stand at the offset: the segment then starts at the model's next token.
         after = inside[offset:].nonzero()
         if offset < length and after.numel():
             cuts.append(offset + int(after[0]))
-    return [cut for cut in dict.fromkeys(cuts) if cut > 0]
+    return list(dict.fromkeys(cuts))
 
 
 def _choose(priority: Tensor, tokens_before: Tensor, cuts: list[int], budget: int, min_tokens: int) -> list[int]:
@@ -217,9 +220,11 @@ def fixed(trace: Trace, num_segments: int) -> Tensor:
     written = trace.response_mask.long().cumsum(0)
     priority = torch.full(written.shape, NEVER)
     total = int(written[-1])
+    if total == 0:
+        return priority
     # Rank of the first token of each segment: evenly spaced, 1-based because `written` counts the token itself.
     ranks = (torch.arange(1, num_segments) * total / num_segments).floor().long() + 1
-    priority[torch.searchsorted(written, ranks.clamp(max=max(total, 1)))] = 0.0
+    priority[torch.searchsorted(written, ranks.clamp(max=total))] = 0.0
     return priority
 
 

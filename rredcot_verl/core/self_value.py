@@ -65,5 +65,5 @@ def _check(answer_log_probs: Tensor, utilities: Tensor) -> None:
         )
     if bool(answer_log_probs.isnan().any()):
         raise ValueError("answer_log_probs holds NaN")
-    if bool((utilities < 0).any()) or bool((utilities > 1).any()):
+    if not bool(((utilities >= 0) & (utilities <= 1)).all()):
         raise ValueError(f"utilities must lie in [0, 1], got {utilities.min().item()} to {utilities.max().item()}")

@@ -105,7 +105,8 @@ def check_outcomes(rows: Rows, settings: RREDCoTConfig) -> None:
         ValueError: Names the reward, the row and the setting.
     """
     low, high = settings.self_value.reward_range
-    outside = ~rows.is_padding & ~((rows.outcomes >= low - 1e-6) & (rows.outcomes <= high + 1e-6))
+    slack = 1e-6 * max(abs(low), abs(high))
+    outside = ~rows.is_padding & ~((rows.outcomes >= low - slack) & (rows.outcomes <= high + slack))
     if bool(outside.any()):
         row = int(outside.nonzero()[0])
         raise ValueError(

@@ -60,6 +60,25 @@ SYMBOLS: dict[str, tuple[str, ...]] = {
 
 CPU_SYMBOLS: dict[str, tuple[str, ...]] = {
     "verl.plugin.platform:set_platform": ("platform",),
+    "verl.plugin.platform.platform_base:PlatformBase": (),
+    "verl.plugin.platform.platform_manager:PlatformRegistry.register": ("platform",),
+    "verl.utils.device:get_device_name": (),
+    "verl.utils.config:omega_conf_to_dataclass": ("config",),
+    "verl.workers.config:HFModelConfig": (),
+    "verl.workers.config:RolloutConfig": (),
+    "verl.workers.engine.base:EngineRegistry.register": ("model_type", "backend", "device"),
+    "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead._build_fsdp_module": ("module",),
+    "verl.workers.rollout.base:BaseRollout": ("config", "model_config", "device_mesh"),
+    "verl.workers.rollout.base:BaseRollout.update_weights": ("weights",),
+    "verl.workers.rollout.base:_ROLLOUT_REGISTRY": (),
+    "verl.workers.rollout.replica:RolloutReplica": ("replica_rank", "config", "model_config"),
+    "verl.workers.rollout.replica:RolloutReplica.launch_servers": (),
+    "verl.workers.rollout.replica:RolloutReplica.max_concurrency": (),
+    "verl.workers.rollout.replica:RolloutReplicaRegistry.register": ("name", "loader"),
+    "verl.workers.rollout.replica:TokenOutput": ("token_ids", "log_probs", "stop_reason", "extra_fields"),
+    "verl.workers.rollout.utils:ensure_async_iterator": (),
+    "verl.trainer.ppo.v1.replay_buffer:ReplayBuffer": ("poll_interval",),
+    "verl.trainer.ppo.v1.replay_buffer:ReplayBufferAsync": ("poll_interval",),
 }
 """What the embedded CPU backend relies on besides."""
 

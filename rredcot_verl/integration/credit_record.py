@@ -29,7 +29,8 @@ class CreditRecord:
         truncated: The response filled its budget and holds no final answer.
         num_probes: Probes scored.
         num_probe_tokens: Tokens computed for them.
-        num_long_answers: Known answers that were not probed because of `self_value.max_answer_tokens`.
+        num_dropped_answers: Known answers not probed: longer than `self_value.max_answer_tokens`, or not to be written
+            with this tokenizer.
         num_dropped_boundaries: Boundaries not probed because the probe would not fit into the context.
         ready_time: Unix time at which the response was generated and verified, seconds.
         scored_time: Unix time at which its values were known, seconds.
@@ -43,7 +44,7 @@ class CreditRecord:
     truncated: bool = False
     num_probes: int = 0
     num_probe_tokens: int = 0
-    num_long_answers: int = 0
+    num_dropped_answers: int = 0
     num_dropped_boundaries: int = 0
     ready_time: float = 0.0
     scored_time: float = 0.0

@@ -9,23 +9,25 @@ import logging
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
+from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, register_adv_est
 
-from rredcot_verl.config.schema import CreditConfig
+from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.core.advantage import EPSILON, group_statistics, reweight, segment_td
 from rredcot_verl.core.redistribution import SegmentBatch, expand_to_tokens, return_error
 
 logger = logging.getLogger(__name__)
 
 NAME = "rredcot"
-RETURN_TOLERANCE = 1e-3
-"""Largest difference between a row's token-level rewards and its outcome that is still rounding."""
+RETURN_TOLERANCE = 1e-4
+"""Largest difference between a row's token-level rewards and its outcome that is still rounding, relative to the
+largest outcome (or to 1)."""
+SPREAD_TOLERANCE = 1e-2
+"""`td` divides by a group's outcome deviation; below this share of the reward range the group counts as uniform."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,7 @@ class Credit:
     segment_advantages: Tensor
 
 
-def register(core_algos: ModuleType) -> None:
-    """Register the estimator with verl's registry."""
-    core_algos.register_adv_est(NAME)(compute_rredcot_advantage)
-
-
+@register_adv_est(NAME)
 def compute_rredcot_advantage(
     token_level_rewards: Tensor,
     response_mask: Tensor,
@@ -104,7 +102,7 @@ def compute_rredcot_advantage(
         return advantages, advantages.clone()
     segments = context.segments
     error = return_error(token_level_rewards, segments.outcomes)
-    if error.numel() and error.max() > RETURN_TOLERANCE:
+    if error.numel() and error.max() > RETURN_TOLERANCE * max(1.0, segments.outcomes.abs().max().item()):
         row = int(error.argmax())
         raise ValueError(
             f"the token-level rewards of row {row} (uid {index[row]}) sum to {token_level_rewards[row].sum().item()}, "
@@ -121,7 +119,7 @@ def compute_credit(
     index: np.ndarray,
     response_mask: Tensor,
     algorithm: Any,
-    credit: CreditConfig,
+    settings: RREDCoTConfig,
 ) -> Credit:
     """Advantages by segment; verl's GRPO is called for those of the outcomes.
 
@@ -133,7 +131,7 @@ def compute_credit(
         index: `(bs,)` group labels (uid).
         response_mask: `(bs, response_length)`.
         algorithm: verl's `algorithm` node; `norm_adv_by_std_in_grpo`, `gamma` and `lam` are read.
-        credit: The `algorithm.rredcot.credit` block.
+        settings: The `algorithm.rredcot` block.
     """
     norm_by_std = bool(algorithm.get("norm_adv_by_std_in_grpo", True))
     finals, position = final_rows.unique(return_inverse=True)
@@ -143,11 +141,13 @@ def compute_credit(
         outcomes.unsqueeze(1), torch.ones(len(finals), 1), groups, norm_adv_by_std_in_grpo=norm_by_std
     )
     row_advantages = row_advantages[:, 0][position]
-    if credit.form == "reweight":
-        weights = reweight(row_advantages, segments, segments.num_tokens(response_mask), beta=credit.beta)
+    if settings.credit.form == "reweight":
+        weights = reweight(row_advantages, segments, segments.num_tokens(response_mask), beta=settings.credit.beta)
         return Credit(row_advantages, row_advantages.unsqueeze(1) * weights)
     mean, deviation = group_statistics(outcomes, groups.tolist())
     scale = deviation + EPSILON if norm_by_std else torch.ones_like(deviation)
     td = segment_td(segments, mean[position], scale[position], float(algorithm.gamma), float(algorithm.lam))
-    # A row without values is GRPO's, to the last bit.
-    return Credit(row_advantages, torch.where(segments.scored.unsqueeze(1), td, row_advantages.unsqueeze(1)))
+    # GRPO's own advantage, to the last bit, for a row without values, and in a group too uniform to be scaled up.
+    low, high = settings.self_value.reward_range
+    spread = deviation[position] > SPREAD_TOLERANCE * (high - low)
+    return Credit(row_advantages, torch.where((segments.scored & spread).unsqueeze(1), td, row_advantages.unsqueeze(1)))

@@ -55,11 +55,11 @@ class Group:
 
     @property
     def has_no_advantage(self) -> bool:
-        """Whether GRPO's advantage is zero for all: equal rewards, or a single rollout with reward 0 (verl's rule)."""
+        """Whether GRPO's advantage is zero for all: equal rewards, or a single arrival with reward 0 (verl's rule)."""
         rewards = [member.reward for member in self.members.values()]
         if any(reward is None for reward in rewards):
             return False
-        return rewards == [0.0] if self.size == 1 else len(set(rewards)) <= 1
+        return rewards == [0.0] if len(rewards) == 1 else len(set(rewards)) <= 1
 
     async def decided(self, needs_all: bool) -> None:
         """Wait until it is known whether and with what answers to probe: all rollouts, or two different rewards."""

@@ -85,6 +85,10 @@ class ResponseScorer:
         started = time.time()
         try:
             record = await self._score(response, group)
+        except asyncio.TimeoutError:
+            logger.error("rredcot: scoring the probes of request %s timed out", response.request_id)
+            limit = self.settings.self_value.timeout_s
+            record = CreditRecord(FAILED, error=f"no answer within algorithm.rredcot.self_value.timeout_s={limit}")
         except Exception as error:  # noqa: BLE001 - not swallowed: the trainer raises it, see the docstring
             logger.exception("rredcot: scoring the probes of request %s failed", response.request_id)
             record = CreditRecord(FAILED, error=f"{type(error).__name__}: {error}")
@@ -103,16 +107,18 @@ class ResponseScorer:
             return CreditRecord(EMPTY)
         if group.has_no_advantage and not settings.probe_uniform_groups:
             return CreditRecord(UNIFORM_GROUP)
-        proposals = build_proposals(self.settings, response.ground_truth, self._members(group.members.values()))
+        known = build_proposals(self.settings, response.ground_truth, self._members(group.members.values()))
         answer_format = self.elicitation.format_for(response.answer)
+        proposals = [proposal for proposal in known if self.elicitation.can_append(proposal.text, answer_format)]
         boundaries = self.segment(response)
         branches = self._branches(response, boundaries, proposals, answer_format)
-        proposals, branches, num_long = _drop_long_answers(proposals, branches, settings.max_answer_tokens)
+        proposals, branches = _drop_long_answers(proposals, branches, settings.max_answer_tokens)
+        num_dropped_answers = len(known) - len(proposals)
         if not any(proposal.utility > 0 for proposal in proposals):
-            return CreditRecord(NO_PROPOSAL, num_long_answers=num_long)
+            return CreditRecord(NO_PROPOSAL, num_dropped_answers=num_dropped_answers)
         boundaries, branches, num_dropped = _drop_boundaries(boundaries, branches, self._max_length)
         if not branches:
-            return CreditRecord(TOO_LONG, num_long_answers=num_long, num_dropped_boundaries=num_dropped)
+            return CreditRecord(TOO_LONG, num_dropped_answers=num_dropped_answers, num_dropped_boundaries=num_dropped)
         async with self._slots:
             scores = await asyncio.wait_for(
                 self._scorer.score(response.request_id, response.prompt_ids + response.response_ids, branches),
@@ -126,7 +132,7 @@ class ResponseScorer:
             self_values=values.tolist(),
             num_probes=len(branches),
             num_probe_tokens=sum(score.num_forward_tokens for score in scores),
-            num_long_answers=num_long,
+            num_dropped_answers=num_dropped_answers,
             num_dropped_boundaries=num_dropped,
         )
 
@@ -174,26 +180,27 @@ def as_member(response: Response) -> Member:
 
 def _drop_long_answers(
     proposals: Sequence[Proposal], branches: Sequence[Branch], max_tokens: int
-) -> tuple[list[Proposal], list[Branch], int]:
-    """Leave out answers of more than `max_tokens` tokens; the third result counts them."""
-    lengths = {branch.proposal: 0 for branch in branches}
-    for branch in branches:
-        lengths[branch.proposal] = max(lengths[branch.proposal], len(branch.token_ids) - branch.scored_from)
-    kept = [number for number in range(len(proposals)) if lengths.get(number, 0) <= max_tokens]
+) -> tuple[list[Proposal], list[Branch]]:
+    """Leave out answers of more than `max_tokens` tokens."""
+    too_long = {branch.proposal for branch in branches if len(branch.token_ids) - branch.answer_from > max_tokens}
+    kept = [number for number in range(len(proposals)) if number not in too_long]
     renumbered = {number: place for place, number in enumerate(kept)}
     short = [
         dataclasses.replace(branch, proposal=renumbered[branch.proposal])
         for branch in branches
         if branch.proposal in renumbered
     ]
-    return [proposals[number] for number in kept], short, len(proposals) - len(kept)
+    return [proposals[number] for number in kept], short
 
 
 def _drop_boundaries(
     boundaries: list[int], branches: Sequence[Branch], max_length: int
 ) -> tuple[list[int], list[Branch], int]:
-    """Leave out boundaries at which a probe and the token that ends it would not fit; the third result counts them."""
-    too_long = {branch.state for branch in branches if branch.position + len(branch.token_ids) + 1 > max_length}
+    """Leave out boundaries at which a probe would not fit; the third result counts them.
+
+    Room is needed for the token that ends the answer, and for the one that vLLM insists on generating.
+    """
+    too_long = {branch.state for branch in branches if branch.position + len(branch.token_ids) + 2 > max_length}
     if not too_long:
         return boundaries, list(branches), 0
     # Probes grow with the prefix: what does not fit is at the end, and its segments join the last one that does.

@@ -1,10 +1,9 @@
 """The reward manager `rredcot`: verl's own verification, plus where the final answer is."""
 
-from types import ModuleType
 from typing import Any
 
 from verl import DataProto
-from verl.experimental.reward_loop.reward_manager import NaiveRewardManager
+from verl.experimental.reward_loop.reward_manager import NaiveRewardManager, register
 
 from rredcot_verl.integration.settings import parse_block
 from rredcot_verl.scoring.answers import find_answer, formats_of
@@ -12,6 +11,7 @@ from rredcot_verl.scoring.answers import find_answer, formats_of
 NAME = "rredcot"
 
 
+@register(NAME)
 class RREDCoTRewardManager(NaiveRewardManager):
     """verl's naive manager (plain and async `compute_score` alike) with two diagnostics for every response.
 
@@ -39,8 +39,3 @@ class RREDCoTRewardManager(NaiveRewardManager):
         }
         # The verifier's own keys win: a user's compute_score may report the same names.
         return {**result, "reward_extra_info": {**diagnostics, **result["reward_extra_info"]}}
-
-
-def register(module: ModuleType) -> None:
-    """Register the reward manager with verl's registry."""
-    module.register(NAME)(RREDCoTRewardManager)

@@ -77,10 +77,13 @@ def _check_run(config: DictConfig, settings: RREDCoTConfig) -> None:
         )
     reward_model = config.reward.reward_model
     colocated = reward_model.enable and not reward_model.enable_resource_pool
-    if colocated and settings.self_value.proposals == "group":
+    needs_rewards = settings.self_value.proposals == "group" or settings.self_value.form == "normalized"
+    if colocated and needs_rewards:
+        value = settings.self_value
         raise ValueError(
-            f"{PREFIX}.self_value.proposals=group needs the reward of a response while it is rolled out, but "
-            "reward.reward_model.enable_resource_pool=False computes it later; use reference, or a resource pool"
+            f"{PREFIX}.self_value.proposals={value.proposals} with form={value.form} needs the reward of a response "
+            "while it is rolled out, but reward.reward_model.enable_resource_pool=False computes it later; use "
+            "reference and joint, or a resource pool"
         )
     if not rollout.get("calculate_log_probs", False) and "entropy" in settings.segmentation.method:
         logger.info("rredcot: actor_rollout_ref.rollout.calculate_log_probs is switched on for segmentation")

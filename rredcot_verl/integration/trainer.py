@@ -6,13 +6,12 @@ literal "sync" in several places); without RREDCoT in the config it is verl's tr
 
 import logging
 import time
-from types import ModuleType
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from transfer_queue import KVBatchMeta
-from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer
 
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.core.metrics import credit_metrics
@@ -60,7 +59,7 @@ class RREDCoTTrainerMixin(PPOTrainer):
         token_level_rewards = redistribute(segments, rows.response_mask)
         write_token_level_rewards(batch, rows, token_level_rewards)
         credit = compute_credit(
-            segments, rows.final_rows, rows.index, rows.response_mask, self.config.algorithm, self.rredcot.credit
+            segments, rows.final_rows, rows.index, rows.response_mask, self.config.algorithm, self.rredcot
         )
         errors = return_error(token_level_rewards, rows.outcomes)
         metrics["rredcot/return_error/max"] = errors.max().item()
@@ -103,17 +102,19 @@ class RREDCoTTrainerMixin(PPOTrainer):
             "rredcot/probes/sum": float(sum(record.num_probes for record in records)),
             "rredcot/probe_tokens/sum": float(num_probe_tokens),
             "rredcot/probe_tokens_per_response_token/mean": num_probe_tokens / max(1, int(rows.response_mask.sum())),
-            "rredcot/long_answers/sum": float(sum(record.num_long_answers for record in records)),
+            "rredcot/dropped_answers/sum": float(sum(record.num_dropped_answers for record in records)),
             "rredcot/dropped_boundaries/sum": float(sum(record.num_dropped_boundaries for record in records)),
             "rredcot/scoring_seconds/sum": sum(record.scoring_seconds for record in records),
             "timing_s/self_value": max(0.0, exposed) + own_seconds,
         }
 
 
-def register(v1: ModuleType) -> None:
+def _stand_in(registry: dict[str, type[PPOTrainer]]) -> None:
     """Stand in for each of verl's trainers under its own mode name."""
-    registry = v1.trainer_base.TRAINER_REGISTRY
     for mode, trainer in list(registry.items()):
         if not issubclass(trainer, RREDCoTTrainerMixin):
             bases = (RREDCoTTrainerMixin, trainer)
             registry[mode] = type(f"RREDCoT{trainer.__name__}", bases, {"__doc__": trainer.__doc__})
+
+
+_stand_in(TRAINER_REGISTRY)

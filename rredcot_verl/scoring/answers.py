@@ -49,31 +49,40 @@ class AnswerFormat:
     find: Callable[[str], tuple[int, int, int] | None]
 
 
+_BRACE = re.compile(r"\\boxed\{|\{|\}")
+
+
 def _find_boxed(text: str) -> tuple[int, int, int] | None:
-    """The last complete \\boxed{...}, braces balanced."""
-    start = text.rfind("\\boxed{")
-    while start >= 0:
-        depth = 0
-        for offset in range(start + len("\\boxed"), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[offset], 0)
-            if depth == 0:
-                return start, start + len("\\boxed{"), offset
-        start = text.rfind("\\boxed{", 0, start)
-    return None
+    """The last complete and non-empty \\boxed{...}, braces balanced, in one pass."""
+    found = None
+    opened: list[re.Match[str]] = []
+    for brace in _BRACE.finditer(text):
+        if brace.group() != "}":
+            opened.append(brace)
+        elif opened:
+            opening = opened.pop()
+            complete = opening.group() != "{" and text[opening.end() : brace.start()].strip()
+            if complete and (found is None or opening.start() > found[0]):
+                found = opening.start(), opening.end(), brace.start()
+    return found
 
 
 def _find_pattern(pattern: re.Pattern[str]) -> Callable[[str], tuple[int, int, int] | None]:
     def find(text: str) -> tuple[int, int, int] | None:
         matches = list(pattern.finditer(text))
-        last = matches[-1] if matches else None
-        return None if last is None else (last.start(), last.start(1), last.end(1))
+        if not matches:
+            return None
+        # Trailing blanks (and the end of a bold "**Answer: 4**") are not the answer's.
+        answer = matches[-1].group(1).rstrip(" \t*")
+        return matches[-1].start(), matches[-1].start(1), matches[-1].start(1) + len(answer)
 
     return find
 
 
 BOXED = AnswerFormat("boxed", "\n\nThe final answer is \\boxed{", "\\boxed{", "", ("}",), False, _find_boxed)
+# GSM8K's answers are numbers; "#### Step 1" is a heading.
 HASH = AnswerFormat(
-    "hash", "\n####", "####", " ", ("\n",), True, _find_pattern(re.compile(r"####[ \t]*(\S[^\n]*?)[ \t]*(?=\n|$)"))
+    "hash", "\n####", "####", " ", ("\n",), True, _find_pattern(re.compile(r"(?<!#)####[ \t]*(-?\$?[0-9][0-9.,]*)"))
 )
 PLAIN = AnswerFormat(
     "plain",
@@ -82,7 +91,7 @@ PLAIN = AnswerFormat(
     " ",
     ("\n",),
     True,
-    _find_pattern(re.compile(r"(?<![A-Za-z])[Aa]nswer:[ \t]*(\S[^\n]*?)[ \t]*(?=\n|$)")),
+    _find_pattern(re.compile(r"(?<![A-Za-z])[Aa]nswer:\**[ \t]*([^\s*][^\n]*)")),
 )
 # In the order in which `auto` looks: "Answer: \boxed{4}" is a boxed answer.
 BUILT_IN = {answer_format.name: answer_format for answer_format in (BOXED, HASH, PLAIN)}
@@ -129,19 +138,26 @@ def canonical(answer: str) -> str:
 
     Deliberately small: it only merges probes. Whether an answer is right is the verifier's to say.
     """
-    text = " ".join(answer.split()).strip("$ ")
-    boxed = _find_boxed(text)
-    if boxed is not None and boxed[0] == 0 and boxed[2] == len(text) - 1:
-        text = text[boxed[1] : boxed[2]].strip("$ ")
-    wrapped = re.fullmatch(r"\\(?:text|mathrm|mbox)\{([^{}]*)\}", text)
-    text = (wrapped.group(1) if wrapped else text).strip().rstrip(".")
+    text = " ".join(answer.split())
+    before = None
+    while text != before:
+        before = text
+        text = text.strip("$ ").rstrip(".").strip()
+        wrapped = re.fullmatch(r"\\(?:text|mathrm|mbox)\{([^{}]*)\}", text)
+        boxed = _find_boxed(text)
+        if wrapped:
+            text = wrapped.group(1)
+        elif boxed is not None and boxed[0] == 0 and boxed[2] == len(text) - 1:
+            text = text[boxed[1] : boxed[2]]
     text = re.sub(r"(?<=\d),(?=\d{3}(?:\D|$))", "", text)
     return text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\!", "")
 
 
 def reference_answers(ground_truth: object) -> list[str]:
     """The answers a ground truth names: a string or number, or a list of them; nothing for anything else."""
-    entries = ground_truth if isinstance(ground_truth, (list, tuple)) else [ground_truth]
+    # Parquet gives numpy scalars and arrays.
+    plain = ground_truth.tolist() if hasattr(ground_truth, "tolist") else ground_truth
+    entries = plain if isinstance(plain, (list, tuple)) else [plain]
     if any(isinstance(entry, bool) or not isinstance(entry, (str, int, float)) for entry in entries):
         return []
     texts = [canonical(str(entry)) for entry in entries]

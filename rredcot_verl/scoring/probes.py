@@ -29,11 +29,15 @@ class Proposal:
 class Branch:
     """One probe: the trace up to `position`, then `token_ids`, then any of `closing_token_ids`.
 
+    An answer may have two branches at a boundary: one that ends after its last token, and one whose closing tokens hold
+    its last token too ("}}" ends both \\frac{1}{2} and the box around it). Their probabilities add up.
+
     Attributes:
         state: Index k of the boundary.
         proposal: Index of the answer.
         position: Length of the prefix, in tokens of prompt and response.
         token_ids: What is forced after the prefix.
+        answer_from: Index in `token_ids` where the answer starts, after its opening.
         scored_from: Index in `token_ids` from which log-probabilities count; what comes before is given.
         closing_token_ids: Tokens that end the answer, the ones seen most often first.
     """
@@ -42,8 +46,22 @@ class Branch:
     proposal: int
     position: int
     token_ids: tuple[int, ...]
+    answer_from: int
     scored_from: int
     closing_token_ids: tuple[int, ...]
+
+
+class JoinError(ValueError):
+    """A text that the tokenizer cannot append to a prefix without changing it."""
+
+
+@dataclass(frozen=True)
+class _Suffix:
+    """The tokens of an answer and its opening, and the tokens that end the answer together with its last one."""
+
+    token_ids: tuple[int, ...]
+    answer_from: int
+    merged_closing_token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -63,7 +81,8 @@ class Elicitation:
         config: The `algorithm.rredcot` block.
 
     Raises:
-        ValueError: The tokenizer cannot append an opening to a prefix without changing the text.
+        JoinError: The tokenizer cannot append an opening to a prefix without changing the text.
+        ValueError: No token of the vocabulary could end an answer.
     """
 
     def __init__(self, vocabulary: Vocabulary, config: RREDCoTConfig) -> None:
@@ -77,8 +96,11 @@ class Elicitation:
         self._seen_formats: Counter[str] = Counter()
         self._anchor = self._encode(JOIN_ANCHOR)
         self._suffix = functools.lru_cache(maxsize=4096)(self._build_suffix)
-        for answer_format in self.formats.values():
-            self._continue_text(answer_format.opening + answer_format.lead + "2")
+        can_think = self._think_open is not None and self._think_close is not None
+        for name in self.formats:
+            for thinking in (False, True) if can_think else (False,):
+                for new_line, at_answer in ((False, False), (True, False), (False, True)):
+                    self._suffix(name, "2", thinking, new_line, at_answer)
 
     def read(self, response_ids: Sequence[int]) -> ReadAnswer | None:
         """Find the final answer of a response, and remember which token ended it."""
@@ -123,24 +145,40 @@ class Elicitation:
             answer_start: Offset of the response's own answer opening (the response length if it has none).
 
         Returns:
-            `num_segments * len(proposals)` branches, boundary by boundary.
+            One or two branches for each boundary and proposal, boundary by boundary.
+
+        Raises:
+            JoinError: An answer cannot be appended; see `can_append`.
         """
         closing = self._ranked_closings(format_name)
+        score_opening = self.config.self_value.score_opening
         result = []
         for state, boundary in enumerate(boundaries[:-1]):
             # A response starts where the chat template has put what separates it from the prompt: no newline is due.
             new_line = boundary == 0 or self.vocabulary.ends_line(response_ids[boundary - 1])
             thinking = self._in_thinking(prompt_ids, response_ids[:boundary])
             for number, proposal in enumerate(proposals):
-                token_ids, scored_from = self._suffix(
-                    format_name, proposal.text, thinking, new_line, boundary == answer_start
-                )
-                result.append(Branch(state, number, len(prompt_ids) + boundary, token_ids, scored_from, closing))
+                suffix = self._suffix(format_name, proposal.text, thinking, new_line, boundary == answer_start)
+                scored_from = 0 if score_opening else suffix.answer_from
+                endings = [(suffix.token_ids, closing)]
+                if suffix.merged_closing_token_ids:
+                    endings.append((suffix.token_ids[:-1], suffix.merged_closing_token_ids))
+                for token_ids, closing_ids in endings:
+                    position = len(prompt_ids) + boundary
+                    result.append(
+                        Branch(state, number, position, token_ids, suffix.answer_from, scored_from, closing_ids)
+                    )
         return result
 
-    def _build_suffix(
-        self, format_name: str, answer: str, thinking: bool, new_line: bool, at_answer: bool
-    ) -> tuple[tuple[int, ...], int]:
+    def can_append(self, answer: str, format_name: str) -> bool:
+        """Whether the tokenizer can write an answer after an opening without changing it."""
+        try:
+            self._suffix(format_name, answer, False, False, False)
+        except JoinError:
+            return False
+        return True
+
+    def _build_suffix(self, format_name: str, answer: str, thinking: bool, new_line: bool, at_answer: bool) -> _Suffix:
         answer_format = self.formats[format_name]
         opening = answer_format.opening
         if thinking:
@@ -156,7 +194,9 @@ class Elicitation:
         shared = 0
         while shared < len(given) and token_ids[shared] == given[shared]:
             shared += 1
-        return tuple(token_ids), 0 if self.config.self_value.score_opening else shared
+        last = self.vocabulary.texts[token_ids[-1]]
+        merged = self.vocabulary.starting_with([last + text for text in answer_format.closing])
+        return _Suffix(tuple(token_ids), shared, tuple(merged) if len(token_ids) > shared else ())
 
     def _continue_text(self, text: str) -> list[int]:
         """Encode text that continues a prefix, and check the join: some tokenizers put a space before a text."""
@@ -166,7 +206,7 @@ class Elicitation:
         anchored = self._encode(JOIN_ANCHOR + text)
         token_ids = anchored[len(self._anchor) :]
         if anchored[: len(self._anchor)] != self._anchor or not self._joins(token_ids, text):
-            raise ValueError(
+            raise JoinError(
                 f"elicitation: this tokenizer cannot continue a prefix with {text!r} without changing the text; set "
                 "algorithm.rredcot.elicitation.format=custom with an opening that starts a new line"
             )

@@ -75,6 +75,8 @@ class BranchScorer:
         results = output.extra_fields["branch_log_probs"]
         if len(results) != len(branches):
             raise RuntimeError(f"the rollout server scored {len(results)} of {len(branches)} probes")
+        for branch, result in zip(branches, results, strict=True):
+            _check_length(len(result["token_log_probs"]), len(branch.token_ids))
         return [
             BranchScore(result["token_log_probs"], result["closing_log_prob"], len(branch.token_ids))
             for branch, result in zip(branches, results, strict=True)
@@ -118,7 +120,13 @@ class PromptLogprobScorer:
             )
         # verl shifts the list by one: entry i is the log-probability of token i + 1.
         entries = output.extra_fields["prompt_logprobs"][branch.position - 1 : len(prefix)]
+        _check_length(len(entries), len(prefix) + 1 - branch.position)
         return [entry[0] for entry in entries]
+
+
+def _check_length(found: int, expected: int) -> None:
+    if found != expected:
+        raise RuntimeError(f"the rollout server gave {found} log-probabilities of a probe, expected {expected}")
 
 
 SCORING_BACKENDS = ("rredcot_cpu", "vllm")
@@ -148,7 +156,7 @@ def self_values(
 
     Args:
         form: `joint`, `normalized` or `geometric`.
-        branches: `num_states * len(proposals)` branches, state by state.
+        branches: One or two branches for every state and proposal.
         scores: One a branch.
         proposals: The answers.
 
@@ -158,20 +166,20 @@ def self_values(
     Raises:
         ValueError: A log-probability is NaN or positive: the server's numbers cannot be trusted.
     """
-    answers = []
-    lengths = []
+    shape = (branches[-1].state + 1, len(proposals))
+    log_probs = torch.full(shape, float("-inf"), dtype=torch.float64)
+    lengths = torch.ones(shape, dtype=torch.int64)
     for branch, score in zip(branches, scores, strict=True):
         counted = [*score.token_log_probs[branch.scored_from :], score.closing_log_prob]
         # A sum over closing tokens may exceed log 1 by rounding only.
         if any(value != value or value > 1e-3 for value in counted):
             raise ValueError(f"the rollout server returned log-probabilities {counted} for probe {branch.token_ids}")
-        answers.append(sum(counted))
-        lengths.append(len(counted))
-    shape = (-1, len(proposals))
-    log_probs = torch.tensor(answers, dtype=torch.float64).reshape(shape)
+        place = branch.state, branch.proposal
+        log_probs[place] = torch.logaddexp(log_probs[place], torch.tensor(sum(counted), dtype=torch.float64))
+        lengths[place] = max(int(lengths[place]), len(counted))
     utilities = torch.tensor([proposal.utility for proposal in proposals], dtype=torch.float64)
     if form == "joint":
         return joint_value(log_probs, utilities)
     if form == "normalized":
         return normalized_value(log_probs, utilities)
-    return geometric_value(log_probs, utilities, torch.tensor(lengths).reshape(shape))
+    return geometric_value(log_probs, utilities, lengths)

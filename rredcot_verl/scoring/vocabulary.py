@@ -24,6 +24,10 @@ class Vocabulary:
         self.tokenizer = tokenizer
         self.texts: list[str] = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
         self._newline = torch.tensor(["\n" in text for text in self.texts])
+        self._starts_with_letter = torch.tensor([text[:1].isalpha() for text in self.texts])
+        self._by_first_character: dict[str, list[int]] = {}
+        for token_id, text in enumerate(self.texts):
+            self._by_first_character.setdefault(text[:1], []).append(token_id)
         sequences = self._keyword_sequences(keywords)
         self._keyword = torch.zeros(len(self.texts), dtype=torch.bool)
         self._keyword[[ids[0] for ids in sequences if len(ids) == 1]] = True
@@ -33,11 +37,12 @@ class Vocabulary:
         sequences: dict[tuple[int, ...], None] = {}
         missing = []
         for word in keywords:
-            variants = [
-                tuple(self.tokenizer.encode(space + form, add_special_tokens=False))
-                for form in dict.fromkeys([word, word.capitalize()])
-                for space in ("", " ")
-            ]
+            variants = []
+            for form in dict.fromkeys([word, word.capitalize()]):
+                variants += [self._encode(form), self._encode(" " + form)]
+                # Tokenizers with a dummy prefix write a word at the start of a line in a third way.
+                anchored, anchor = self._encode("\n" + form), self._encode("\n")
+                variants += [anchored[len(anchor) :]] if anchored[: len(anchor)] == anchor else []
             known = [ids for ids in variants if ids and self.tokenizer.unk_token_id not in ids]
             sequences.update(dict.fromkeys(known))
             if not known:
@@ -45,6 +50,9 @@ class Vocabulary:
         if missing:
             logger.warning("rredcot: the tokenizer cannot write the keywords %s; they start no segment", missing)
         return list(sequences)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     def newlines(self, token_ids: Tensor) -> Tensor:
         """`(T,)` bool: tokens whose text holds a newline; ids beyond the tokenizer's own (padded ones) have none."""
@@ -56,8 +64,10 @@ class Vocabulary:
         return table[token_ids.where(known, torch.zeros_like(token_ids))] & known
 
     def keyword_starts(self, token_ids: Tensor) -> Tensor:
-        """`(T,)` bool: positions where a keyword starts."""
-        starts = self._look_up(self._keyword, token_ids)
+        """`(T,)` bool: positions where a keyword starts; "so" in " so" + "lve" is none."""
+        follows = self._look_up(self._starts_with_letter, token_ids).roll(-1)
+        follows[-1:] = False
+        starts = self._look_up(self._keyword, token_ids) & ~follows
         for sequence in self._phrases:
             width = sequence.numel()
             if width > token_ids.numel():
@@ -65,12 +75,16 @@ class Vocabulary:
             match = token_ids[: token_ids.numel() - width + 1] == sequence[0]
             for place in range(1, width):
                 match &= token_ids[place : token_ids.numel() - width + 1 + place] == sequence[place]
+            match &= ~follows[width - 1 :]
             starts[: match.numel()] |= match
         return starts
 
     def starting_with(self, texts: Sequence[str]) -> list[int]:
         """Ids of all tokens whose text starts with one of `texts`."""
-        return [token_id for token_id, text in enumerate(self.texts) if text.startswith(tuple(texts))]
+        candidates = [
+            i for first in dict.fromkeys(text[:1] for text in texts) for i in self._by_first_character.get(first, ())
+        ]
+        return [token_id for token_id in candidates if self.texts[token_id].startswith(tuple(texts))]
 
     def ends_line(self, token_id: int) -> bool:
         """Whether a token's text ends with a newline."""

@@ -23,10 +23,10 @@ MODEL = TableModel(vocab_size=12)
 TRACE = [3, 1, 4, 1, 5, 9, 2, 6]
 CLOSING = (7, 8, 11)
 BRANCHES = [
-    Branch(state=0, proposal=0, position=2, token_ids=(10, 4), scored_from=1, closing_token_ids=CLOSING),
-    Branch(state=0, proposal=1, position=2, token_ids=(10, 5, 5), scored_from=1, closing_token_ids=CLOSING),
-    Branch(state=1, proposal=0, position=6, token_ids=(4,), scored_from=0, closing_token_ids=CLOSING),
-    Branch(state=1, proposal=1, position=6, token_ids=(5, 5), scored_from=0, closing_token_ids=CLOSING),
+    Branch(state=0, proposal=0, position=2, token_ids=(10, 4), answer_from=1, scored_from=1, closing_token_ids=CLOSING),
+    Branch(state=0, proposal=1, position=2, token_ids=(10, 5, 5), answer_from=1, scored_from=1, closing_token_ids=CLOSING),
+    Branch(state=1, proposal=0, position=6, token_ids=(4,), answer_from=0, scored_from=0, closing_token_ids=CLOSING),
+    Branch(state=1, proposal=1, position=6, token_ids=(5, 5), answer_from=0, scored_from=0, closing_token_ids=CLOSING),
 ]
 PROPOSALS = [Proposal("4", 1.0), Proposal("55", 0.5)]
 

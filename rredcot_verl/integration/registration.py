@@ -1,0 +1,23 @@
+"""What goes into verl's registries, one function for each verl module that owns one.
+
+Each imports the module that registers itself, as verl's own decorators do. Nothing is imported at the top: these run
+while verl's modules are being loaded, and a module of ours that is being imported itself registers when it is done.
+"""
+
+import importlib
+from types import ModuleType
+
+
+def register_estimator(core_algos: ModuleType) -> None:
+    """Registers the advantage estimator `rredcot`."""
+    importlib.import_module("rredcot_verl.integration.estimator")
+
+
+def register_reward_manager(reward_manager: ModuleType) -> None:
+    """Registers the reward manager `rredcot`."""
+    importlib.import_module("rredcot_verl.integration.reward_manager")
+
+
+def register_trainers(v1: ModuleType) -> None:
+    """Puts a pass-through subclass of each of verl's trainers under its own mode name."""
+    importlib.import_module("rredcot_verl.integration.trainer")
