@@ -5,46 +5,43 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 VENV=${VENV:-$PWD/.venv}
-OUT=${OUT:-$PWD/runs/quickstart}
 SEED=${SEED:-0}
+OUT=${OUT:-$PWD/runs/quickstart/seed-$SEED}
 # The paired GRPO run; 0 leaves it out.
 COMPARE=${COMPARE:-1}
 export VENV
 
 scripts/setup.sh
 PATH=$VENV/bin:$PATH
-export PATH
+QUICKSTART_DATA=$OUT/data
+export PATH QUICKSTART_DATA
 STARTED=$SECONDS
 
 say() { printf '\n== [%3d s] %s\n' $((SECONDS - STARTED)) "$*"; }
 
-say "task and warm-started model (made once, then cached in $OUT/data-$SEED)"
-QUICKSTART_DATA=$OUT/data-$SEED
-export QUICKSTART_DATA
+say "task and warm-started model (made once, then taken from $QUICKSTART_DATA)"
 python -m recipes.quickstart.warm_start --out "$QUICKSTART_DATA" --seed "$SEED"
 
 train() {
-    local name=$1
-    shift
-    QUICKSTART_RUN=$OUT/$name-$SEED
+    QUICKSTART_RUN=$OUT/$1
+    export QUICKSTART_RUN
     rm -rf "$QUICKSTART_RUN"
     mkdir -p "$QUICKSTART_RUN"
-    export QUICKSTART_RUN
-    say "training with $name (log: $QUICKSTART_RUN/train.log)"
-    scripts/train_on_cpu.sh "$QUICKSTART_RUN" \
-        --config-path "$PWD/recipes/quickstart" --config-name "$name" \
-        data.seed="$SEED" actor_rollout_ref.rollout.seed="$SEED" actor_rollout_ref.actor.data_loader_seed="$SEED" "$@"
+    say "training with $1 (log: $QUICKSTART_RUN/train.log)"
+    scripts/train_on_cpu.sh "$QUICKSTART_RUN" --config-path "$PWD/recipes/quickstart" --config-name "$1" \
+        data.seed="$SEED" actor_rollout_ref.rollout.seed="$SEED" actor_rollout_ref.actor.data_loader_seed="$SEED" \
+        "${@:2}"
 }
 
 BASELINE=()
 train rredcot "$@"
 if [ "$COMPARE" = 1 ]; then
     train grpo "$@"
-    BASELINE=(--baseline "$OUT/grpo-$SEED")
+    BASELINE=(--baseline "$OUT/grpo")
 fi
 
 say "report"
-python -m rredcot_verl.report "$OUT/rredcot-$SEED" "${BASELINE[@]}" \
-    --line-checker recipes.quickstart.task:check_lines --title "RREDCoT quickstart, seed $SEED" \
-    --out "$OUT/report-$SEED.html" --summary "$OUT/summary-$SEED.json"
-say "done: open $OUT/report-$SEED.html; figures in $OUT/summary-$SEED.json"
+python -m rredcot_verl.report "$OUT/rredcot" "${BASELINE[@]}" --title "RREDCoT quickstart, seed $SEED" \
+    --line-checker recipes.quickstart.task:check_lines --out "$OUT/report.html" --summary "$OUT/summary.json"
+python -m recipes.quickstart.table "$OUT/summary.json"
+say "done: open $OUT/report.html"

@@ -19,7 +19,7 @@ python -c 'import secrets; print(secrets.token_hex(32))' > "$RAY_AUTH_TOKEN_PATH
 
 python -m verl.trainer.main_ppo "$@" ++ray_kwargs.ray_init._temp_dir="$RAY_DIR" > "$RUN_DIR/train.log" 2>&1 &
 PID=$!
-trap 'kill -INT $PID 2>/dev/null; wait $PID 2>/dev/null; rm -rf "$RAY_DIR" "$RAY_DIR.token"' EXIT
+trap 'kill -TERM $PID 2>/dev/null; wait $PID 2>/dev/null; rm -rf "$RAY_DIR" "$RAY_DIR.token"' EXIT
 
 python -m recipes.quickstart.progress "$RUN_DIR" $PID &
 PROGRESS=$!

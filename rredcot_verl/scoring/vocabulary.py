@@ -31,7 +31,12 @@ class Vocabulary:
         sequences = self._keyword_sequences(keywords)
         self._keyword = torch.zeros(len(self.texts), dtype=torch.bool)
         self._keyword[[ids[0] for ids in sequences if len(ids) == 1]] = True
-        self._phrases = [torch.tensor(ids) for ids in sequences if len(ids) > 1]
+        self._phrases: dict[int, list[tuple[int, ...]]] = {}
+        for ids in sequences:
+            if len(ids) > 1:
+                self._phrases.setdefault(ids[0], []).append(ids)
+        self._phrase_start = torch.zeros(len(self.texts), dtype=torch.bool)
+        self._phrase_start[list(self._phrases)] = True
 
     def _keyword_sequences(self, keywords: Iterable[str]) -> list[tuple[int, ...]]:
         sequences: dict[tuple[int, ...], None] = {}
@@ -68,15 +73,13 @@ class Vocabulary:
         follows = self._look_up(self._starts_with_letter, token_ids).roll(-1)
         follows[-1:] = False
         starts = self._look_up(self._keyword, token_ids) & ~follows
-        for sequence in self._phrases:
-            width = sequence.numel()
-            if width > token_ids.numel():
-                continue
-            match = token_ids[: token_ids.numel() - width + 1] == sequence[0]
-            for place in range(1, width):
-                match &= token_ids[place : token_ids.numel() - width + 1 + place] == sequence[place]
-            match &= ~follows[width - 1 :]
-            starts[: match.numel()] |= match
+        places = self._look_up(self._phrase_start, token_ids).nonzero().flatten().tolist()
+        ids = tuple(token_ids.tolist()) if places else ()
+        for place in places:
+            for phrase in self._phrases[ids[place]]:
+                end = place + len(phrase)
+                if ids[place:end] == phrase and not follows[end - 1]:
+                    starts[place] = True
         return starts
 
     def starting_with(self, texts: Sequence[str]) -> list[int]:

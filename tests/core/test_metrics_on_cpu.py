@@ -54,7 +54,7 @@ def all_metric_names() -> list[str]:
     records = [
         CreditRecord(SCORED, num_probes=3, num_probe_tokens=30, ready_time=1.0, scored_time=3.5, scoring_seconds=2.0),
         None,
-        CreditRecord(NO_PROPOSAL, truncated=True, num_long_answers=2, ready_time=2.0, scored_time=2.0),
+        CreditRecord(NO_PROPOSAL, truncated=True, num_dropped_answers=2, ready_time=2.0, scored_time=2.0),
     ]
     rows = SimpleNamespace(records=records, response_mask=torch.ones(3, 10))
     # Ours stands under verl's own name; a whole trainer is not needed for this method.
@@ -66,7 +66,7 @@ def all_metric_names() -> list[str]:
     assert cost["rredcot/rows_scored/mean"] == cost["rredcot/rows_no_proposal/mean"] == 0.5
     assert cost["rredcot/rows_truncated/mean"] == 0.5
     assert cost["rredcot/probe_tokens_per_response_token/mean"] == 1.0
-    assert cost["rredcot/long_answers/sum"] == 2.0
+    assert cost["rredcot/dropped_answers/sum"] == 2.0
     credit = [f"rredcot/{name}" for name in credit_metrics(SEGMENTS, NUM_TOKENS, WEIGHTS)]
     return [*cost, *credit, "rredcot/return_error/max"]
 

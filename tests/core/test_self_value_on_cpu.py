@@ -138,10 +138,10 @@ def test_bad_lengths_are_refused(lengths):
         geometric_value(torch.zeros(1, 2), torch.ones(2), lengths)
 
 
-@pytest.mark.xfail(strict=True, reason="BUG (minor): a NaN utility passes both range checks and gives a NaN value")
-def test_a_nan_utility_is_refused():
-    with pytest.raises(ValueError):
-        joint_value(torch.zeros(1, 1), torch.tensor([float("nan")]))
+@pytest.mark.parametrize("form", all_forms())
+def test_a_nan_utility_is_refused(form):
+    with pytest.raises(ValueError, match=r"utilities must lie in \[0, 1\]"):
+        form(torch.zeros(1, 2), torch.tensor([0.5, float("nan")]))
 
 
 @pytest.mark.parametrize("form", all_forms())

@@ -1,0 +1,73 @@
+"""The two roads to a probe's log-probability on one real model: whole traces with branches, and vLLM's requests."""
+
+import asyncio
+import copy
+
+import pytest
+import torch
+
+from rredcot_verl.config.schema import parse
+from rredcot_verl.cpu.model import RolloutModel
+from rredcot_verl.cpu.server import RolloutServer, ServerLimits
+from rredcot_verl.scoring.probes import Elicitation, Proposal
+from rredcot_verl.scoring.rollout import BranchScorer, PromptLogprobScorer, self_values
+from rredcot_verl.scoring.vocabulary import Vocabulary
+from tests.tiny_model import build_tiny_model, make_tokenizer
+
+LIMITS = ServerLimits(prompt_length=64, response_length=128, max_model_len=256, context_length=512, max_num_seqs=64)
+
+
+@pytest.fixture(scope="module")
+def setting():
+    tokenizer = make_tokenizer()
+    elicitation = Elicitation(Vocabulary(tokenizer), parse({}))
+    prompt = tokenizer.encode("12+30=")
+    response = tokenizer.encode("first 12\nthen 42\nAnswer: 42\n")
+    proposals = [Proposal("42", 1.0), Proposal("7", 0.0)]
+    start = elicitation.read(response).start
+    branches = elicitation.branches(prompt, response, [0, 9, start, len(response)], proposals, "plain", start)
+    return build_tiny_model(), prompt + response, branches, proposals
+
+
+def score(model, scorer_type, trace, branches, *args):
+    """Scores with a fresh server: its dispatcher belongs to one event loop."""
+
+    async def run():
+        server = RolloutServer(RolloutModel(copy.deepcopy(model), [1], max_batch_tokens=4096), LIMITS)
+
+        async def generate(request_id, *, prompt_ids, sampling_params):
+            return await server.generate(prompt_ids, sampling_params, request_id)
+
+        return await scorer_type(generate, *args).score("request", trace, branches)
+
+    return asyncio.run(run())
+
+
+def test_both_roads_give_the_same_values(setting):
+    model, trace, branches, proposals = setting
+    at_once = score(model, BranchScorer, trace, branches, 1.0)
+    one_by_one = score(model, PromptLogprobScorer, trace, branches, 64, 16)
+    for ours, theirs in zip(at_once, one_by_one, strict=True):
+        assert list(ours.token_log_probs) == pytest.approx(list(theirs.token_log_probs), abs=1e-4)
+        assert ours.closing_log_prob == pytest.approx(theirs.closing_log_prob, abs=1e-4)
+    for form in ("joint", "normalized", "geometric"):
+        values = [self_values(form, branches, scores, proposals) for scores in (at_once, one_by_one)]
+        torch.testing.assert_close(*values, atol=1e-5, rtol=1e-4)
+
+
+def test_fewer_closing_tokens_give_a_lower_bound(setting):
+    model, trace, branches, _ = setting
+    full = score(model, BranchScorer, trace, branches, 1.0)
+    partial = score(model, PromptLogprobScorer, trace, branches, 1, 16)
+    assert all(theirs.closing_log_prob < ours.closing_log_prob for ours, theirs in zip(full, partial, strict=True))
+
+
+def test_the_temperature_is_applied_before_the_softmax(setting):
+    model, trace, branches, _ = setting
+    branch = branches[-1]
+    hot = score(model, BranchScorer, trace, [branch], 2.0)[0]
+    with torch.no_grad():
+        sequence = torch.tensor([trace[: branch.position] + list(branch.token_ids)])
+        log_probs = (model(sequence).logits[0] / 2.0).log_softmax(-1)
+    expected = [log_probs[branch.position - 1 + place, token].item() for place, token in enumerate(branch.token_ids)]
+    assert list(hot.token_log_probs) == pytest.approx(expected, abs=1e-4)
