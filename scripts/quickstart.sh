@@ -23,22 +23,30 @@ say "task and warm-started model (made once, then taken from $QUICKSTART_DATA)"
 python -m recipes.quickstart.warm_start --out "$QUICKSTART_DATA" --seed "$SEED"
 
 train() {
-    QUICKSTART_RUN=$OUT/$1
-    export QUICKSTART_RUN
+    local name=$1
+    shift
+    export QUICKSTART_RUN=$OUT/$name
     rm -rf "$QUICKSTART_RUN"
     mkdir -p "$QUICKSTART_RUN"
-    say "training with $1 (log: $QUICKSTART_RUN/train.log)"
-    scripts/train_on_cpu.sh "$QUICKSTART_RUN" --config-path "$PWD/recipes/quickstart" --config-name "$1" \
-        data.seed="$SEED" actor_rollout_ref.rollout.seed="$SEED" actor_rollout_ref.actor.data_loader_seed="$SEED" \
-        "${@:2}"
+    exec scripts/train_on_cpu.sh "$QUICKSTART_RUN" --config-path "$PWD/recipes/quickstart" --config-name "$name" \
+        data.seed="$SEED" actor_rollout_ref.rollout.seed="$SEED" actor_rollout_ref.actor.data_loader_seed="$SEED" "$@"
 }
 
+# Both at once, each in a process of its own: a run keeps little more than one core busy.
+RECIPES=(rredcot)
 BASELINE=()
-train rredcot "$@"
 if [ "$COMPARE" = 1 ]; then
-    train grpo "$@"
+    RECIPES+=(grpo)
     BASELINE=(--baseline "$OUT/grpo")
 fi
+say "training: ${RECIPES[*]} (logs: $OUT/*/train.log)"
+trap 'kill $(jobs -p) 2>/dev/null' EXIT
+for name in "${RECIPES[@]}"; do
+    train "$name" "$@" &
+done
+for _ in "${RECIPES[@]}"; do
+    wait -n
+done
 
 say "report"
 python -m rredcot_verl.report "$OUT/rredcot" "${BASELINE[@]}" --title "RREDCoT quickstart, seed $SEED" \

@@ -31,14 +31,15 @@ def _alive(pid: int) -> bool:
 
 def main(run_dir: str, pid: int) -> None:
     """Print one line for every logged step, and a sign of life until the first."""
+    name = Path(run_dir).name
     path, shown, started = Path(run_dir) / "metrics.jsonl", 0, time.time()
     while _alive(pid):
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         complete = [line for line in lines if line.endswith("\n")]
         for line in complete[shown:]:
-            sys.stdout.write("   " + _describe(line) + "\n")
+            sys.stdout.write(f"   {name:8s} " + _describe(line) + "\n")
         if not complete and int(time.time() - started) % 15 == 0:
-            sys.stdout.write(f"   starting verl and Ray ... {time.time() - started:.0f} s\n")
+            sys.stdout.write(f"   {name:8s} starting verl and Ray ... {time.time() - started:.0f} s\n")
         sys.stdout.flush()
         shown = len(complete)
         time.sleep(1)

@@ -1,7 +1,9 @@
 """Final answers in text."""
 
+import random
 import time
 
+import numpy as np
 import pytest
 
 from rredcot_verl.config.schema import ElicitationConfig, parse
@@ -17,10 +19,21 @@ from rredcot_verl.scoring.answers import BOXED, BUILT_IN, canonical, find_answer
         ("\\boxed{7} and then \\boxed{8", "7", "boxed"),
         ("\\boxed{\\boxed{5}}", "5", "boxed"),
         ("\\boxed{a\nb}", "a\nb", "boxed"),
+        # A box that stays empty, or is never closed, is none.
+        ("\\boxed{7} \\boxed{} \\boxed{ }", "7", "boxed"),
+        ("\\boxed{\\boxed{} 5}", "\\boxed{} 5", "boxed"),
+        ("\\boxed{7 and } so \\boxed{\\boxed{8}", "8", "boxed"),
+        ("} \\boxed{7} }", "7", "boxed"),
         ("3 + 4 = 7\n#### 7", "7", "hash"),
+        ("#### -3.5 apples", "-3.5", "hash"),
+        ("#### $12\n", "$12", "hash"),
         ("#### 1\n#### 1,234  \nbye", "1,234", "hash"),
         ("The answer: 4 apples\n", "4 apples", "plain"),
         ("Answer: 4\nAnswer:\t5", "5", "plain"),
+        ("Answer: 4 \t\nbye", "4", "plain"),
+        ("**Answer: 4**\n", "4", "plain"),
+        ("**Answer:** 4 \n", "4", "plain"),
+        ("Answer: 2 * 3", "2 * 3", "plain"),
         # `auto` prefers a box, wherever it stands.
         ("Answer: \\boxed{4}", "4", "boxed"),
         ("\\boxed{4}\n#### 5\nAnswer: 6", "4", "boxed"),
@@ -36,7 +49,11 @@ def test_the_last_answer_is_found(text, answer, name):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "no answer", "\\boxed{", "\\boxed{}", "\\boxed{ }", "####", "#### \n5", "Answer:\n5", "myanswer: 5"]
+    "text",
+    [
+        *["", "no answer", "\\boxed{", "\\boxed{}", "\\boxed{ }", "\\boxed{\\boxed{}}"[:-1], "####", "#### \n5"],
+        *["#### five", "##### 5", "Answer:\n5", "Answer: **", "myanswer: 5"],
+    ],
 )
 def test_there_may_be_no_answer(text):
     assert find_answer(text, dict(BUILT_IN)) is None
@@ -77,13 +94,41 @@ def test_a_faulty_pattern_is_named(pattern, message):
         ("\\tfrac12", "\\frac12"),
         ("a  b\n c", "a b c"),
         ("", ""),
-        pytest.param("$5$.", "5", marks=pytest.mark.xfail(strict=True, reason="BUG (minor): the dot goes last")),
-        pytest.param("\\boxed{5}.", "5", marks=pytest.mark.xfail(strict=True, reason="BUG (minor): as above")),
+        ("$5$.", "5"),
+        ("\\boxed{5}.", "5"),
+        ("$\\boxed{\\text{ yes. }}$.", "yes"),
+        ("\\boxed{1} and \\boxed{2}", "\\boxed{1} and \\boxed{2}"),
+        pytest.param(
+            "10,\\!000",
+            "10000",
+            marks=pytest.mark.xfail(strict=True, reason="BUG: \\! goes after the commas, so 10,\\!000 is not 10,000"),
+        ),
     ],
 )
 def test_canonical(answer, expected):
     assert canonical(answer) == expected
     assert canonical(expected) == expected
+
+
+FRAGMENTS = ["$", ".", " ", "\n", "5", "1,234", "1", ",", "000", "x", "-", "{", "}", "\\boxed{", "\\text{", "\\mbox{"]
+FRAGMENTS += ["\\mathrm{", "\\frac", "\\dfrac", "\\tfrac"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        pytest.param(
+            ["\\!"], marks=pytest.mark.xfail(strict=True, reason="BUG: what stands around a removed \\! is not looked at")
+        ),
+    ],
+    ids=["plain", "negative_space"],
+)
+def test_a_canonical_answer_stays_as_it_is(more):
+    rng = random.Random(0)
+    for _ in range(5000):
+        once = canonical("".join(rng.choice([*FRAGMENTS, *more]) for _ in range(rng.randint(1, 7))))
+        assert canonical(once) == once
 
 
 @pytest.mark.parametrize(
@@ -100,6 +145,23 @@ def test_canonical(answer, expected):
         (True, []),
         ({"tests": []}, []),
         (["4", {"x": 1}], []),
+        # As Parquet gives them.
+        (np.int64(42), ["42"]),
+        (np.float32(0.5), ["0.5"]),
+        (np.str_("1,234"), ["1234"]),
+        (np.bool_(True), []),
+        (np.array(4), ["4"]),
+        (np.array(["4", "4.0", " 4 "]), ["4", "4.0"]),
+        (np.array(["4", "5"], dtype=object), ["4", "5"]),
+        (np.array([4, 5]), ["4", "5"]),
+        (np.array([{"x": 1}], dtype=object), []),
+        (np.array([]), []),
+        ([np.str_("4")], ["4"]),
+        pytest.param(
+            [np.int64(4), "5"],
+            ["4", "5"],
+            marks=pytest.mark.xfail(strict=True, reason="BUG (minor): a numpy number inside a list voids the list"),
+        ),
     ],
 )
 def test_reference_answers(ground_truth, expected):
@@ -110,15 +172,32 @@ def test_yaml_and_default_formats_agree():
     assert list(formats_of(parse({}).elicitation)) == ["boxed", "hash", "plain"]
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: quadratic: a response that repeats \\boxed{ blocks the event loop")
 def test_a_response_that_repeats_an_open_box_is_searched_quickly():
-    text = "\\boxed{" * 600
-    started = time.process_time()
-    assert BOXED.find(text) is None
-    assert time.process_time() - started < 0.05
+    """Responses that loop are common in training, and the search runs on the agent loop's own thread."""
+    for text, expected in (("\\boxed{" * 600, None), ("\\boxed{" * 5000 + "5}", "5"), ("{" * 20000, None)):
+        started = time.process_time()
+        found = BOXED.find(text)
+        assert time.process_time() - started < 0.05
+        assert (found and text[found[1] : found[2]]) == expected
 
 
-@pytest.mark.xfail(strict=True, reason="DOUBTFUL: in `auto` a markdown heading counts as a GSM8K answer")
-@pytest.mark.parametrize("text", ["#### Step 1: add\n2 + 3 = 5\nAnswer: 5", "##### Note\nAnswer: 5"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#### Step 1: add\n2 + 3 = 5\nAnswer: 5",
+        "##### Note\nAnswer: 5",
+        "##### 1. Note\nAnswer: 5",
+        pytest.param(
+            "#### 1. Add\n2 + 3 = 5\nAnswer: 5",
+            marks=pytest.mark.xfail(strict=True, reason="DOUBTFUL: a numbered heading is a GSM8K answer, as for verl"),
+        ),
+    ],
+)
 def test_a_markdown_heading_is_no_answer(text):
     assert find_answer(text, dict(BUILT_IN)).text == "5"
+
+
+@pytest.mark.xfail(strict=True, reason="BUG: an answer in bold type, 'Answer: **4**', is not found at all any more")
+@pytest.mark.parametrize("text", ["so 4.\nAnswer: **4**", "Answer: 3, no.\nAnswer: **4**\n"])
+def test_an_answer_in_bold_type_is_found(text):
+    assert canonical(find_answer(text, dict(BUILT_IN)).text).strip("*") == "4"

@@ -131,22 +131,23 @@ def test_missing_probes_are_refused():
         score(PromptLogprobScorer(nothing, 2, 2))
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: a short list is read as if its last entry were the closing token's")
-@pytest.mark.parametrize("kind", ["vllm", "rredcot_cpu"])
-def test_a_list_that_is_too_short_is_refused(kind):
+@pytest.mark.parametrize("kind, change", [("vllm", -2), ("rredcot_cpu", -1), ("rredcot_cpu", 1)])
+def test_a_list_of_another_length_is_refused(kind, change):
+    """Else its last entry would be read as the closing token's."""
     server = FakeServer(MODEL)
 
     async def generate(*args, **kwargs):
         output = await server.generate(*args, **kwargs)
         if kind == "vllm":
-            output.extra_fields["prompt_logprobs"] = output.extra_fields["prompt_logprobs"][:-2]
+            output.extra_fields["prompt_logprobs"] = output.extra_fields["prompt_logprobs"][:change]
         else:
-            for result in output.extra_fields["branch_log_probs"]:
-                result["token_log_probs"] = result["token_log_probs"][:-1]
+            for result in output.extra_fields["branch_log_probs"][1:2]:
+                given = result["token_log_probs"]
+                result["token_log_probs"] = given[:change] if change < 0 else [*given, -1.0]
         return output
 
     scorer = make_scorer(kind, generate, SelfValueConfig(), 1.0)
-    with pytest.raises(Exception):  # noqa: B017 - any refusal will do
+    with pytest.raises(RuntimeError, match=r"gave \d log-probabilities of a probe, expected \d"):
         score(scorer)
 
 
@@ -185,18 +186,47 @@ def test_joint_from_both_servers_is_the_probability_of_the_texts():
 def test_numbers_that_are_no_log_probabilities_are_refused(bad, place, form):
     good = BranchScore([-1.0], -1.0, 1)
     faulty = BranchScore([bad], -1.0, 1) if place == "token" else BranchScore([-1.0], bad, 1)
-    branches = [Branch(0, 0, 2, (4,), 0, CLOSING), Branch(0, 1, 2, (5,), 0, CLOSING)]
+    branches = [Branch(0, 0, 2, (4,), 0, 0, CLOSING), Branch(0, 1, 2, (5,), 0, 0, CLOSING)]
     with pytest.raises(ValueError, match="log-probabilities"):
         self_values(form, branches, [good, faulty], PROPOSALS)
 
 
 def test_impossible_tokens_give_value_zero():
-    branches = [Branch(0, 0, 2, (4,), 0, CLOSING)]
+    branches = [Branch(0, 0, 2, (4,), 0, 0, CLOSING)]
     scores = [BranchScore([-math.inf], -1.0, 1)]
     assert self_values("joint", branches, scores, PROPOSALS[:1]).tolist() == [0.0]
     # Rounding above log 1 is no fault.
     scores = [BranchScore([0.0], 1e-7, 1)]
     assert torch.equal(self_values("joint", branches, scores, PROPOSALS[:1]), torch.ones(1))
+
+
+def test_the_two_branches_of_an_answer_add_up():
+    half, tenth = math.log(0.5), math.log(0.1)
+    branches = [
+        Branch(0, 0, 2, (10, 4, 5), 1, 1, CLOSING),
+        # The same answer where the closing token holds its last token too.
+        Branch(0, 0, 2, (10, 4), 1, 1, (9,)),
+        Branch(0, 1, 2, (10, 6), 1, 1, CLOSING),
+        Branch(1, 0, 6, (4, 5), 0, 0, CLOSING),
+        Branch(1, 0, 6, (4,), 0, 0, (9,)),
+        Branch(1, 1, 6, (6,), 0, 0, CLOSING),
+    ]
+    never = -math.inf
+    scores = [
+        BranchScore([-50.0, half, half], half, 3),  # 0.125
+        BranchScore([-50.0, half], tenth, 2),  # 0.05
+        BranchScore([-50.0, tenth], 0.0, 2),  # 0.1
+        BranchScore([half, never], never, 2),  # 0
+        BranchScore([half], half, 1),  # 0.25
+        BranchScore([half], half, 1),  # 0.25
+    ]
+    expected = [0.175 + 0.5 * 0.1, 0.25 + 0.5 * 0.25]
+    assert self_values("joint", branches, scores, PROPOSALS).tolist() == pytest.approx(expected, abs=1e-6)
+    expected = [(0.175 + 0.05) / 0.275, (0.25 + 0.125) / 0.5]
+    assert self_values("normalized", branches, scores, PROPOSALS).tolist() == pytest.approx(expected, abs=1e-6)
+    # Three tokens with the end (two where only the second branch is possible: the answer is as long as it is).
+    expected = [0.175 ** (1 / 3), 0.25 ** (1 / 3)]
+    assert self_values("geometric", branches, scores, PROPOSALS).tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_scorers_by_backend():

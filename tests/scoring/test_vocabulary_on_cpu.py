@@ -43,19 +43,58 @@ def test_keywords_of_one_token_and_of_several():
     assert not vocabulary.keyword_starts(torch.tensor(encode(tokenizer, " let"))).any()
 
 
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        (" so 3", True),
+        (" so, let", True),
+        (" so\n", True),
+        (" so", True),
+        (" solve", False),
+        ("solve", False),
+        ("So", True),
+        ("Solve", False),
+        (" let me.", True),
+        (" let melt", False),
+        (" let me let", True),
+    ],
+)
+def test_a_keyword_that_goes_on_is_none(text, found):
+    """" so" + "l" + "v" + "e" is another word."""
+    tokenizer = byte_level()
+    assert [tokenizer.decode([i]) for i in encode(tokenizer, " solve")][:2] == [" so", "l"]
+    starts = Vocabulary(tokenizer, ["so", "let me"]).keyword_starts(torch.tensor(encode(tokenizer, text)))
+    assert starts.tolist() == [found] + [False] * (len(starts) - 1)
+
+
+def sentencepiece_starts(text: str, keywords: list[str]) -> list[str]:
+    """The word at each keyword start."""
+    tokenizer = sentencepiece_like()
+    ids = encode(tokenizer, text)
+    starts = Vocabulary(tokenizer, keywords).keyword_starts(torch.tensor(ids)).nonzero().flatten().tolist()
+    return [tokenizer.decode(ids[s:]).split()[0].strip(",.") for s in starts]
+
+
 def test_keywords_of_a_sentencepiece_like_tokenizer():
-    tokenizer = sentencepiece_like()
-    ids = encode(tokenizer, "First, but 3, let me see")
-    vocabulary = Vocabulary(tokenizer, ["but", "let me"])
-    starts = vocabulary.keyword_starts(torch.tensor(ids)).nonzero().flatten().tolist()
-    assert [tokenizer.decode(ids[s:]).split()[0] for s in starts] == ["but", "let"]
+    assert sentencepiece_starts("First, let 3, let me, see", ["let", "let me"]) == ["let", "let"]
+    assert sentencepiece_starts("First, let 3, let me, see", ["let me"]) == ["let"]
+    assert set(sentencepiece_starts("First, but 3, let me, see", ["but", "let me"])) == {"but", "let"}
+    assert sentencepiece_starts("3, button", ["but"]) == []
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: only the form with the dummy space is known, not the one after a newline")
-def test_keywords_after_a_newline_of_a_sentencepiece_like_tokenizer():
-    tokenizer = sentencepiece_like()
-    ids = encode(tokenizer, "3.\nbut 4")
-    assert Vocabulary(tokenizer, ["but"]).keyword_starts(torch.tensor(ids)).any()
+@pytest.mark.xfail(strict=True, reason="BUG: '\u2581see' decodes to 'see', so every keyword before a new word is none")
+def test_keywords_before_another_word_of_a_sentencepiece_like_tokenizer():
+    assert sentencepiece_starts("First, let me see", ["let me"]) == ["let"]
+
+
+@pytest.mark.xfail(strict=True, reason="BUG (minor): '\u2581' 'b' 'u' 't' starts twice, as ' but' and as '\\nbut'")
+def test_a_keyword_starts_once():
+    assert sentencepiece_starts("First, but 3", ["but"]) == ["but"]
+
+
+@pytest.mark.parametrize("text", ["3.\nbut 4", "3.\nlet 4", "but 4"])
+def test_keywords_after_a_newline_of_a_sentencepiece_like_tokenizer(text):
+    assert sentencepiece_starts(text, ["but", "let"])[0] in ("but", "let")
 
 
 def test_without_keywords_none_starts():
@@ -104,8 +143,10 @@ def test_offset_of_with_special_tokens_between():
 def test_starting_with_and_special_ids(kind):
     tokenizer = KINDS[kind]()
     vocabulary = Vocabulary(tokenizer)
-    expected = [i for i in range(len(tokenizer)) if tokenizer.decode([i])[:1] in ("}", "\n")]
-    assert vocabulary.starting_with(("}", "\n")) == expected
+    texts = [tokenizer.decode([i]) for i in range(len(tokenizer))]
+    for starts in (("}", "\n"), ("}",), ("}}", "}."), ("}", "}}"), (" le", " l"), ("never",), ()):
+        expected = [i for i, text in enumerate(texts) if text.startswith(starts)]
+        assert sorted(vocabulary.starting_with(starts)) == expected
     assert vocabulary.special_id("</think>") == token(tokenizer, "</think>")
     assert vocabulary.special_id("<reasoning>") is None
     assert tokenizer.eos_token_id in vocabulary.end_of_sequence_ids()
