@@ -14,7 +14,8 @@ export VENV
 scripts/setup.sh
 PATH=$VENV/bin:$PATH
 QUICKSTART_DATA=$OUT/data
-export PATH QUICKSTART_DATA
+# Threads that wait for work must not take it from others.
+export PATH QUICKSTART_DATA OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 STARTED=$SECONDS
 
 say() { printf '\n== [%3d s] %s\n' $((SECONDS - STARTED)) "$*"; }

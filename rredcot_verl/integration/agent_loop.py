@@ -10,7 +10,7 @@ from rredcot_verl.integration.credit_record import KEY
 from rredcot_verl.integration.group import Group
 from rredcot_verl.integration.response_scorer import Response, ResponseScorer, as_member
 from rredcot_verl.integration.session import SESSION, Session
-from rredcot_verl.integration.settings import active_settings
+from rredcot_verl.integration.settings import parse_block
 
 # Ray's decorator hides the class itself; there is no other way to derive from verl's worker.
 _WorkerTQ: Any = AgentLoopWorkerTQ.__ray_metadata__.modified_class.__ray_actor_class__
@@ -21,8 +21,8 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        settings = active_settings(self.config)
-        assert settings is not None, "the trainer names this worker only for runs that redistribute"
+        # The trainer has checked them, and names this worker only for runs that redistribute.
+        settings = parse_block(self.config)
         self._scorer = ResponseScorer(self.config, settings, self.tokenizer, self.llm_client.generate)
         self._groups: dict[str, Group] = {}
 

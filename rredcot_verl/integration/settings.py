@@ -85,14 +85,6 @@ def _check_run(config: DictConfig, settings: RREDCoTConfig) -> None:
             "while it is rolled out, but reward.reward_model.enable_resource_pool=False computes it later; use "
             "reference and joint, or a resource pool"
         )
-    if not rollout.get("calculate_log_probs", False) and "entropy" in settings.segmentation.method:
-        logger.info("rredcot: actor_rollout_ref.rollout.calculate_log_probs is switched on for segmentation")
-    if rollout.name == "vllm" and rollout.temperature != 1.0:
-        logger.warning(
-            "rredcot: vLLM reads prompt log-probabilities at temperature 1; self-values are those of the policy at "
-            "temperature 1, not at actor_rollout_ref.rollout.temperature=%s",
-            rollout.temperature,
-        )
 
 
 def switch_on(config: DictConfig) -> None:
@@ -112,6 +104,14 @@ def switch_on(config: DictConfig) -> None:
                 f"actor_rollout_ref.rollout.agent.agent_loop_manager_class={chosen!r} must derive from "
                 f"{AGENT_LOOP_MANAGER}, which scores the probes"
             )
+    if not rollout.calculate_log_probs:
+        logger.warning("rredcot: actor_rollout_ref.rollout.calculate_log_probs is switched on, segments need it")
+    if rollout.name == "vllm" and rollout.temperature != 1.0:
+        logger.warning(
+            "rredcot: vLLM reads prompt log-probabilities at temperature 1; self-values are those of the policy at "
+            "temperature 1, not at actor_rollout_ref.rollout.temperature=%s",
+            rollout.temperature,
+        )
     with open_dict(config):
         rollout.agent.agent_loop_manager_class = chosen or AGENT_LOOP_MANAGER
         rollout.calculate_log_probs = True

@@ -1,5 +1,7 @@
 """Lookup tables over a tokenizer's vocabulary, built once: segmentation and probing never decode token by token."""
 
+import bisect
+import itertools
 import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -25,6 +27,8 @@ class Vocabulary:
         self.texts: list[str] = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
         self._newline = torch.tensor(["\n" in text for text in self.texts])
         self._starts_with_letter = torch.tensor([text[:1].isalpha() for text in self.texts])
+        special = set(tokenizer.all_special_ids)
+        self._lengths = [0 if i in special else len(text) for i, text in enumerate(self.texts)]
         self._by_first_character: dict[str, list[int]] = {}
         for token_id, text in enumerate(self.texts):
             self._by_first_character.setdefault(text[:1], []).append(token_id)
@@ -110,13 +114,25 @@ class Vocabulary:
     def offset_of(self, token_ids: Sequence[int], text: str, character: int) -> int:
         """Index of the token that holds a character of `decode(token_ids)`: the first one that reaches past it.
 
-        A bisection over decoded prefixes: exact for any tokenizer, some ten decodes a response.
+        The tokens' own lengths give a guess, which decoded prefixes settle for any tokenizer: decoding is what costs on
+        a long response.
         """
-        low, high = 0, len(token_ids)
-        while low < high:
+        if character >= len(text):
+            return len(token_ids)
+
+        def reaches(index: int) -> bool:
+            return len(self.decode(token_ids[: index + 1])) > character
+
+        known = [self._lengths[i] if i < len(self._lengths) else 0 for i in token_ids]
+        guess = min(bisect.bisect_right(list(itertools.accumulate(known)), character), len(token_ids) - 1)
+        low, high, stride = guess, guess, 1
+        while low >= 0 and reaches(low):
+            low, high, stride = low - stride, low, 2 * stride
+        low, stride = max(low, -1), 1
+        while not reaches(high):
+            low, high, stride = high, min(high + stride, len(token_ids) - 1), 2 * stride
+        # The answer is in (low, high].
+        while high - low > 1:
             middle = (low + high) // 2
-            if len(self.decode(token_ids[: middle + 1])) > character:
-                high = middle
-            else:
-                low = middle + 1
-        return low if character < len(text) else len(token_ids)
+            low, high = (low, middle) if reaches(middle) else (middle, high)
+        return high

@@ -93,9 +93,7 @@ def test_rewards_sum_to_the_outcome_with_64_segments_of_wild_values():
 
 
 def test_redistribute_golden():
-    segments = SegmentBatch.from_rows(
-        [[0, 2, 5, 6], []], [[0.25, 0.5, 0.125], []], torch.tensor([1.0, 0.5]), [6, 3]
-    )
+    segments = SegmentBatch.from_rows([[0, 2, 5, 6], []], [[0.25, 0.5, 0.125], []], torch.tensor([1.0, 0.5]), [6, 3])
     mask = torch.tensor([[0, 1, 1, 1, 0, 1, 0], [1, 1, 0, 0, 0, 0, 0]])
     # d = (0.25, -0.375, 0.875). Segment 0..2 ends on token 1, which is also the first written one and gets v_0;
     # segment 2..5 ends on token 3, as token 4 is an observation.
@@ -228,9 +226,7 @@ def test_td_without_inner_boundaries_is_verls_grpo(std, seed):
 def test_the_first_segment_of_td_with_lambda_one_is_grpos_advantage(lam):
     """With gamma = lam = 1 the deltas telescope: A_1 = (R - mean) / std whatever the values."""
     segments, mask, index, outcomes = random_batch(5)
-    credit = compute_credit(
-        segments, torch.arange(len(index)), index, mask, algorithm(lam=lam), settings(form="td")
-    )
+    credit = compute_credit(segments, torch.arange(len(index)), index, mask, algorithm(lam=lam), settings(form="td"))
     first, rows = credit.segment_advantages[:, 0], credit.row_advantages
     inner = segments.num_segments > 1
     if lam == 1.0:
@@ -469,9 +465,9 @@ def test_garbage_behind_a_rows_last_boundary_changes_nothing(form):
     )
     found, _ = through_the_estimator(wider, mask, index, config, block)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
-    context = SegmentContext(segments, compute_credit(
-        segments, torch.arange(len(index)), index, mask, config, block
-    ).segment_advantages)
+    context = SegmentContext(
+        segments, compute_credit(segments, torch.arange(len(index)), index, mask, config, block).segment_advantages
+    )
     spoilt = context.segment_advantages.clone()
     spoilt[torch.arange(spoilt.size(1)) >= segments.num_segments.unsqueeze(1)] = 1e9
     with segment_context(SegmentContext(segments, spoilt)):
@@ -559,9 +555,7 @@ def test_sessions_of_several_outputs_share_their_final_outputs_advantage_as_in_v
         data, keys, "grpo", norm_adv_by_std_in_grpo=std, config=algorithm(std)
     ).batch["advantages"]
     segments = SegmentBatch.from_rows([[]] * 8, [[]] * 8, outcomes, mask.sum(1).tolist())
-    found, _ = through_the_estimator(
-        segments, mask, index, algorithm(std), settings(form=form), _final_rows(keys)
-    )
+    found, _ = through_the_estimator(segments, mask, index, algorithm(std), settings(form=form), _final_rows(keys))
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
     # Plain GRPO over all rows would give something else here.
     plain, _ = compute_grpo_outcome_advantage(outcome_rewards(outcomes, mask), mask, index, norm_adv_by_std_in_grpo=std)

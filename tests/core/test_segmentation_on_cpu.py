@@ -127,9 +127,7 @@ def test_an_answer_at_the_very_start_needs_no_cut(holes):
 
 def test_keyword_entropy_keeps_the_most_uncertain_candidates():
     # Candidates: 3 and 7 (after newlines), 5 (keyword). Token 1 is the most uncertain of all, but no candidate.
-    trace = make_trace(
-        10, newlines=(2, 6), keywords=(5,), uncertainty=[0, 9, 0, 2.0, 0, 1.0, 0, 3.0, 0, 0]
-    )
+    trace = make_trace(10, newlines=(2, 6), keywords=(5,), uncertainty=[0, 9, 0, 2.0, 0, 1.0, 0, 3.0, 0, 0])
     assert cuts(trace, "keyword_entropy", 2) == [0, 7, 10]
     assert cuts(trace, "keyword_entropy", 3) == [0, 3, 7, 10]
     assert cuts(trace, "keyword_entropy", 8) == [0, 3, 5, 7, 10]

@@ -114,5 +114,3 @@ def test_outcomes_outside_the_range_are_named():
 def test_as_list():
     assert as_list(np.array(["a", None], dtype=object)) == ["a", None]
     assert as_list([{"a": 1}]) == [{"a": 1}]
-
-

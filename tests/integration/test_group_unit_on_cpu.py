@@ -107,13 +107,14 @@ def test_a_group_of_one_follows_verls_rule(reward, expected):
     run(scenario)
 
 
-@pytest.mark.xfail(strict=True, reason="BUG (minor): verl's group of one is by arrivals, the code asks for the plan")
-def test_the_only_survivor_of_a_group_follows_verls_rule_too():
+@pytest.mark.parametrize("reward, expected", [(0.0, True), (1.0, False), (None, False)])
+def test_the_only_survivor_of_a_group_follows_verls_rule_too(reward, expected):
     async def scenario():
         group = Group(4)
-        await group.arrive(0, Member(1.0, "4"))
+        await group.arrive(0, Member(reward, "4"))
         for number in (1, 2, 3):
             await group.leave(number)
-        assert group.has_no_advantage is False
+        await group.decided(needs_all=True)
+        assert group.has_no_advantage is expected
 
     run(scenario)

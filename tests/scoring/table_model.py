@@ -9,16 +9,17 @@ import torch
 class TableModel:
     """log p(token | prefix) from a generator seeded by the prefix: any number can be computed a second way."""
 
-    def __init__(self, vocab_size: int, favourite: dict[int, int] | None = None) -> None:
+    def __init__(self, vocab_size: int, habit: list[int] | None = None) -> None:
         self.vocab_size = vocab_size
-        # token -> the token that nearly always follows it
-        self.favourite = favourite or {}
+        # A text that is nearly always written on once it is begun.
+        self.habit = habit or []
 
     def log_probs(self, prefix: list[int], temperature: float = 1.0) -> torch.Tensor:
         seed = hash(tuple(prefix)) % (2**31)
         logits = torch.randn(self.vocab_size, generator=torch.Generator().manual_seed(seed)).double()
-        if prefix[-1] in self.favourite:
-            logits[self.favourite[prefix[-1]]] += 12.0
+        begun = [n for n in range(len(self.habit)) if prefix[len(prefix) - n :] == self.habit[:n]]
+        if begun:
+            logits[self.habit[max(begun)]] += 12.0
         return (logits / temperature).log_softmax(0)
 
     def sequence(self, prefix: list[int], tokens: list[int], temperature: float = 1.0) -> list[float]:
@@ -73,4 +74,3 @@ class FakeServer:
             "token_log_probs": self.model.sequence(prefix, forced, temperature),
             "closing_log_prob": self.model.any_of([*prefix, *forced], branch["closing_token_ids"], temperature),
         }
-

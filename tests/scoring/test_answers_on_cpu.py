@@ -119,7 +119,8 @@ FRAGMENTS += ["\\mathrm{", "\\frac", "\\dfrac", "\\tfrac"]
     [
         [],
         pytest.param(
-            ["\\!"], marks=pytest.mark.xfail(strict=True, reason="BUG: what stands around a removed \\! is not looked at")
+            ["\\!"],
+            marks=pytest.mark.xfail(strict=True, reason="BUG: what stands around a removed \\! is not looked at"),
         ),
     ],
     ids=["plain", "negative_space"],
@@ -174,10 +175,11 @@ def test_yaml_and_default_formats_agree():
 
 def test_a_response_that_repeats_an_open_box_is_searched_quickly():
     """Responses that loop are common in training, and the search runs on the agent loop's own thread."""
-    for text, expected in (("\\boxed{" * 600, None), ("\\boxed{" * 5000 + "5}", "5"), ("{" * 20000, None)):
+    for text, expected in (("\\boxed{" * 5000, None), ("\\boxed{" * 5000 + "5}", "5"), ("{" * 20000, None)):
         started = time.process_time()
         found = BOXED.find(text)
-        assert time.process_time() - started < 0.05
+        # Milliseconds; a search that starts again at each of them takes seconds.
+        assert time.process_time() - started < 0.5
         assert (found and text[found[1] : found[2]]) == expected
 
 

@@ -24,7 +24,9 @@ TRACE = [3, 1, 4, 1, 5, 9, 2, 6]
 CLOSING = (7, 8, 11)
 BRANCHES = [
     Branch(state=0, proposal=0, position=2, token_ids=(10, 4), answer_from=1, scored_from=1, closing_token_ids=CLOSING),
-    Branch(state=0, proposal=1, position=2, token_ids=(10, 5, 5), answer_from=1, scored_from=1, closing_token_ids=CLOSING),
+    Branch(
+        state=0, proposal=1, position=2, token_ids=(10, 5, 5), answer_from=1, scored_from=1, closing_token_ids=CLOSING
+    ),
     Branch(state=1, proposal=0, position=6, token_ids=(4,), answer_from=0, scored_from=0, closing_token_ids=CLOSING),
     Branch(state=1, proposal=1, position=6, token_ids=(5, 5), answer_from=0, scored_from=0, closing_token_ids=CLOSING),
 ]
@@ -88,7 +90,10 @@ def test_what_is_asked_of_vllm():
     for request in server.requests:
         assert request["request_id"] == "request-1"
         assert request["sampling_params"] == {
-            "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0, "skip_reading_prefix_cache": False,
+            "max_tokens": 1,
+            "temperature": 1.0,
+            "prompt_logprobs": 0,
+            "skip_reading_prefix_cache": False,
         }
 
 
@@ -224,7 +229,7 @@ def test_the_two_branches_of_an_answer_add_up():
     assert self_values("joint", branches, scores, PROPOSALS).tolist() == pytest.approx(expected, abs=1e-6)
     expected = [(0.175 + 0.05) / 0.275, (0.25 + 0.125) / 0.5]
     assert self_values("normalized", branches, scores, PROPOSALS).tolist() == pytest.approx(expected, abs=1e-6)
-    # Three tokens with the end (two where only the second branch is possible: the answer is as long as it is).
+    # The root is that of the longer branch: two tokens and the end.
     expected = [0.175 ** (1 / 3), 0.25 ** (1 / 3)]
     assert self_values("geometric", branches, scores, PROPOSALS).tolist() == pytest.approx(expected, abs=1e-6)
 

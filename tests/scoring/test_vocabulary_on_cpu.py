@@ -36,7 +36,11 @@ def test_keywords_of_one_token_and_of_several():
     vocabulary = Vocabulary(tokenizer, ["so", "wait", "let me"])
     starts = vocabulary.keyword_starts(torch.tensor(ids)).nonzero().flatten().tolist()
     assert [tokenizer.decode(ids[s:]).strip().split()[0].strip(",.") for s in starts] == [
-        "So", "let", "Wait", "so", "Let",
+        "So",
+        "let",
+        "Wait",
+        "so",
+        "Let",
     ]
     # A phrase needs all its words.
     assert not vocabulary.keyword_starts(torch.tensor(encode(tokenizer, " let us"))).any()
@@ -60,7 +64,7 @@ def test_keywords_of_one_token_and_of_several():
     ],
 )
 def test_a_keyword_that_goes_on_is_none(text, found):
-    """" so" + "l" + "v" + "e" is another word."""
+    """ " so" + "l" + "v" + "e" is another word."""
     tokenizer = byte_level()
     assert [tokenizer.decode([i]) for i in encode(tokenizer, " solve")][:2] == [" so", "l"]
     starts = Vocabulary(tokenizer, ["so", "let me"]).keyword_starts(torch.tensor(encode(tokenizer, text)))
@@ -125,6 +129,26 @@ def test_offset_of_is_the_first_token_that_reaches_past_a_character(kind):
             by_force = next(n for n, end in enumerate(ends) if end > character)
             assert vocabulary.offset_of(ids, decoded, character) == by_force
         assert vocabulary.offset_of(ids, decoded, len(decoded)) == len(ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_offset_of_in_long_and_odd_responses(kind):
+    """Ids as a policy may sample them: special tokens anywhere, spaces that decoding drops, halves of characters."""
+    tokenizer = KINDS[kind]()
+    vocabulary = Vocabulary(tokenizer)
+    rng = random.Random(0)
+    letters = [i for i, text in enumerate(vocabulary.texts) if "\ufffd" not in text]
+    broken = [*letters, *encode(tokenizer, "é日本" if kind == "byte_level" else "but"), tokenizer.eos_token_id]
+    for pool in (letters, broken):
+        for _ in range(10):
+            ids = rng.choices(pool, k=rng.randint(1, 80)) + rng.randint(0, 3) * [tokenizer.eos_token_id]
+            decoded = vocabulary.decode(ids)
+            ends = [len(vocabulary.decode(ids[: n + 1])) for n in range(len(ids))]
+            for character in rng.sample(range(len(decoded)), min(20, len(decoded))):
+                by_force = next(n for n, end in enumerate(ends) if end > character)
+                assert vocabulary.offset_of(ids, decoded, character) == by_force
+            assert vocabulary.offset_of(ids, decoded, len(decoded)) == len(ids)
+    assert vocabulary.offset_of([], "", 0) == 0
 
 
 def test_offset_of_with_special_tokens_between():
