@@ -41,7 +41,7 @@ if [ "$COMPARE" = 1 ]; then
     BASELINE=(--baseline "$OUT/grpo")
 fi
 say "training: ${RECIPES[*]} (logs: $OUT/*/train.log)"
-trap 'kill $(jobs -p) 2>/dev/null' EXIT
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 for name in "${RECIPES[@]}"; do
     train "$name" "$@" &
 done

@@ -19,7 +19,15 @@ python -c 'import secrets; print(secrets.token_hex(32))' > "$RAY_AUTH_TOKEN_PATH
 
 python -m verl.trainer.main_ppo "$@" ++ray_kwargs.ray_init._temp_dir="$RAY_DIR" > "$RUN_DIR/train.log" 2>&1 &
 PID=$!
-trap 'kill -TERM $PID 2>/dev/null; wait $PID 2>/dev/null; rm -rf "$RAY_DIR" "$RAY_DIR.token"' EXIT
+clean_up() {
+    kill "$PID" "${PROGRESS:-$PID}" 2>/dev/null || true
+    wait "$PID" 2>/dev/null || true
+    # Ray's own processes follow the driver within seconds, and write until then.
+    for _ in 1 2 3 4 5; do
+        rm -rf "$RAY_DIR" "$RAY_DIR.token" 2>/dev/null && break || sleep 1
+    done
+}
+trap clean_up EXIT
 
 python -m recipes.quickstart.progress "$RUN_DIR" $PID &
 PROGRESS=$!
