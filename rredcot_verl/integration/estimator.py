@@ -149,5 +149,7 @@ def compute_credit(
     td = segment_td(segments, mean[position], scale[position], float(algorithm.gamma), float(algorithm.lam))
     # GRPO's own advantage, to the last bit, for a row without values, and in a group too uniform to be scaled up.
     low, high = settings.self_value.reward_range
-    spread = deviation[position] > SPREAD_TOLERANCE * (high - low)
-    return Credit(row_advantages, torch.where((segments.scored & spread).unsqueeze(1), td, row_advantages.unsqueeze(1)))
+    uniform = deviation[position] <= SPREAD_TOLERANCE * (high - low)
+    return Credit(
+        row_advantages, torch.where((segments.scored & ~uniform).unsqueeze(1), td, row_advantages.unsqueeze(1))
+    )

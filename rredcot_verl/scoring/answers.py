@@ -80,10 +80,9 @@ def _find_pattern(pattern: re.Pattern[str]) -> Callable[[str], tuple[int, int, i
 
 
 BOXED = AnswerFormat("boxed", "\n\nThe final answer is \\boxed{", "\\boxed{", "", ("}",), False, _find_boxed)
-# GSM8K's answers are numbers; "#### Step 1" is a heading.
-HASH = AnswerFormat(
-    "hash", "\n####", "####", " ", ("\n",), True, _find_pattern(re.compile(r"(?<!#)####[ \t]*(-?\$?[0-9][0-9.,]*)"))
-)
+# GSM8K's answers are numbers; "#### Step 1" and "#### 1. Add" are headings.
+_GSM8K = re.compile(r"(?<!#)####[ \t]*(-?\$?[0-9]+(?:[.,][0-9]+)*)(?![0-9]|[.)][ \t]*\S)")
+HASH = AnswerFormat("hash", "\n####", "####", " ", ("\n",), True, _find_pattern(_GSM8K))
 PLAIN = AnswerFormat(
     "plain",
     "\nAnswer:",
@@ -91,7 +90,7 @@ PLAIN = AnswerFormat(
     " ",
     ("\n",),
     True,
-    _find_pattern(re.compile(r"(?<![A-Za-z])[Aa]nswer:\**[ \t]*([^\s*][^\n]*)")),
+    _find_pattern(re.compile(r"(?<![A-Za-z])[Aa]nswer:[ \t*]*([^\s*][^\n]*)")),
 )
 # In the order in which `auto` looks: "Answer: \boxed{4}" is a boxed answer.
 BUILT_IN = {answer_format.name: answer_format for answer_format in (BOXED, HASH, PLAIN)}
@@ -138,19 +137,19 @@ def canonical(answer: str) -> str:
 
     Deliberately small: it only merges probes. Whether an answer is right is the verifier's to say.
     """
-    text = " ".join(answer.split())
-    before = None
+    text, before = answer, None
     while text != before:
         before = text
-        text = text.strip("$ ").rstrip(".").strip()
+        text = " ".join(text.split()).strip("$ ").rstrip(".").strip()
         wrapped = re.fullmatch(r"\\(?:text|mathrm|mbox)\{([^{}]*)\}", text)
         boxed = _find_boxed(text)
         if wrapped:
             text = wrapped.group(1)
         elif boxed is not None and boxed[0] == 0 and boxed[2] == len(text) - 1:
             text = text[boxed[1] : boxed[2]]
-    text = re.sub(r"(?<=\d),(?=\d{3}(?:\D|$))", "", text)
-    return text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\!", "")
+        text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\!", "")
+        text = re.sub(r"(?<=\d),(?=\d{3}(?:\D|$))", "", text)
+    return text
 
 
 def reference_answers(ground_truth: object) -> list[str]:
@@ -158,6 +157,7 @@ def reference_answers(ground_truth: object) -> list[str]:
     # Parquet gives numpy scalars and arrays.
     plain = ground_truth.tolist() if hasattr(ground_truth, "tolist") else ground_truth
     entries = plain if isinstance(plain, (list, tuple)) else [plain]
+    entries = [entry.item() if hasattr(entry, "item") else entry for entry in entries]
     if any(isinstance(entry, bool) or not isinstance(entry, (str, int, float)) for entry in entries):
         return []
     texts = [canonical(str(entry)) for entry in entries]

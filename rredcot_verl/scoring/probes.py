@@ -150,7 +150,7 @@ class Elicitation:
         Raises:
             JoinError: An answer cannot be appended; see `can_append`.
         """
-        closing = self._ranked_closings(format_name)
+        closing = self._rank(self._closings[format_name], format_name)
         score_opening = self.config.self_value.score_opening
         result = []
         for state, boundary in enumerate(boundaries[:-1]):
@@ -162,7 +162,8 @@ class Elicitation:
                 scored_from = 0 if score_opening else suffix.answer_from
                 endings = [(suffix.token_ids, closing)]
                 if suffix.merged_closing_token_ids:
-                    endings.append((suffix.token_ids[:-1], suffix.merged_closing_token_ids))
+                    merged = self._rank(suffix.merged_closing_token_ids, format_name)
+                    endings.append((suffix.token_ids[:-1], merged))
                 for token_ids, closing_ids in endings:
                     position = len(prompt_ids) + boundary
                     result.append(
@@ -236,9 +237,10 @@ class Elicitation:
         if index < len(response_ids):
             self._seen_closings[found.format][response_ids[index]] += 1
 
-    def _ranked_closings(self, format_name: str) -> tuple[int, ...]:
+    def _rank(self, closing_ids: Sequence[int], format_name: str) -> tuple[int, ...]:
+        """The tokens that responses ended their answers with most often first."""
         seen = self._seen_closings[format_name]
-        return tuple(sorted(self._closings[format_name], key=lambda token_id: -seen[token_id]))
+        return tuple(sorted(closing_ids, key=lambda token_id: -seen[token_id]))
 
     def _in_thinking(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> bool:
         if self._think_open is None or self._think_close is None:

@@ -11,6 +11,9 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+_BLANKS = ("\u2581", "\u0120")
+"""How sentencepiece and byte-level vocabularies write a leading blank."""
+
 
 class Vocabulary:
     """What each token of a vocabulary means to segmentation and elicitation.
@@ -26,7 +29,12 @@ class Vocabulary:
         self.tokenizer = tokenizer
         self.texts: list[str] = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
         self._newline = torch.tensor(["\n" in text for text in self.texts])
-        self._starts_with_letter = torch.tensor([text[:1].isalpha() for text in self.texts])
+        # A token that stands alone loses its leading blank in some tokenizers; its own name shows it.
+        names = tokenizer.convert_ids_to_tokens(list(range(len(self.texts))))
+        self._continues_word = torch.tensor(
+            [text[:1].isalpha() and not name.startswith(_BLANKS) for text, name in zip(self.texts, names, strict=True)]
+        )
+        self._blank = torch.tensor([not text.strip() for text in self.texts])
         special = set(tokenizer.all_special_ids)
         self._lengths = [0 if i in special else len(text) for i, text in enumerate(self.texts)]
         self._by_first_character: dict[str, list[int]] = {}
@@ -74,7 +82,7 @@ class Vocabulary:
 
     def keyword_starts(self, token_ids: Tensor) -> Tensor:
         """`(T,)` bool: positions where a keyword starts; "so" in " so" + "lve" is none."""
-        follows = self._look_up(self._starts_with_letter, token_ids).roll(-1)
+        follows = self._look_up(self._continues_word, token_ids).roll(-1)
         follows[-1:] = False
         starts = self._look_up(self._keyword, token_ids) & ~follows
         places = self._look_up(self._phrase_start, token_ids).nonzero().flatten().tolist()
@@ -84,6 +92,8 @@ class Vocabulary:
                 end = place + len(phrase)
                 if ids[place:end] == phrase and not follows[end - 1]:
                     starts[place] = True
+        # A blank of its own before a word is one start, not two.
+        starts[1:] &= ~(starts[:-1] & self._look_up(self._blank, token_ids)[:-1])
         return starts
 
     def starting_with(self, texts: Sequence[str]) -> list[int]:

@@ -289,9 +289,6 @@ def test_an_answer_that_no_token_joins_to_its_end_has_one_branch(kind, name, ans
     assert len(asked.branches(prompt_ids, [], [0, 9], [Proposal(answer, 1.0)], name, 9)) == 1
 
 
-@pytest.mark.xfail(
-    strict=True, reason="BUG (minor): merged closing tokens are never ranked, and vLLM sums four of them"
-)
 def test_merged_closing_tokens_seen_in_responses_come_first_too():
     asked = elicitation()
     tokenizer = asked.vocabulary.tokenizer
