@@ -98,10 +98,7 @@ def test_a_faulty_pattern_is_named(pattern, message):
         ("\\boxed{5}.", "5"),
         ("$\\boxed{\\text{ yes. }}$.", "yes"),
         ("\\boxed{1} and \\boxed{2}", "\\boxed{1} and \\boxed{2}"),
-        pytest.param(
-            "10,\\!000",
-            "10000",
-        ),
+        ("10,\\!000", "10000"),
     ],
 )
 def test_canonical(answer, expected):
@@ -151,10 +148,7 @@ def test_a_canonical_answer_stays_as_it_is(more):
         (np.array([{"x": 1}], dtype=object), []),
         (np.array([]), []),
         ([np.str_("4")], ["4"]),
-        pytest.param(
-            [np.int64(4), "5"],
-            ["4", "5"],
-        ),
+        ([np.int64(4), "5"], ["4", "5"]),
     ],
 )
 def test_reference_answers(ground_truth, expected):
@@ -181,9 +175,7 @@ def test_a_response_that_repeats_an_open_box_is_searched_quickly():
         "#### Step 1: add\n2 + 3 = 5\nAnswer: 5",
         "##### Note\nAnswer: 5",
         "##### 1. Note\nAnswer: 5",
-        pytest.param(
-            "#### 1. Add\n2 + 3 = 5\nAnswer: 5",
-        ),
+        "#### 1. Add\n2 + 3 = 5\nAnswer: 5",
     ],
 )
 def test_a_markdown_heading_is_no_answer(text):
