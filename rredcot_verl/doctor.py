@@ -1,5 +1,7 @@
 """`python -m rredcot_verl.doctor`: can this installation run RREDCoT? One line a check, exit code 1 on a fault."""
 
+import importlib.util
+import inspect
 import json
 import logging
 import math
@@ -97,9 +99,25 @@ def check_golden() -> str | None:
     return f"got {rewards.tolist()} and weight {weights[0, 1].item()}, expected {expected}; reinstall rredcot_verl"
 
 
+def check_vllm() -> str | None:
+    """If vLLM is installed, its requests can ask for a suffix with the prefix from the cache."""
+    if importlib.util.find_spec("vllm") is None:
+        return None
+    from vllm import SamplingParams
+
+    known = set(inspect.signature(SamplingParams).parameters)
+    missing = {"prompt_logprobs", "skip_reading_prefix_cache", "detokenize"} - known
+    return (
+        f"SamplingParams of this vLLM has no {sorted(missing)}; install a newer one that verl supports"
+        if missing
+        else None
+    )
+
+
 CHECKS: dict[str, Callable[[], str | None]] = {
     "verl version": check_version,
     "verl contract": check_contract,
+    "vLLM (if installed)": check_vllm,
     "plugin discovery": check_discovery,
     "overlay": check_overlay,
     "golden number": check_golden,

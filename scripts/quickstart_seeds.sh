@@ -9,6 +9,7 @@ VENV=${VENV:-$PWD/.venv}
 export VENV
 
 SUMMARIES=()
+mkdir -p docs/results
 for SEED in $SEEDS; do
     SEED=$SEED OUT=$RUNS/seed-$SEED scripts/quickstart.sh "$@"
     SUMMARIES+=("$RUNS/seed-$SEED/summary.json")

@@ -7,7 +7,7 @@ PYTHON=${PYTHON:-python3}
 VENV=${VENV:-$PWD/.venv}
 
 STAMP=$VENV/.rredcot_ready
-WANTED=$(cat pyproject.toml REQUIRED_VERL.txt scripts/setup.sh | cksum)
+WANTED="$PWD $(cat pyproject.toml REQUIRED_VERL.txt scripts/setup.sh | cksum)"
 if [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$WANTED" ]; then
     exit 0
 fi

@@ -8,6 +8,22 @@ shift
 
 # Ray's sockets have a short limit on the length of their path.
 RAY_DIR=$(mktemp -d "${TMPDIR:-/tmp}/ray.XXXXXX")
+PID=
+PROGRESS=
+clean_up() {
+    if [ -n "$PID" ]; then
+        kill $PID $PROGRESS 2>/dev/null || true
+        # Ray's own processes follow the driver; one that does not end by itself is ended.
+        for _ in $(seq 30); do
+            kill -0 $PID 2>/dev/null || break
+            sleep 1
+        done
+        kill -9 $PID 2>/dev/null || true
+        sleep 1
+    fi
+    rm -rf "$RAY_DIR" "$RAY_DIR.token"
+}
+trap clean_up EXIT
 export VERL_PLATFORM=cpu VERL_FILE_LOGGER_PATH=$RUN_DIR/metrics.jsonl
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false HYDRA_FULL_ERROR=1
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
@@ -19,16 +35,6 @@ python -c 'import secrets; print(secrets.token_hex(32))' > "$RAY_AUTH_TOKEN_PATH
 
 python -m verl.trainer.main_ppo "$@" ++ray_kwargs.ray_init._temp_dir="$RAY_DIR" > "$RUN_DIR/train.log" 2>&1 &
 PID=$!
-clean_up() {
-    kill "$PID" "${PROGRESS:-$PID}" 2>/dev/null || true
-    wait "$PID" 2>/dev/null || true
-    # Ray's own processes follow the driver within seconds, and write until then.
-    for _ in 1 2 3 4 5; do
-        rm -rf "$RAY_DIR" "$RAY_DIR.token" 2>/dev/null && break || sleep 1
-    done
-}
-trap clean_up EXIT
-
 python -m recipes.quickstart.progress "$RUN_DIR" $PID &
 PROGRESS=$!
 STATUS=0

@@ -1,16 +1,20 @@
 """The agent loop side: probes are scored where responses are generated, while their prefix is in the server's cache."""
 
+import asyncio
+import logging
 from typing import Any
 
 import ray
 from verl.experimental.agent_loop import AgentLoopOutput
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
-from rredcot_verl.integration.credit_record import KEY
+from rredcot_verl.integration.credit_record import FAILED, KEY, CreditRecord
 from rredcot_verl.integration.group import Group
 from rredcot_verl.integration.response_scorer import Response, ResponseScorer, as_member
 from rredcot_verl.integration.session import SESSION, Session
-from rredcot_verl.integration.settings import parse_block
+from rredcot_verl.integration.settings import max_sequence_length, parse_block
+
+logger = logging.getLogger(__name__)
 
 # Ray's decorator hides the class itself; there is no other way to derive from verl's worker.
 _WorkerTQ: Any = AgentLoopWorkerTQ.__ray_metadata__.modified_class.__ray_actor_class__
@@ -23,7 +27,9 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
         super().__init__(*args, **kwargs)
         # The trainer has checked them, and names this worker only for runs that redistribute.
         settings = parse_block(self.config)
-        self._scorer = ResponseScorer(self.config, settings, self.tokenizer, self.llm_client.generate)
+        positions = getattr(self.model_config.hf_config, "max_position_embeddings", None)
+        max_length = max_sequence_length(self.config, positions)
+        self._scorer = ResponseScorer(self.config, settings, self.tokenizer, self.llm_client.generate, max_length)
         self._groups: dict[str, Group] = {}
 
     async def _run_prompt(
@@ -57,14 +63,33 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
         if not validate and outputs:
             # verl's own call further down finds the reward and does not compute it again.
             await self._compute_score(outputs, kwargs=kwargs)
-            response = self._response(outputs[-1], kwargs)
-            group = self._groups[kwargs["uid"]]
-            await group.arrive(kwargs["session_id"], as_member(response))
-            record = await self._scorer.credit(response, group)
+            record = await self._credit(outputs[-1], kwargs)
             outputs[-1].extra_fields[KEY] = record.to_dict()
         await super()._agent_loop_postprocess(output, validate, **kwargs)
 
+    async def _credit(self, output: AgentLoopOutput, kwargs: dict[str, Any]) -> CreditRecord:
+        """Segments and self-values of a verified rollout.
+
+        Never raises: verl would drop the response and train on the rest of its group without a word. The record carries
+        the failure to the trainer, which stops.
+        """
+        try:
+            response = self._response(output, kwargs)
+            group = self._groups[kwargs["uid"]]
+            await group.arrive(kwargs["session_id"], as_member(response))
+            return await self._scorer.credit(response, group)
+        except asyncio.TimeoutError:
+            limit = self._scorer.settings.self_value.timeout_s
+            return CreditRecord(FAILED, error=f"no answer within algorithm.rredcot.self_value.timeout_s={limit}")
+        except Exception as error:  # noqa: BLE001 - not swallowed: the trainer raises it
+            logger.exception("rredcot: the self-values of a response could not be computed")
+            return CreditRecord(FAILED, error=f"{type(error).__name__}: {error}")
+
     def _response(self, output: AgentLoopOutput, kwargs: dict[str, Any]) -> Response:
+        if output.multi_modal_data:
+            raise ValueError(
+                f"the response has {sorted(output.multi_modal_data)} in its prompt; RREDCoT supports text only"
+            )
         session = SESSION.get()
         reward_model = kwargs.get("reward_model") or {}
         return Response(

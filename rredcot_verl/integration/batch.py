@@ -98,15 +98,20 @@ def write_token_level_rewards(batch: KVBatchMeta, rows: Rows, token_level_reward
     )
 
 
-def check_outcomes(rows: Rows, settings: RREDCoTConfig) -> None:
+def check_outcomes(rows: Rows, settings: RREDCoTConfig, penalty: float = 0.0) -> None:
     """Refuse rewards outside the range that self-values are measured against.
+
+    Args:
+        rows: The batch.
+        settings: The `algorithm.rredcot` block.
+        penalty: How far below the range verl's own reward shaping may go.
 
     Raises:
         ValueError: Names the reward, the row and the setting.
     """
     low, high = settings.self_value.reward_range
     slack = 1e-6 * max(abs(low), abs(high))
-    outside = ~rows.is_padding & ~((rows.outcomes >= low - slack) & (rows.outcomes <= high + slack))
+    outside = ~rows.is_padding & ~((rows.outcomes >= low - penalty - slack) & (rows.outcomes <= high + slack))
     if bool(outside.any()):
         row = int(outside.nonzero()[0])
         raise ValueError(

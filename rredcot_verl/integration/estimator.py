@@ -5,6 +5,7 @@ through `segment_context`; without them the estimator is verl's GRPO, which is i
 """
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -96,6 +97,7 @@ def compute_rredcot_advantage(
     norm_by_std = True if config is None else bool(config.get("norm_adv_by_std_in_grpo", True))
     context = _CONTEXT.get()
     if context is None:
+        _warn_without_segments()
         advantages, _ = compute_grpo_outcome_advantage(
             token_level_rewards, response_mask, index, norm_adv_by_std_in_grpo=norm_by_std, config=config
         )
@@ -111,6 +113,14 @@ def compute_rredcot_advantage(
     advantages = expand_to_tokens(context.segment_advantages, segments.segment_boundaries, response_mask.size(1))
     advantages = advantages * response_mask
     return advantages, advantages.clone()
+
+
+@functools.cache
+def _warn_without_segments() -> None:
+    logger.warning(
+        "rredcot: the estimator was called without segments, so its advantages are GRPO's; RREDCoT needs verl's V1 "
+        "trainer (trainer.use_v1=True) with trainer.v1.trainer_mode=sync"
+    )
 
 
 def compute_credit(

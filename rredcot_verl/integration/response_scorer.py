@@ -1,8 +1,6 @@
 """One response, from its tokens to its self-values: segments, probes, scores."""
 
-import asyncio
 import dataclasses
-import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +12,6 @@ from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.core.segmentation import Trace, get_segmenter, segment
 from rredcot_verl.integration.credit_record import (
     EMPTY,
-    FAILED,
     NO_PROPOSAL,
     SCORED,
     TOO_LONG,
@@ -22,12 +19,9 @@ from rredcot_verl.integration.credit_record import (
     CreditRecord,
 )
 from rredcot_verl.integration.group import Group, Member
-from rredcot_verl.integration.settings import max_sequence_length
 from rredcot_verl.scoring.probes import Branch, Elicitation, Proposal, ReadAnswer, build_proposals
 from rredcot_verl.scoring.rollout import Generate, make_scorer, self_values
 from rredcot_verl.scoring.vocabulary import Vocabulary
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,41 +55,34 @@ class ResponseScorer:
         settings: The `algorithm.rredcot` block.
         tokenizer: The policy's tokenizer.
         generate: `LLMServerClient.generate`.
+        max_length: Longest sequence the rollout server takes, tokens.
     """
 
-    def __init__(self, config: DictConfig, settings: RREDCoTConfig, tokenizer: Any, generate: Generate) -> None:
+    def __init__(
+        self, config: DictConfig, settings: RREDCoTConfig, tokenizer: Any, generate: Generate, max_length: int
+    ) -> None:
         rollout = config.actor_rollout_ref.rollout
         self.settings = settings
         self.vocabulary = Vocabulary(tokenizer, settings.segmentation.keywords)
         self.elicitation = Elicitation(self.vocabulary, settings)
         self._segmenter = get_segmenter(settings.segmentation.method)
         self._scorer = make_scorer(rollout.name, generate, settings.self_value, float(rollout.temperature))
-        self._max_length = max_sequence_length(config)
+        self._max_length = max_length
         self._response_length = int(rollout.response_length)
-        self._slots = asyncio.Semaphore(settings.self_value.max_concurrency)
 
     async def credit(self, response: Response, group: Group) -> CreditRecord:
         """Wait until the group is decided, then probe the response.
 
-        Never raises for a failed request: verl would drop the response and train on the rest of the group without a
-        word. The record carries the failure to the trainer, which stops.
+        Raises:
+            Exception: Whatever the rollout client raises; `asyncio.TimeoutError` for a request that took too long.
         """
         ready_time = time.time()
         await group.decided(needs_all=self.settings.self_value.proposals != "reference")
         started = time.time()
-        try:
-            record = await self._score(response, group)
-        except asyncio.TimeoutError:
-            logger.error("rredcot: scoring the probes of request %s timed out", response.request_id)
-            limit = self.settings.self_value.timeout_s
-            record = CreditRecord(FAILED, error=f"no answer within algorithm.rredcot.self_value.timeout_s={limit}")
-        except Exception as error:  # noqa: BLE001 - not swallowed: the trainer raises it, see the docstring
-            logger.exception("rredcot: scoring the probes of request %s failed", response.request_id)
-            record = CreditRecord(FAILED, error=f"{type(error).__name__}: {error}")
-        truncated = response.answer is None and len(response.response_ids) >= self._response_length
+        record = await self._score(response, group)
         return dataclasses.replace(
             record,
-            truncated=truncated,
+            truncated=response.answer is None and len(response.response_ids) >= self._response_length,
             ready_time=ready_time,
             scored_time=time.time(),
             scoring_seconds=time.time() - started if record.num_probes else 0.0,
@@ -119,11 +106,8 @@ class ResponseScorer:
         boundaries, branches, num_dropped = _drop_boundaries(boundaries, branches, self._max_length)
         if not branches:
             return CreditRecord(TOO_LONG, num_dropped_answers=num_dropped_answers, num_dropped_boundaries=num_dropped)
-        async with self._slots:
-            scores = await asyncio.wait_for(
-                self._scorer.score(response.request_id, response.prompt_ids + response.response_ids, branches),
-                timeout=settings.timeout_s,
-            )
+        trace_ids = response.prompt_ids + response.response_ids
+        scores = await self._scorer.score(response.request_id, trace_ids, branches)
         low, high = settings.reward_range
         values = low + (high - low) * self_values(settings.form, branches, scores, proposals).double()
         return CreditRecord(

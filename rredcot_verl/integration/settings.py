@@ -70,6 +70,13 @@ def _check_run(config: DictConfig, settings: RREDCoTConfig) -> None:
             f"actor_rollout_ref.rollout.name={rollout.name!r} cannot score probes; {PREFIX}.self_value.engine=rollout "
             f"works with {list(SCORING_BACKENDS)}"
         )
+    if rollout.name == "vllm":
+        for key in ("full_determinism", "disaggregation.enabled"):
+            if OmegaConf.select(rollout, key):
+                raise ValueError(
+                    f"actor_rollout_ref.rollout.{key}=True: probes need requests of their own on the server that holds "
+                    "the trace's prefix; RREDCoT does not support it"
+                )
     if config.algorithm.use_kl_in_reward:
         raise ValueError(
             "algorithm.use_kl_in_reward=True puts a KL term on every token's reward, which has no place in a "
@@ -112,6 +119,10 @@ def switch_on(config: DictConfig) -> None:
             "temperature 1, not at actor_rollout_ref.rollout.temperature=%s",
             rollout.temperature,
         )
+    if rollout.name == "vllm" and not rollout.get("enable_prefix_caching", True):
+        logger.warning(
+            "rredcot: actor_rollout_ref.rollout.enable_prefix_caching=False, so every probe computes its whole prefix"
+        )
     with open_dict(config):
         rollout.agent.agent_loop_manager_class = chosen or AGENT_LOOP_MANAGER
         rollout.calculate_log_probs = True
@@ -126,7 +137,13 @@ def switch_on(config: DictConfig) -> None:
         )
 
 
-def max_sequence_length(config: DictConfig) -> int:
-    """Longest sequence the rollout server takes, in tokens."""
+def max_sequence_length(config: DictConfig, max_position_embeddings: int | None) -> int:
+    """Longest sequence the rollout server takes, in tokens: as verl's servers do, the model's own where not set."""
     rollout: Any = config.actor_rollout_ref.rollout
-    return int(rollout.max_model_len or rollout.prompt_length + rollout.response_length)
+    return int(rollout.max_model_len or max_position_embeddings or rollout.prompt_length + rollout.response_length)
+
+
+def reward_penalty(config: DictConfig) -> float:
+    """How far below the verifier's lowest reward verl's own shaping may go (DAPO's penalty for overlong responses)."""
+    penalty = OmegaConf.select(config, "reward.reward_kwargs.overlong_buffer_cfg")
+    return float(penalty.penalty_factor) if penalty is not None and penalty.enable else 0.0

@@ -20,7 +20,7 @@ from rredcot_verl.integration.batch import Rows, check_outcomes, read_rows, writ
 from rredcot_verl.integration.credit_record import NO_PROPOSAL, STATUSES
 from rredcot_verl.integration.estimator import NAME, SegmentContext, compute_credit, segment_context
 from rredcot_verl.integration.session import SessionClient
-from rredcot_verl.integration.settings import active_settings, switch_on
+from rredcot_verl.integration.settings import active_settings, reward_penalty, switch_on
 from rredcot_verl.integration.traces import CreditedRows, write_traces
 from rredcot_verl.scoring.probes import Elicitation
 from rredcot_verl.scoring.vocabulary import Vocabulary
@@ -54,7 +54,7 @@ class RREDCoTTrainerMixin(PPOTrainer):
             return super()._compute_advantage(batch, metrics)
         started = time.perf_counter()
         rows = read_rows(batch)
-        check_outcomes(rows, self.rredcot)
+        check_outcomes(rows, self.rredcot, reward_penalty(self.config))
         segments = rows.segments()
         token_level_rewards = redistribute(segments, rows.response_mask)
         write_token_level_rewards(batch, rows, token_level_rewards)

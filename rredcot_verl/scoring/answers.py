@@ -69,7 +69,7 @@ def _find_boxed(text: str) -> tuple[int, int, int] | None:
 
 def _find_pattern(pattern: re.Pattern[str]) -> Callable[[str], tuple[int, int, int] | None]:
     def find(text: str) -> tuple[int, int, int] | None:
-        matches = list(pattern.finditer(text))
+        matches = [match for match in pattern.finditer(text) if match.group(1) is not None]
         if not matches:
             return None
         # Trailing blanks (and the end of a bold "**Answer: 4**") are not the answer's.

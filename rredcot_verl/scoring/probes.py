@@ -5,6 +5,7 @@ The trace's own tokens are never re-encoded; only what is appended is encoded.
 """
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,10 +98,13 @@ class Elicitation:
         self._anchor = self._encode(JOIN_ANCHOR)
         self._suffix = functools.lru_cache(maxsize=4096)(self._build_suffix)
         can_think = self._think_open is not None and self._think_close is not None
+        # Whether thinking, after a newline, at the response's own answer.
+        self._situations = list(
+            itertools.product((False, True) if can_think else (False,), (False, True), (False, True))
+        )
         for name in self.formats:
-            for thinking in (False, True) if can_think else (False,):
-                for new_line, at_answer in ((False, False), (True, False), (False, True)):
-                    self._suffix(name, "2", thinking, new_line, at_answer)
+            for situation in self._situations:
+                self._suffix(name, "2", *situation)
 
     def read(self, response_ids: Sequence[int]) -> ReadAnswer | None:
         """Find the final answer of a response, and remember which token ended it."""
@@ -172,9 +176,10 @@ class Elicitation:
         return result
 
     def can_append(self, answer: str, format_name: str) -> bool:
-        """Whether the tokenizer can write an answer after an opening without changing it."""
+        """Whether the tokenizer can write an answer after every opening it may need without changing it."""
         try:
-            self._suffix(format_name, answer, False, False, False)
+            for situation in self._situations:
+                self._suffix(format_name, answer, *situation)
         except JoinError:
             return False
         return True

@@ -5,7 +5,6 @@ Two servers, two requests: the CPU server takes a whole trace with all its branc
 """
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,8 +15,6 @@ from torch import Tensor
 from rredcot_verl.config.schema import SelfValueConfig
 from rredcot_verl.core.self_value import geometric_value, joint_value, normalized_value
 from rredcot_verl.scoring.probes import Branch, Proposal
-
-logger = logging.getLogger(__name__)
 
 Generate = Callable[..., Awaitable[Any]]
 """`LLMServerClient.generate(request_id, *, prompt_ids, sampling_params) -> TokenOutput`."""
@@ -86,42 +83,60 @@ class BranchScorer:
 class PromptLogprobScorer:
     """One `prompt_logprobs` request for each branch and closing token, for vLLM behind verl's stock server.
 
-    `skip_reading_prefix_cache=False` lets the prefix come from the cache it was just generated into; the entries of the
-    cached part are not meaningful, so only the suffix is read. vLLM reads prompt log-probabilities at temperature 1.
-    Only the `max_closing_tokens` likeliest ends are summed: a lower bound of the probability that the answer ends.
+    `skip_reading_prefix_cache=False` lets the prefix come from the cache it was just generated into. vLLM gives
+    log-probabilities only for what it computed: the entries of what it found in the cache are not meaningful, and the
+    cache may reach into a probe (a trace that wrote the very answer, two probes that differ in their last token).
+    Such a probe is asked for again without the cache.
+
+    vLLM reads prompt log-probabilities at temperature 1. Only the `max_closing_tokens` likeliest ends are summed: a
+    lower bound of the probability that the answer ends.
     """
 
-    def __init__(self, generate: Generate, max_closing_tokens: int, max_concurrency: int) -> None:
+    def __init__(self, generate: Generate, max_closing_tokens: int) -> None:
         self._generate = generate
         self._max_closing_tokens = max_closing_tokens
-        self._slots = asyncio.Semaphore(max_concurrency)
 
     async def score(self, request_id: str, trace_ids: list[int], branches: Sequence[Branch]) -> list[BranchScore]:
         return list(await asyncio.gather(*[self._score_branch(request_id, trace_ids, branch) for branch in branches]))
 
     async def _score_branch(self, request_id: str, trace_ids: list[int], branch: Branch) -> BranchScore:
         prefix = trace_ids[: branch.position] + list(branch.token_ids)
+        # The first request is read from the first scored token on; the others differ in their last token alone.
+        starts = [branch.position + branch.scored_from] + [len(prefix)] * (len(branch.closing_token_ids) - 1)
         closings = branch.closing_token_ids[: self._max_closing_tokens]
-        rows = await asyncio.gather(*[self._suffix_log_probs(request_id, prefix, branch, end) for end in closings])
+        answers = await asyncio.gather(
+            *[self._log_probs(request_id, [*prefix, end], start) for end, start in zip(closings, starts, strict=False)]
+        )
+        rows = [log_probs for log_probs, _ in answers]
         closing = torch.tensor([row[-1] for row in rows], dtype=torch.float64).logsumexp(0).item()
-        return BranchScore(rows[0][:-1], closing, (len(branch.token_ids) + 1) * len(rows))
+        # What comes before the first scored token is given, and not read.
+        token_log_probs = [0.0] * branch.scored_from + rows[0][:-1]
+        return BranchScore(token_log_probs, closing, sum(num_computed for _, num_computed in answers))
 
-    async def _suffix_log_probs(self, request_id: str, prefix: list[int], branch: Branch, end: int) -> list[float]:
-        async with self._slots:
+    async def _log_probs(self, request_id: str, token_ids: list[int], start: int) -> tuple[list[float], int]:
+        """Log-probabilities of `token_ids[start:]`, and how many tokens were computed for them."""
+        num_computed = 0
+        for skip_cache in (False, True):
             output = await self._generate(
                 request_id=request_id,
-                prompt_ids=[*prefix, end],
+                prompt_ids=token_ids,
                 sampling_params={
                     "max_tokens": 1,
                     "temperature": 1.0,
                     "prompt_logprobs": 0,
-                    "skip_reading_prefix_cache": False,
+                    "skip_reading_prefix_cache": skip_cache,
+                    # The ids of cached entries are as meaningless as their values, and not to be decoded.
+                    "detokenize": False,
                 },
             )
-        # verl shifts the list by one: entry i is the log-probability of token i + 1.
-        entries = output.extra_fields["prompt_logprobs"][branch.position - 1 : len(prefix)]
-        _check_length(len(entries), len(prefix) + 1 - branch.position)
-        return [entry[0] for entry in entries]
+            num_cached = 0 if skip_cache else output.extra_fields.get("num_cached_tokens")
+            num_computed += len(token_ids) - (num_cached or 0)
+            if num_cached is not None and num_cached < start:
+                break
+        # verl shifts the list by one: entry i is the log-probability of token i + 1, the last entry a dummy.
+        entries = output.extra_fields["prompt_logprobs"]
+        _check_length(len(entries), len(token_ids))
+        return [entry[0] for entry in entries[start - 1 : -1]], num_computed
 
 
 def _check_length(found: int, expected: int) -> None:
@@ -139,14 +154,26 @@ def make_scorer(rollout_name: str, generate: Generate, config: SelfValueConfig, 
     Raises:
         ValueError: The backend cannot score.
     """
+    limited = _limit(generate, config.max_concurrency, config.timeout_s)
     if rollout_name == "rredcot_cpu":
-        return BranchScorer(generate, temperature)
+        return BranchScorer(limited, temperature)
     if rollout_name == "vllm":
-        return PromptLogprobScorer(generate, config.max_closing_tokens, config.max_concurrency)
+        return PromptLogprobScorer(limited, config.max_closing_tokens)
     raise ValueError(
         f"actor_rollout_ref.rollout.name={rollout_name!r} cannot score probes; self_value.engine=rollout works with "
         f"{list(SCORING_BACKENDS)}"
     )
+
+
+def _limit(generate: Generate, max_concurrency: int, timeout_s: float) -> Generate:
+    """At most so many requests under way; the time a request waits for its turn does not count as its own."""
+    slots = asyncio.Semaphore(max_concurrency)
+
+    async def limited(**request: Any) -> Any:
+        async with slots:
+            return await asyncio.wait_for(generate(**request), timeout_s)
+
+    return limited
 
 
 def self_values(

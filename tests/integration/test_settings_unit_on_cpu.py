@@ -14,6 +14,7 @@ from rredcot_verl.integration.settings import (
     active_settings,
     max_sequence_length,
     parse_block,
+    reward_penalty,
     switch_on,
 )
 from rredcot_verl.integration.start_up import CheckSettings
@@ -189,8 +190,25 @@ def test_log_probabilities_that_are_switched_on_are_reported(config, caplog):
 def test_max_sequence_length(config):
     put(config, actor_rollout_ref__rollout__max_model_len=None)
     put(config, actor_rollout_ref__rollout__prompt_length=100, actor_rollout_ref__rollout__response_length=50)
-    assert max_sequence_length(config) == 150
-    assert max_sequence_length(put(config, actor_rollout_ref__rollout__max_model_len=140)) == 140
+    assert max_sequence_length(config, None) == 150
+    assert max_sequence_length(config, 4096) == 4096
+    assert max_sequence_length(put(config, actor_rollout_ref__rollout__max_model_len=140), 4096) == 140
+
+
+@pytest.mark.parametrize("key", ["full_determinism", "disaggregation__enabled"])
+def test_rollout_modes_in_which_probes_would_go_wrong_are_refused(config, key):
+    put(config, **{f"actor_rollout_ref__rollout__{key}": True})
+    with pytest.raises(ValueError, match=key.replace("__", ".")):
+        active_settings(config)
+
+
+def test_verls_own_penalty_widens_the_range(config):
+    assert reward_penalty(config) == 0.0
+    with open_dict(config):
+        config.reward.reward_kwargs = {"overlong_buffer_cfg": {"enable": True, "penalty_factor": 1.5}}
+    assert reward_penalty(config) == 1.5
+    config.reward.reward_kwargs.overlong_buffer_cfg.enable = False
+    assert reward_penalty(config) == 0.0
 
 
 FIRST_IMPORT = """

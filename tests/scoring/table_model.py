@@ -36,13 +36,39 @@ class FakeServer:
 
     Args:
         model: The table.
-        cached: Entries of this many first tokens are garbage, as those of a cached prefix are.
+        block_size: Tokens of a block of vLLM's prefix cache; 0 for no cache. A request finds the longest run of full
+            blocks that an earlier one (or `generated`) put there, short of its last token; entries up to the token
+            after what it found are garbage.
+        garbage: What those entries hold.
+        generated: A trace whose blocks are in the cache from its generation.
         max_model_len: Longer requests are refused as verl's vLLM server does.
     """
 
-    def __init__(self, model: TableModel, cached: int = 0, max_model_len: int = 10**6) -> None:
-        self.model, self.cached, self.max_model_len = model, cached, max_model_len
+    def __init__(
+        self,
+        model: TableModel,
+        block_size: int = 0,
+        garbage: float = -0.2,
+        generated: list[int] | None = None,
+        max_model_len: int = 10**6,
+    ) -> None:
+        self.model, self.block_size, self.garbage, self.max_model_len = model, block_size, garbage, max_model_len
         self.requests: list[dict[str, Any]] = []
+        self.blocks: set[tuple[int, ...]] = set()
+        self._remember(generated or [])
+
+    def _remember(self, token_ids: list[int]) -> None:
+        if self.block_size:
+            ends = range(self.block_size, len(token_ids) + 1, self.block_size)
+            self.blocks |= {tuple(token_ids[:end]) for end in ends}
+
+    def _num_cached(self, token_ids: list[int]) -> int:
+        num_cached = 0
+        while self.block_size and num_cached + self.block_size < len(token_ids):
+            if tuple(token_ids[: num_cached + self.block_size]) not in self.blocks:
+                break
+            num_cached += self.block_size
+        return num_cached
 
     async def generate(self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any]) -> Any:
         self.requests.append(
@@ -60,11 +86,13 @@ class FakeServer:
         if self.max_model_len - len(prompt_ids) < 1:
             raise ValueError(f"Prompt length ({len(prompt_ids)}) leaves no room to generate")
         # As `extract_prompt_logprobs`: the first token has no entry, and a dummy closes the list.
+        num_cached = 0 if sampling_params["skip_reading_prefix_cache"] else self._num_cached(prompt_ids)
         entries = []
         for place in range(1, len(prompt_ids)):
-            value = 77.0 if place < self.cached else self.model.log_probs(prompt_ids[:place])[prompt_ids[place]].item()
-            entries.append([value])
-        return SimpleNamespace(extra_fields={"prompt_logprobs": [*entries, [0.0]]})
+            computed = self.model.log_probs(prompt_ids[:place])[prompt_ids[place]].item()
+            entries.append([computed if place > num_cached else self.garbage])
+        self._remember(prompt_ids)
+        return SimpleNamespace(extra_fields={"prompt_logprobs": [*entries, [0.0]], "num_cached_tokens": num_cached})
 
     def _branch(self, trace_ids: list[int], branch: dict[str, Any], temperature: float) -> dict[str, Any]:
         prefix = trace_ids[: branch["position"]]

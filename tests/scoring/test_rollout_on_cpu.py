@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rredcot_verl.config.schema import SelfValueConfig
+from rredcot_verl.config.schema import SelfValueConfig, parse
 from rredcot_verl.scoring.probes import Branch, Proposal
 from rredcot_verl.scoring.rollout import (
     SCORING_BACKENDS,
@@ -60,32 +60,40 @@ def test_branch_scorer_equals_direct_computation(temperature):
     assert server.requests[0]["request_id"] == "request-1" and server.requests[0]["prompt_ids"] == TRACE
 
 
-@pytest.mark.parametrize("cached", [0, 2])
-def test_prompt_logprob_scorer_equals_direct_computation_and_the_other_scorer(cached):
-    """`cached`: entries of the prefix, which verl's shifted list holds too, are garbage and must not be read."""
-    server = FakeServer(MODEL, cached=cached)
-    found = score(PromptLogprobScorer(server.generate, max_closing_tokens=3, max_concurrency=4))
+@pytest.mark.parametrize("block_size", [0, 1, 2, 3, 4, 16])
+@pytest.mark.parametrize("generated", [[], TRACE, [*TRACE[:2], 10, 4, 7, 7, 7], [*TRACE[:6], 5, 5, 8, 8]])
+@pytest.mark.parametrize("garbage", [-0.2, 77.0, float("nan")])
+def test_prompt_logprob_scorer_equals_direct_computation_and_the_other_scorer(block_size, generated, garbage):
+    """Whatever the cache holds, also the probed answers themselves, or what another probe has just put there."""
+    server = FakeServer(MODEL, block_size, garbage, generated)
+    found = score(PromptLogprobScorer(server.generate, max_closing_tokens=3))
     other = score(BranchScorer(FakeServer(MODEL).generate, 1.0))
     for branch, result, same in zip(BRANCHES, found, other, strict=True):
         tokens, closing = directly(branch)
-        assert list(result.token_log_probs) == pytest.approx(tokens, abs=1e-12)
+        counted = slice(branch.scored_from, None)
+        assert list(result.token_log_probs)[counted] == pytest.approx(tokens[counted], abs=1e-12)
         assert result.closing_log_prob == pytest.approx(closing, abs=1e-12)
-        assert list(result.token_log_probs) == pytest.approx(same.token_log_probs, abs=1e-12)
+        assert list(result.token_log_probs)[counted] == pytest.approx(same.token_log_probs[counted], abs=1e-12)
         assert result.closing_log_prob == pytest.approx(same.closing_log_prob, abs=1e-12)
-        assert result.num_forward_tokens == 3 * (len(branch.token_ids) + 1)
+    computed = sum(result.num_forward_tokens for result in found)
+    whole = sum(3 * (branch.position + len(branch.token_ids) + 1) for branch in BRANCHES)
+    assert computed == whole if block_size == 0 else computed > 0
 
 
-def test_the_whole_prefix_of_a_late_branch_may_be_cached():
-    branches = BRANCHES[2:]
-    server = FakeServer(MODEL, cached=6)
-    found = score(PromptLogprobScorer(server.generate, 3, 4), branches)
-    for branch, result in zip(branches, found, strict=True):
-        assert list(result.token_log_probs) == pytest.approx(directly(branch)[0], abs=1e-12)
+def test_the_cache_is_left_out_only_where_it_reaches_into_a_probe():
+    def skipped(block_size):
+        server = FakeServer(MODEL, block_size, generated=TRACE)
+        (result,) = score(PromptLogprobScorer(server.generate, 1), BRANCHES[2:3])
+        return [r["sampling_params"]["skip_reading_prefix_cache"] for r in server.requests], result.num_forward_tokens
+
+    # Eight tokens, the first scored one at 6: blocks of 4 end before it, blocks of 2 right at it.
+    assert skipped(4) == ([False], 4)
+    assert skipped(2) == ([False, True], 2 + 8)
 
 
 def test_what_is_asked_of_vllm():
     server = FakeServer(MODEL)
-    score(PromptLogprobScorer(server.generate, 2, 4), BRANCHES[:1])
+    score(PromptLogprobScorer(server.generate, 2), BRANCHES[:1])
     assert [r["prompt_ids"] for r in server.requests] == [[3, 1, 10, 4, 7], [3, 1, 10, 4, 8]]
     for request in server.requests:
         assert request["request_id"] == "request-1"
@@ -94,12 +102,13 @@ def test_what_is_asked_of_vllm():
             "temperature": 1.0,
             "prompt_logprobs": 0,
             "skip_reading_prefix_cache": False,
+            "detokenize": False,
         }
 
 
 @pytest.mark.parametrize("kept", [1, 2])
 def test_fewer_closing_tokens_give_a_lower_bound(kept):
-    found = score(PromptLogprobScorer(FakeServer(MODEL).generate, kept, 4))
+    found = score(PromptLogprobScorer(FakeServer(MODEL).generate, kept))
     for branch, result in zip(BRANCHES, found, strict=True):
         assert result.closing_log_prob == pytest.approx(directly(branch, CLOSING[:kept])[1], abs=1e-12)
         assert result.closing_log_prob < directly(branch)[1]
@@ -116,8 +125,23 @@ def test_no_more_requests_at_once_than_allowed():
         running -= 1
         return await server.generate(*args, **kwargs)
 
-    score(PromptLogprobScorer(slow, 3, 2))
+    config = parse({"self_value": {"max_concurrency": 2, "max_closing_tokens": 3}}).self_value
+    score(make_scorer("vllm", slow, config, 1.0))
     assert len(server.requests) == 12 and most == 2
+
+
+def test_waiting_for_a_turn_is_no_part_of_a_requests_time():
+    server = FakeServer(MODEL)
+
+    async def slow(*args, **kwargs):
+        await asyncio.sleep(0.05)
+        return await server.generate(*args, **kwargs)
+
+    config = parse({"self_value": {"max_concurrency": 1, "max_closing_tokens": 3, "timeout_s": 0.3}}).self_value
+    score(make_scorer("vllm", slow, config, 1.0))
+    config = parse({"self_value": {"timeout_s": 0.01}}).self_value
+    with pytest.raises(asyncio.TimeoutError):
+        score(make_scorer("vllm", slow, config, 1.0))
 
 
 def test_missing_probes_are_refused():
@@ -133,7 +157,7 @@ def test_missing_probes_are_refused():
     with pytest.raises(KeyError):
         score(BranchScorer(nothing, 1.0))
     with pytest.raises(KeyError):
-        score(PromptLogprobScorer(nothing, 2, 2))
+        score(PromptLogprobScorer(nothing, 2))
 
 
 @pytest.mark.parametrize("kind, change", [("vllm", -2), ("rredcot_cpu", -1), ("rredcot_cpu", 1)])
