@@ -77,8 +77,8 @@ class ElicitationConfig(_Block):
 
     format: Literal["auto", "boxed", "hash", "plain", "custom"] = Field(
         "auto",
-        description="`boxed`: \\boxed{}; `hash`: #### (GSM8K); `plain`: Answer:; `auto`: the one the group's own "
-        "responses use; `custom`: the three fields below.",
+        description="`boxed`: \\boxed{}; `hash`: #### (GSM8K); `plain`: Answer:; `auto`: the one a response "
+        "itself uses or, where it has no answer, the one most responses used so far; `custom`: the three fields below.",
     )
     opening: str | None = Field(
         None, min_length=1, description="custom: text that opens the answer, e.g. '\\nResult:'."
@@ -139,9 +139,14 @@ class SelfValueConfig(_Block):
         False, description="true: probe groups that are all right or all wrong too (for metrics; no gradient)."
     )
     reward_range: tuple[float, float] = Field(
-        (0.0, 1.0), strict=False, description="Lowest and highest reward the verifier gives, e.g. [-1, 1] for DAPO."
+        (0.0, 1.0),
+        strict=False,
+        description="Lowest and highest reward the verifier gives, e.g. [-1, 1] for "
+        "verl's DAPO score. verl's own penalty for overlong responses may go below it.",
     )
-    timeout_s: float = Field(600.0, gt=0, description="Seconds after which a scoring request has failed.")
+    timeout_s: float = Field(
+        600.0, gt=0, description="Seconds after which a scoring request that is under way has failed."
+    )
     max_concurrency: int = Field(64, ge=1, description="Scoring requests under way at once, per agent loop worker.")
 
     @model_validator(mode="after")
