@@ -63,7 +63,10 @@ def test_another_estimator_reads_the_redistributed_rewards(tmp_path, ray_folder)
 
 
 def test_with_another_estimator_the_plugin_changes_nothing(tmp_path, ray_folder):
-    """Greedy rollouts and groups of one: such a run can be repeated to the last bit, and still learns."""
+    """Greedy rollouts and groups of one: such a run can be repeated, and still learns.
+
+    Up to float32 rounding: which requests share a batch of the server depends on when they arrive.
+    """
     settings = ("actor_rollout_ref.rollout.n=1", "actor_rollout_ref.rollout.top_k=1")
     without = {"VERL_USE_EXTERNAL_PLUGINS": "none", "VERL_USE_EXTERNAL_MODULES": "tests.cpu.backend_plugin"}
     runs = []
@@ -71,13 +74,14 @@ def test_with_another_estimator_the_plugin_changes_nothing(tmp_path, ray_folder)
         (tmp_path / name).mkdir()
         runs.append(main_ppo(tmp_path / name, f"{ray_folder}/{name[-1]}", *settings, environment=environment))
         assert runs[-1].returncode == 0, runs[-1].output[-8000:]
-    clocks = ("timing", "perf/", "throughput")
+    machine = ("timing", "perf/", "throughput")
     ours, theirs = (
-        [{key: value for key, value in step.items() if not key.startswith(clocks)} for step in run.steps]
+        [{key: value for key, value in step.items() if not any(word in key for word in machine)} for step in run.steps]
         for run in runs
     )
     assert any(step["actor/grad_norm"] > 0 for step in theirs)
-    assert ours == theirs
+    for step, same in zip(ours, theirs, strict=True):
+        assert step == pytest.approx(same, rel=1e-5, abs=1e-6)
 
 
 def test_a_failing_server_stops_the_training(tmp_path, ray_folder):
