@@ -12,6 +12,7 @@ export PATH OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 echo "== ruff"
 ruff check .
+ruff format --check .
 echo "== mypy"
 mypy
 echo "== doctor"

@@ -11,8 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rredcot_verl.config.schema import RREDCoTConfig
-from rredcot_verl.scoring.answers import BUILT_IN, AnswerFormat, FoundAnswer, canonical, find_answer, formats_of
-from rredcot_verl.scoring.answers import reference_answers as _reference_answers
+from rredcot_verl.scoring.answers import (
+    AnswerFormat,
+    FoundAnswer,
+    canonical,
+    find_answer,
+    formats_of,
+    reference_answers,
+)
 from rredcot_verl.scoring.vocabulary import Vocabulary
 
 JOIN_ANCHOR = "1 + 1 = 2"
@@ -272,7 +278,7 @@ def build_proposals(
     settings = config.self_value
     found: dict[str, tuple[str, list[float]]] = {}
     if settings.proposals in ("reference", "union"):
-        found = {text: (text, [1.0]) for text in _reference_answers(ground_truth)}
+        found = {text: (text, [1.0]) for text in reference_answers(ground_truth)}
     if settings.proposals in ("group", "union"):
         references = set(found)
         for text, utility in members:
@@ -291,6 +297,3 @@ def build_proposals(
     # A normalised value needs a wrong answer to compare with.
     keep = max(1, settings.max_proposals - len(useless[:1]))
     return [proposal for _, proposal in (useful[:keep] + useless)[: settings.max_proposals]]
-
-
-__all__ = ["BUILT_IN", "Branch", "Elicitation", "Proposal", "ReadAnswer", "build_proposals"]
