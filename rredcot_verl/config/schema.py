@@ -49,7 +49,7 @@ class SegmentationConfig(_Block):
         "keyword_entropy",
         min_length=1,
         description="`keyword_entropy`, `fixed`, `newline`, `keyword`, `entropy`, a name given to "
-        "`rredcot_verl.core.segmentation.register_segmenter`, or `package.module:function`.",
+        "`rredcot_verl.core.segmentation.register_segmenter` in every process, or `package.module:function`.",
     )
     num_segments: int = Field(8, ge=1, le=256, description="Most segments of a response, the answer's included.")
     min_tokens: int = Field(8, ge=1, description="Shortest segment, in tokens; shorter ones are merged.")
