@@ -1,4 +1,4 @@
-"""What the agent loop tells the trainer about one response: written into verl's `extra_fields`, read back by row key."""
+"""What the agent loop tells the trainer of one response: written into verl's `extra_fields`, read back by row key."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
