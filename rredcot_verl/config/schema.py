@@ -108,7 +108,17 @@ class ElicitationConfig(_Block):
 class SelfValueConfig(_Block):
     """How the outlook v_k = E[R | s_k] at a boundary is estimated from the log-probability of known answers."""
 
-    engine: Literal["rollout"] = Field("rollout", description="Who reads the log-probabilities: the rollout server.")
+    engine: Literal["auto", "actor", "rollout"] = Field(
+        "auto",
+        description="Who reads the log-probabilities. `actor`: the training engine, in the pass that computes "
+        "old_log_prob; `rollout`: the rollout server, while others still generate; `auto`: the actor where it can "
+        "share prefixes, else the rollout server where that can score, else the actor with separate sequences.",
+    )
+    share_prefix: bool = Field(
+        True,
+        description="actor: one pass for a trace with all its probes; false: every probe is a sequence of its own, as "
+        "it is where the engine cannot share (Megatron, Ulysses, fused kernels).",
+    )
     form: Literal["joint", "normalized", "geometric"] = Field(
         "joint",
         description="`joint`: probability mass on useful answers (the paper's sum, one term per distinct answer); "

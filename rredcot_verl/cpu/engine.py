@@ -5,6 +5,8 @@ import dataclasses
 from torch import nn
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
+from rredcot_verl.scoring.actor_engine import SharedPrefixMixin
+
 
 class CPUFSDPEngineWithLMHead(FSDPEngineWithLMHead):
     """FSDP2 engine without an offload policy.
@@ -22,3 +24,7 @@ class CPUFSDPEngineWithLMHead(FSDPEngineWithLMHead):
             return super()._build_fsdp_module(module)
         finally:
             self.engine_config = engine_config
+
+
+class CPUSharedPrefixEngine(SharedPrefixMixin, CPUFSDPEngineWithLMHead):
+    """The same with probes."""

@@ -28,7 +28,7 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
         # The trainer has checked them, and names this worker only for runs that redistribute.
         settings = parse_block(self.config)
         positions = getattr(self.model_config.hf_config, "max_position_embeddings", None)
-        max_length = max_sequence_length(self.config, positions)
+        max_length = max_sequence_length(self.config, settings.self_value.engine, positions)
         self._scorer = ResponseScorer(self.config, settings, self.tokenizer, self.llm_client.generate, max_length)
         self._groups: dict[str, Group] = {}
 

@@ -53,18 +53,16 @@ class Rows:
         )
 
 
-def read_rows(batch: KVBatchMeta) -> Rows:
-    """Read a batch from the TransferQueue.
+def read_records(batch: KVBatchMeta) -> list[CreditRecord | None]:
+    """What the agent loop knows of each row; None for padding and for outputs before a session's last.
 
     Raises:
         RuntimeError: The probes of some response could not be scored, or it was never asked for: training on would mean
             wrong credit.
     """
-    fields = ["uid", "response_mask", "rm_scores", "extra_fields"]
-    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
-    nested_mask = data["response_mask"]
-    is_padding = torch.tensor([bool(tag.get("is_padding", False)) for tag in batch.tags])
-    final_rows = _final_rows(list(batch.keys))
+    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
+    is_padding = [bool(tag.get("is_padding", False)) for tag in batch.tags]
+    final_rows = _final_rows(list(batch.keys)).tolist()
     records: list[CreditRecord | None] = []
     for row, extra_fields in enumerate(as_list(data["extra_fields"])):
         needed = not is_padding[row] and final_rows[row] == row
@@ -75,6 +73,19 @@ def read_rows(batch: KVBatchMeta) -> Rows:
             f"scoring the probes of {len(failed)} of {len(records)} responses failed, and without them their credit "
             f"would be wrong; training stops. First failures: {failed[:3]}"
         )
+    return records
+
+
+def read_rows(batch: KVBatchMeta, records: list[CreditRecord | None]) -> Rows:
+    """Read a batch from the TransferQueue.
+
+    Args:
+        batch: The batch.
+        records: Its records, none of them waiting for probes any more.
+    """
+    fields = ["uid", "response_mask", "rm_scores"]
+    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+    nested_mask = data["response_mask"]
     return Rows(
         keys=list(batch.keys),
         index=np.array(as_list(data["uid"]), dtype=object),
@@ -82,9 +93,9 @@ def read_rows(batch: KVBatchMeta) -> Rows:
         response_mask=nested_mask.to_padded_tensor(0),
         lengths=nested_mask.offsets().diff().tolist(),
         outcomes=data["rm_scores"].to_padded_tensor(0.0).double().sum(dim=1),
-        final_rows=final_rows,
+        final_rows=_final_rows(list(batch.keys)),
         records=records,
-        is_padding=is_padding,
+        is_padding=torch.tensor([bool(tag.get("is_padding", False)) for tag in batch.tags]),
     )
 
 

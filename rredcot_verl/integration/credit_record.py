@@ -12,6 +12,8 @@ NO_PROPOSAL = "no_proposal"
 EMPTY = "empty"
 TOO_LONG = "too_long"
 FAILED = "failed"
+PLANNED = "planned"
+"""Its probes wait for the training engine, which makes it scored."""
 STATUSES = (SCORED, UNIFORM_GROUP, NO_PROPOSAL, EMPTY, TOO_LONG)
 """Why a response has segments or not:
 scored; its whole group got the same reward; no useful answer known, or all too long; no token of its own; no probe fits
@@ -23,7 +25,7 @@ class CreditRecord:
     """Segments of one response and what they cost.
 
     Attributes:
-        status: One of `STATUSES`, or `FAILED`.
+        status: One of `STATUSES`, `PLANNED` or `FAILED`.
         segment_boundaries: `num_segments + 1` offsets from 0 to the response length; empty unless scored.
         self_values: `num_segments` values v_0 .. v_{K-1} in units of reward; empty unless scored.
         truncated: The response filled its budget and holds no final answer.
@@ -35,6 +37,8 @@ class CreditRecord:
         ready_time: Unix time at which the response was generated and verified, seconds.
         scored_time: Unix time at which its values were known, seconds.
         scoring_seconds: Seconds between sending its probes and the last answer.
+        probes: Its probes, encoded, for `PLANNED`; see `scoring.probe_codec`.
+        utilities: Utility of each proposal, for `PLANNED`.
         error: What went wrong, for `FAILED`.
     """
 
@@ -49,6 +53,8 @@ class CreditRecord:
     ready_time: float = 0.0
     scored_time: float = 0.0
     scoring_seconds: float = 0.0
+    probes: list[int] = field(default_factory=list)
+    utilities: list[float] = field(default_factory=list)
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:

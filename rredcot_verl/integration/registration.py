@@ -21,3 +21,13 @@ def register_reward_manager(reward_manager: ModuleType) -> None:
 def register_trainers(v1: ModuleType) -> None:
     """Puts a pass-through subclass of each of verl's trainers under its own mode name."""
     importlib.import_module("rredcot_verl.integration.trainer")
+
+
+def register_engine(transformer_impl: ModuleType) -> None:
+    """Registers the FSDP engine with probes, under a model type of its own."""
+    from rredcot_verl.scoring.actor_engine import SharedPrefixEngine
+    from rredcot_verl.scoring.actor_protocol import MODEL_TYPE
+
+    transformer_impl.EngineRegistry.register(model_type=MODEL_TYPE, backend=["fsdp", "fsdp2"], device=["cuda", "npu"])(
+        SharedPrefixEngine
+    )

@@ -13,14 +13,17 @@ from rredcot_verl.core.segmentation import Trace, get_segmenter, segment
 from rredcot_verl.integration.credit_record import (
     EMPTY,
     NO_PROPOSAL,
+    PLANNED,
     SCORED,
     TOO_LONG,
     UNIFORM_GROUP,
     CreditRecord,
 )
 from rredcot_verl.integration.group import Group, Member
+from rredcot_verl.scoring.probe_codec import encode, num_probe_tokens
 from rredcot_verl.scoring.probes import Branch, Elicitation, Proposal, ReadAnswer, build_proposals
-from rredcot_verl.scoring.rollout import Generate, make_scorer, self_values
+from rredcot_verl.scoring.rollout import Generate, make_scorer
+from rredcot_verl.scoring.self_values import state_values
 from rredcot_verl.scoring.vocabulary import Vocabulary
 
 
@@ -66,7 +69,12 @@ class ResponseScorer:
         self.vocabulary = Vocabulary(tokenizer, settings.segmentation.keywords)
         self.elicitation = Elicitation(self.vocabulary, settings)
         self._segmenter = get_segmenter(settings.segmentation.method)
-        self._scorer = make_scorer(rollout.name, generate, settings.self_value, float(rollout.temperature))
+        # The training engine scores later, in the trainer.
+        self._scorer = (
+            None
+            if settings.self_value.engine == "actor"
+            else make_scorer(rollout.name, generate, settings.self_value, float(rollout.temperature))
+        )
         self._max_length = max_length
         self._response_length = int(rollout.response_length)
 
@@ -85,7 +93,7 @@ class ResponseScorer:
             truncated=response.answer is None and len(response.response_ids) >= self._response_length,
             ready_time=ready_time,
             scored_time=time.time(),
-            scoring_seconds=time.time() - started if record.num_probes else 0.0,
+            scoring_seconds=time.time() - started if record.status == SCORED else 0.0,
         )
 
     async def _score(self, response: Response, group: Group) -> CreditRecord:
@@ -106,18 +114,25 @@ class ResponseScorer:
         boundaries, branches, num_dropped = _drop_boundaries(boundaries, branches, self._max_length)
         if not branches:
             return CreditRecord(TOO_LONG, num_dropped_answers=num_dropped_answers, num_dropped_boundaries=num_dropped)
-        trace_ids = response.prompt_ids + response.response_ids
-        scores = await self._scorer.score(response.request_id, trace_ids, branches)
-        low, high = settings.reward_range
-        values = low + (high - low) * self_values(settings.form, branches, scores, proposals).double()
-        return CreditRecord(
-            SCORED,
+        utilities = [proposal.utility for proposal in proposals]
+        record = CreditRecord(
+            PLANNED,
             segment_boundaries=boundaries,
-            self_values=values.tolist(),
+            utilities=utilities,
             num_probes=len(branches),
-            num_probe_tokens=sum(score.num_forward_tokens for score in scores),
             num_dropped_answers=num_dropped_answers,
             num_dropped_boundaries=num_dropped,
+        )
+        if self._scorer is None:
+            probes = encode(branches)
+            return dataclasses.replace(record, probes=probes, num_probe_tokens=num_probe_tokens(probes))
+        trace_ids = response.prompt_ids + response.response_ids
+        scores = await self._scorer.score(response.request_id, trace_ids, branches)
+        return dataclasses.replace(
+            record,
+            status=SCORED,
+            self_values=state_values(settings, branches, scores, utilities),
+            num_probe_tokens=sum(score.num_forward_tokens for score in scores),
         )
 
     def _members(self, members: Any) -> list[tuple[str, float]]:

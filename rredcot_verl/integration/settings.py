@@ -65,12 +65,12 @@ def _check_run(config: DictConfig, settings: RREDCoTConfig) -> None:
         raise ValueError("trainer.use_v1=False: RREDCoT needs verl's V1 trainer, set trainer.use_v1=True")
     if trainer.v1.trainer_mode != "sync":
         raise ValueError(f"trainer.v1.trainer_mode={trainer.v1.trainer_mode!r}: RREDCoT supports 'sync' so far")
-    if rollout.name not in SCORING_BACKENDS:
+    if settings.self_value.engine == "rollout" and rollout.name not in SCORING_BACKENDS:
         raise ValueError(
             f"actor_rollout_ref.rollout.name={rollout.name!r} cannot score probes; {PREFIX}.self_value.engine=rollout "
-            f"works with {list(SCORING_BACKENDS)}"
+            f"works with {list(SCORING_BACKENDS)}; use self_value.engine=actor"
         )
-    if rollout.name == "vllm":
+    if settings.self_value.engine == "rollout" and rollout.name == "vllm":
         for key in ("full_determinism", "disaggregation.enabled"):
             if OmegaConf.select(rollout, key):
                 raise ValueError(
@@ -137,9 +137,14 @@ def switch_on(config: DictConfig) -> None:
         )
 
 
-def max_sequence_length(config: DictConfig, max_position_embeddings: int | None) -> int:
-    """Longest sequence the rollout server takes, in tokens: as verl's servers do, the model's own where not set."""
+def max_sequence_length(config: DictConfig, engine: str, max_position_embeddings: int | None) -> int:
+    """Longest sequence that can be scored, in tokens.
+
+    The model's own for the training engine; the rollout server's as verl's servers take it, the model's where not set.
+    """
     rollout: Any = config.actor_rollout_ref.rollout
+    if engine == "actor" and max_position_embeddings:
+        return max_position_embeddings
     return int(rollout.max_model_len or max_position_embeddings or rollout.prompt_length + rollout.response_length)
 
 

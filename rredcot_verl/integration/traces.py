@@ -23,6 +23,7 @@ class CreditedRows:
         rows, segments, credit: As computed by the trainer.
         weights: `(bs, num_segments)`, segment advantage over the response's own.
         return_errors: `(bs,)`, |redistributed - R|.
+        engine: Who read the probes.
     """
 
     rows: Rows
@@ -30,6 +31,7 @@ class CreditedRows:
     credit: Credit
     weights: Tensor
     return_errors: Tensor
+    engine: str
 
 
 def write_traces(settings: TracesConfig, step: int, tokenizer: Any, batch: KVBatchMeta, credited: CreditedRows) -> None:
@@ -70,6 +72,7 @@ def write_traces(settings: TracesConfig, step: int, tokenizer: Any, batch: KVBat
                 "reward": rows.outcomes[row].item(),
                 "grpo_advantage": credited.credit.row_advantages[row].item(),
                 "status": record.status,
+                "engine": credited.engine,
                 "truncated": record.truncated,
                 "start_value": segments.self_values[row, 0].item(),
                 "segments": _segments(tokenizer, responses[place].tolist(), row, credited),

@@ -16,12 +16,21 @@ from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.core.metrics import credit_metrics
 from rredcot_verl.core.redistribution import redistribute, return_error
-from rredcot_verl.integration.batch import Rows, check_outcomes, read_rows, write_token_level_rewards
+from rredcot_verl.integration.actor_probes import (
+    SeparateSequences,
+    any_planned,
+    attach_probes,
+    read_probes_only,
+    scored,
+)
+from rredcot_verl.integration.batch import Rows, check_outcomes, read_records, read_rows, write_token_level_rewards
 from rredcot_verl.integration.credit_record import NO_PROPOSAL, STATUSES
+from rredcot_verl.integration.engine_choice import EngineChoice, apply_choice, choose_engine
 from rredcot_verl.integration.estimator import NAME, SegmentContext, compute_credit, segment_context
 from rredcot_verl.integration.session import SessionClient
 from rredcot_verl.integration.settings import active_settings, reward_penalty, switch_on
 from rredcot_verl.integration.traces import CreditedRows, write_traces
+from rredcot_verl.scoring.actor_protocol import FUSED, PASS
 from rredcot_verl.scoring.probes import Elicitation
 from rredcot_verl.scoring.vocabulary import Vocabulary
 
@@ -31,8 +40,11 @@ logger = logging.getLogger(__name__)
 class RREDCoTTrainerMixin(PPOTrainer):
     """Adds redistribution to a verl V1 trainer, between reward and advantage."""
 
+    _engine: EngineChoice
+
     def __init__(self, config: DictConfig) -> None:
         self.rredcot: RREDCoTConfig | None = active_settings(config)
+        self._probe_seconds = 0.0
         if self.rredcot is not None:
             switch_on(config)
         super().__init__(config)
@@ -42,6 +54,8 @@ class RREDCoTTrainerMixin(PPOTrainer):
         if self.rredcot is not None:
             # Only its checks are wanted here: before any worker or model is started.
             Elicitation(Vocabulary(self.tokenizer, self.rredcot.segmentation.keywords), self.rredcot)
+            self._engine = choose_engine(self.config, self.rredcot)
+            apply_choice(self.config, self._engine)
 
     def get_llm_client(self) -> Any:
         """The rollout client; ours remembers each rollout's request id."""
@@ -49,11 +63,49 @@ class RREDCoTTrainerMixin(PPOTrainer):
             return super().get_llm_client()
         return self.llm_server_manager.get_client(client_cls=SessionClient)
 
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        self._probe_seconds = 0.0
+        if self.rredcot is None or self._engine.engine != "actor":
+            return super()._compute_old_log_prob(batch, metrics)
+        started = time.perf_counter()
+        records = read_records(batch)
+        if not any_planned(records):
+            return super()._compute_old_log_prob(batch, metrics)
+        if not self._engine.share_prefix:
+            self._separate_sequences().read(batch, records)
+        else:
+            attach_probes(batch, records)
+            if not self._bypasses_old_log_prob():
+                self._probe_seconds = time.perf_counter() - started
+                batch.extra_info[PASS] = FUSED
+                batch = super()._compute_old_log_prob(batch, metrics)
+                batch.extra_info.pop(PASS, None)
+                return batch
+            # verl takes the rollout's log-probabilities and makes no pass that the probes could join.
+            read_probes_only(self.actor_rollout_wg, batch, self.config.actor_rollout_ref.rollout.temperature)
+        self._probe_seconds = time.perf_counter() - started
+        return super()._compute_old_log_prob(batch, metrics)
+
+    def _bypasses_old_log_prob(self) -> bool:
+        correction = self.config.algorithm.get("rollout_correction")
+        return bool(correction and correction.get("bypass_mode", False))
+
+    def _separate_sequences(self) -> SeparateSequences:
+        assert self.rredcot is not None
+        rollout = self.config.actor_rollout_ref.rollout
+        return SeparateSequences(
+            worker_group=self.actor_rollout_wg,
+            num_ranks=max(self.actor_rollout_wg._dispatch_info["actor"]) + 1,
+            temperature=rollout.temperature,
+            max_closing_tokens=self.rredcot.self_value.max_closing_tokens,
+            max_tokens=rollout.log_prob_max_token_len_per_gpu,
+        )
+
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         if self.rredcot is None:
             return super()._compute_advantage(batch, metrics)
         started = time.perf_counter()
-        rows = read_rows(batch)
+        rows = read_rows(batch, scored(batch, read_records(batch), self.rredcot.self_value))
         check_outcomes(rows, self.rredcot, reward_penalty(self.config))
         segments = rows.segments()
         token_level_rewards = redistribute(segments, rows.response_mask)
@@ -63,7 +115,7 @@ class RREDCoTTrainerMixin(PPOTrainer):
         )
         errors = return_error(token_level_rewards, rows.outcomes)
         metrics["rredcot/return_error/max"] = errors.max().item()
-        own_seconds = time.perf_counter() - started
+        own_seconds = self._probe_seconds + time.perf_counter() - started
         if self.config.algorithm.adv_estimator == NAME:
             with segment_context(SegmentContext(segments, credit.segment_advantages)):
                 batch = super()._compute_advantage(batch, metrics)
@@ -77,7 +129,7 @@ class RREDCoTTrainerMixin(PPOTrainer):
         metrics.update(self._cost_metrics(rows, own_seconds))
         settings = self.rredcot.traces
         if settings.dir is not None and self.global_steps % settings.freq == 0:
-            credited = CreditedRows(rows, segments, credit, weights, errors)
+            credited = CreditedRows(rows, segments, credit, weights, errors, self._engine.label)
             write_traces(settings, self.global_steps, self.tokenizer, batch, credited)
         return batch
 
@@ -104,6 +156,7 @@ class RREDCoTTrainerMixin(PPOTrainer):
             "rredcot/probe_tokens_per_response_token/mean": num_probe_tokens / max(1, int(rows.response_mask.sum())),
             "rredcot/dropped_answers/sum": float(sum(record.num_dropped_answers for record in records)),
             "rredcot/dropped_boundaries/sum": float(sum(record.num_dropped_boundaries for record in records)),
+            "rredcot/scored_by_actor/mean": float(self._engine.engine == "actor"),
             "rredcot/scoring_seconds/sum": sum(record.scoring_seconds for record in records),
             "timing_s/self_value": max(0.0, exposed) + own_seconds,
         }

@@ -1,0 +1,98 @@
+"""Who reads the probes: the training engine or the rollout server. Decided once, before any worker is started."""
+
+import copy
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from verl.utils.config import omega_conf_to_dataclass
+
+from rredcot_verl.config.schema import PREFIX, RREDCoTConfig
+from rredcot_verl.scoring.actor_protocol import MODEL_TYPE
+from rredcot_verl.scoring.rollout import SCORING_BACKENDS
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """Who reads the probes of a run.
+
+    Attributes:
+        engine: `actor` or `rollout`.
+        share_prefix: For `actor`: one pass for a trace and its probes; otherwise one sequence a probe.
+        reason: Why.
+    """
+
+    engine: str
+    share_prefix: bool
+    reason: str
+
+    @property
+    def label(self) -> str:
+        """Name for logs and reports."""
+        if self.engine == "rollout":
+            return "rollout"
+        return "actor, shared prefix" if self.share_prefix else "actor, separate sequences"
+
+
+def choose_engine(config: DictConfig, settings: RREDCoTConfig) -> EngineChoice:
+    """Settle `self_value.engine` and `self_value.share_prefix` for a run, and say so once.
+
+    Raises:
+        ValueError: The rollout backend was asked for and cannot score.
+    """
+    asked, rollout_name = settings.self_value.engine, config.actor_rollout_ref.rollout.name
+    if asked == "rollout":
+        choice = EngineChoice("rollout", False, "set by the config")
+    elif not settings.self_value.share_prefix:
+        choice = EngineChoice("actor", False, f"{PREFIX}.self_value.share_prefix=False")
+    else:
+        obstacle = why_not_shared(config)
+        if obstacle is None:
+            choice = EngineChoice("actor", True, "the training engine can share prefixes")
+        elif asked == "auto" and rollout_name in SCORING_BACKENDS:
+            choice = EngineChoice("rollout", False, f"the training engine cannot share prefixes: {obstacle}")
+        else:
+            choice = EngineChoice("actor", False, f"the training engine cannot share prefixes: {obstacle}")
+    logger.warning("rredcot: self_value.engine=%s: probes are read by %s; %s", asked, choice.label, choice.reason)
+    if choice.engine == "actor" and not choice.share_prefix:
+        logger.warning(
+            "rredcot: every probe is a sequence of its own for compute_log_prob, and one more for each further closing "
+            "token: with K segments about K/2 forward passes over the traces for each of them (max_closing_tokens=%s)",
+            settings.self_value.max_closing_tokens,
+        )
+    return choice
+
+
+def why_not_shared(config: DictConfig) -> str | None:
+    """Why the training engine of a run cannot score probes in one pass with their trace; None where it can."""
+    from rredcot_verl.scoring.shared_attention import why_not_shared as why_not_this_model
+
+    actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
+    if actor.strategy not in ("fsdp", "fsdp2"):
+        return f"actor_rollout_ref.actor.strategy={actor.strategy}"
+    sizes = (actor.get("ulysses_sequence_parallel_size"), actor.fsdp_config.get("ulysses_sequence_parallel_size"))
+    if any(size and size > 1 for size in sizes):
+        return f"ulysses_sequence_parallel_size={max(size or 1 for size in sizes)} splits sequences over ranks"
+    if model.get("use_fused_kernels"):
+        return "actor_rollout_ref.model.use_fused_kernels=True makes no logits"
+    if model.get("model_type", "language_model") not in ("language_model", MODEL_TYPE):
+        return f"actor_rollout_ref.model.model_type={model.model_type}"
+    return why_not_this_model(_hf_config(model), str(config.trainer.device))
+
+
+def _hf_config(model: DictConfig) -> Any:
+    without_tokenizer = copy.deepcopy(model)
+    with open_dict(without_tokenizer):
+        without_tokenizer.load_tokenizer = False
+    return omega_conf_to_dataclass(without_tokenizer).hf_config
+
+
+def apply_choice(config: DictConfig, choice: EngineChoice) -> None:
+    """Write the choice into verl's config, where the agent loop and the training workers read it."""
+    with open_dict(config):
+        OmegaConf.update(config, f"{PREFIX}.self_value.engine", choice.engine, force_add=True)
+        if choice.share_prefix:
+            config.actor_rollout_ref.model.model_type = MODEL_TYPE
