@@ -1,0 +1,97 @@
+"""verl's SGLang server, able to score the probes of a trace inside the server. Importing this module imports sglang.
+
+Written against the interface of SGLang 0.5.12 and of verl 0.9.1's server for it; not run with SGLang.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from sglang.srt.managers.io_struct import GenerateReqInput
+from verl.workers.rollout.replica import TokenOutput
+from verl.workers.rollout.sglang_rollout.async_sglang_server import SGLangHttpServer, SGLangReplica
+from verl.workers.rollout.sglang_rollout.utils import SGLANG_LORA_NAME
+
+from rredcot_verl.servers.sglang_requests import parse_score_request, score_branches
+
+MAX_BRANCHES_UNDER_WAY = 128
+"""SGLang keeps the logits of every scored token of a batch at once: rows of the vocabulary's size, about 10 bytes an
+entry. 128 branches of 12 scored tokens over 150 000 entries are 2.3 GB; without a bound a batch holds as many branches
+as `rollout.max_num_seqs`, and memory left over by `rollout.gpu_memory_utilization` may not suffice. Chosen, not
+measured."""
+
+
+class ScoringSGLangHttpServer(SGLangHttpServer):
+    """verl's SGLang server, whose `generate` also takes `sampling_params["score_branches"]`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._score_slots = asyncio.Semaphore(MAX_BRANCHES_UNDER_WAY)
+
+    async def generate(
+        self,
+        prompt_ids: list[int],
+        sampling_params: dict[str, Any],
+        request_id: str,
+        image_data: list[Any] | None = None,
+        video_data: list[Any] | None = None,
+        **kwargs: Any,
+    ) -> TokenOutput:
+        """Generates as verl's server does, or scores branches of a trace.
+
+        Args:
+            prompt_ids: Token ids; the whole trace if branches are scored.
+            sampling_params: verl's, or `score_branches` as `parse_score_request` reads it.
+            request_id: For generation. The requests of branches get ids of their own.
+            image_data: For generation; refused with `score_branches`.
+            video_data: For generation; refused with `score_branches`.
+            **kwargs: For generation; refused with `score_branches`, unless `None`.
+
+        Returns:
+            For branches no tokens, and `extra_fields` with `global_steps` (the weights' version) and
+            `branch_log_probs`, one `sglang_requests.read_answer` a branch.
+
+        Raises:
+            ValueError: The request asks for what cannot be scored, or a log-probability is NaN.
+            RuntimeError: SGLang aborted a request or answered in another layout.
+        """
+        if "score_branches" not in sampling_params:
+            return await super().generate(
+                prompt_ids, sampling_params, request_id, image_data=image_data, video_data=video_data, **kwargs
+            )
+        if self._disaggregation_role != "null":
+            raise ValueError(
+                "score_branches needs one engine that prefills and decodes: set disaggregation.enabled=false"
+            )
+        _refuse({"image_data": image_data, "video_data": video_data, **kwargs})
+        trace_ids = [int(token) for token in prompt_ids]
+        branches = parse_score_request(sampling_params, len(trace_ids))
+        results = await score_branches(self._send, trace_ids, branches, self._score_slots)
+        return TokenOutput(
+            token_ids=[],
+            stop_reason="completed",
+            extra_fields={"global_steps": self.global_steps, "branch_log_probs": results},
+        )
+
+    async def _send(self, fields: dict[str, Any]) -> Mapping[str, Any]:
+        request = GenerateReqInput(**fields)
+        if self.lora_as_adapter:
+            request.lora_path = SGLANG_LORA_NAME
+        return await self.tokenizer_manager.generate_request(request, None).__anext__()
+
+
+def _refuse(inputs: Mapping[str, Any]) -> None:
+    refused = sorted(
+        name for name, value in inputs.items() if value is not None and not (isinstance(value, list) and not value)
+    )
+    if refused:
+        raise ValueError(f"score_branches takes text only, got {', '.join(refused)}")
+
+
+class ScoringSGLangReplica(SGLangReplica):
+    """verl's SGLang replica with `ScoringSGLangHttpServer` as its server."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.server_class = ray.remote(ScoringSGLangHttpServer)
