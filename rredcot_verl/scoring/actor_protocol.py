@@ -1,7 +1,7 @@
 """Names on which the trainer and the training engine agree."""
 
 MODEL_TYPE = "rredcot_language_model"
-"""`actor_rollout_ref.model.model_type` of runs whose training engine shares prefixes; beside verl's `language_model`."""
+"""`actor_rollout_ref.model.model_type` of runs whose training engine shares prefixes; verl's is `language_model`."""
 
 PROBES = "rredcot_probes"
 """Field of a row: its probes, encoded."""

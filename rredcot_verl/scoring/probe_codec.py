@@ -13,8 +13,8 @@ NO_PROBES = (0, 0, 0)
 def encode(branches: Sequence[Branch]) -> list[int]:
     """Write probes as integers.
 
-    Layout: number of tokens the probes add to a pass; number of sets of closing tokens, each as length and ids; number of
-    probes, each as state, proposal, position, answer_from, scored_from, index of its set, length and ids.
+    Layout: number of tokens the probes add to a pass; number of sets of closing tokens, each as length and ids; number
+    of probes, each as state, proposal, position, answer_from, scored_from, index of its set, length and ids.
     """
     sets = list(dict.fromkeys(branch.closing_token_ids for branch in branches))
     numbers = {closing: number for number, closing in enumerate(sets)}
