@@ -41,6 +41,8 @@ def main(paths: list[str]) -> None:
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     script = "quickstart.sh" if len(paths) == 1 else "quickstart_seeds.sh"
     sys.stdout.write(f"`scripts/{script}` on {machine}; {summaries[0]['num_steps']} optimiser steps a run.\n\n")
+    engines = "; ".join(dict.fromkeys(summary["self_value"]["engine"] for summary in summaries))
+    sys.stdout.write(f"Probes read by: {engines}.\n\n")
     sys.stdout.write(table(summaries, names))
 
 

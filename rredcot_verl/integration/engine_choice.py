@@ -94,5 +94,6 @@ def apply_choice(config: DictConfig, choice: EngineChoice) -> None:
     """Write the choice into verl's config, where the agent loop and the training workers read it."""
     with open_dict(config):
         OmegaConf.update(config, f"{PREFIX}.self_value.engine", choice.engine, force_add=True)
+        OmegaConf.update(config, f"{PREFIX}.self_value.share_prefix", choice.share_prefix, force_add=True)
         if choice.share_prefix:
             config.actor_rollout_ref.model.model_type = MODEL_TYPE

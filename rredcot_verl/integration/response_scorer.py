@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from rredcot_verl.config.schema import RREDCoTConfig
+from rredcot_verl.config.schema import RREDCoTConfig, SelfValueConfig
 from rredcot_verl.core.segmentation import Trace, get_segmenter, segment
 from rredcot_verl.integration.credit_record import (
     EMPTY,
@@ -124,8 +124,7 @@ class ResponseScorer:
             num_dropped_boundaries=num_dropped,
         )
         if self._scorer is None:
-            probes = encode(branches)
-            return dataclasses.replace(record, probes=probes, num_probe_tokens=num_probe_tokens(probes))
+            return _planned(record, branches, settings)
         trace_ids = response.prompt_ids + response.response_ids
         scores = await self._scorer.score(response.request_id, trace_ids, branches)
         return dataclasses.replace(
@@ -175,6 +174,20 @@ class ResponseScorer:
 def as_member(response: Response) -> Member:
     """What the group needs to know of a response."""
     return Member(response.reward, response.answer.text if response.answer else None)
+
+
+def _planned(record: CreditRecord, branches: Sequence[Branch], settings: SelfValueConfig) -> CreditRecord:
+    """The record with its probes, for the training engine."""
+    probes = encode(branches)
+    num_tokens = num_probe_tokens(probes)
+    if not settings.share_prefix:
+        # A sequence for each of the closing tokens that are summed.
+        num_tokens = sum(
+            (branch.position + len(branch.token_ids) + 1)
+            * min(len(branch.closing_token_ids), settings.max_closing_tokens)
+            for branch in branches
+        )
+    return dataclasses.replace(record, probes=probes, num_probe_tokens=num_tokens)
 
 
 def _drop_long_answers(

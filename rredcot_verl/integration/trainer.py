@@ -24,7 +24,7 @@ from rredcot_verl.integration.actor_probes import (
     scored,
 )
 from rredcot_verl.integration.batch import Rows, check_outcomes, read_records, read_rows, write_token_level_rewards
-from rredcot_verl.integration.credit_record import NO_PROPOSAL, STATUSES
+from rredcot_verl.integration.credit_record import NO_PROPOSAL, STATUSES, CreditRecord
 from rredcot_verl.integration.engine_choice import EngineChoice, apply_choice, choose_engine
 from rredcot_verl.integration.estimator import NAME, SegmentContext, compute_credit, segment_context
 from rredcot_verl.integration.session import SessionClient
@@ -59,7 +59,7 @@ class RREDCoTTrainerMixin(PPOTrainer):
 
     def get_llm_client(self) -> Any:
         """The rollout client; ours remembers each rollout's request id."""
-        if self.rredcot is None:
+        if self.rredcot is None or self._engine.engine == "actor":
             return super().get_llm_client()
         return self.llm_server_manager.get_client(client_cls=SessionClient)
 
@@ -76,10 +76,12 @@ class RREDCoTTrainerMixin(PPOTrainer):
         else:
             attach_probes(batch, records)
             if not self._bypasses_old_log_prob():
-                self._probe_seconds = time.perf_counter() - started
+                # One pass cannot be timed in two parts: the probes' share of its seconds is their share of its tokens.
+                share, before_pass = _share_of_probes(batch, records), time.perf_counter()
                 batch.extra_info[PASS] = FUSED
                 batch = super()._compute_old_log_prob(batch, metrics)
                 batch.extra_info.pop(PASS, None)
+                self._probe_seconds = before_pass - started + share * (time.perf_counter() - before_pass)
                 return batch
             # verl takes the rollout's log-probabilities and makes no pass that the probes could join.
             read_probes_only(self.actor_rollout_wg, batch, self.config.actor_rollout_ref.rollout.temperature)
@@ -160,6 +162,11 @@ class RREDCoTTrainerMixin(PPOTrainer):
             "rredcot/scoring_seconds/sum": sum(record.scoring_seconds for record in records),
             "timing_s/self_value": max(0.0, exposed) + own_seconds,
         }
+
+
+def _share_of_probes(batch: KVBatchMeta, records: list[CreditRecord | None]) -> float:
+    num_probe_tokens = sum(record.num_probe_tokens for record in records if record is not None)
+    return num_probe_tokens / (num_probe_tokens + sum(tag["seq_len"] for tag in batch.tags))
 
 
 def _stand_in(registry: dict[str, type[PPOTrainer]]) -> None:

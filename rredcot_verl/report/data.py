@@ -77,6 +77,7 @@ class Trace:
         start_value: Self-value of the prompt, ``v_0``; not a number for a skipped trace.
         segments: The segments; possibly none for a skipped trace.
         return_error: Redistributed rewards summed over the response, less the reward.
+        engine: Who read its probes.
     """
 
     step: int
@@ -90,6 +91,7 @@ class Trace:
     start_value: float
     segments: tuple[Segment, ...]
     return_error: float
+    engine: str
 
     @property
     def is_scored(self) -> bool:
@@ -292,6 +294,7 @@ def _trace(row: dict[str, Any], where: str) -> Trace:
         start_value=number(row, "start_value", where),
         segments=_segments(segments, len(response), where) if status == SCORED else (),
         return_error=number(row, "return_error", where),
+        engine=_string(row, "engine", where),
     )
 
 

@@ -113,7 +113,9 @@ def _tiles(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
         (
             "Cost of the self-values",
             "unknown" if cost["seconds"] is None else f"{_percent(cost['share_of_step_seconds'])} of step time",
-            duration(cost["seconds"]) + ("" if tokens is None else f"; {tokens:.3g} probe tokens per response token"),
+            duration(cost["seconds"])
+            + ("" if tokens is None else f"; {tokens:.3g} probe tokens per response token")
+            + ("" if cost["engine"] is None else f"; read by {safe(cost['engine'])}"),
         ),
         ("Training time", duration(summary["seconds"]), time_note),
         (

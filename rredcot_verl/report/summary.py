@@ -109,7 +109,7 @@ def summarise(run: Run, baseline: Run | None = None, line_checker: LineChecker |
         "run": str(run.path),
         **_learning(run),
         "baseline": None if baseline is None else {"run": str(baseline.path), **_learning(baseline)},
-        "self_value": _self_value_cost(run),
+        "self_value": {"engine": _engines(run), **_self_value_cost(run)},
         "max_return_error": max(errors, default=None),
         "num_traces": len(run.traces),
         "num_scored_traces": len(scored),
@@ -151,6 +151,10 @@ def _learning(run: Run) -> dict[str, Any]:
         "num_steps": len(seconds) if seconds else max(step for step, _ in run.metrics),
         "seconds": sum(value for _, value in seconds) if seconds else None,
     }
+
+
+def _engines(run: Run) -> str | None:
+    return "; ".join(dict.fromkeys(trace.engine for trace in run.traces)) or None
 
 
 def _self_value_cost(run: Run) -> dict[str, float | None]:

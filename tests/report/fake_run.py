@@ -46,6 +46,7 @@ def trace(parts: list[str], values: list[float], **changes: Any) -> dict[str, An
         start += len(part)
     row = {"step": 1, "uid": "group", "prompt": "What is 1 + 1?", "response": "".join(parts), "ground_truth": "2"}
     row |= {"reward": values[-1], "grpo_advantage": -1.0, "status": "scored", "start_value": values[0]}
+    row |= {"engine": "rollout"}
     return row | {"segments": segments, "return_error": 0.0} | changes
 
 

@@ -45,6 +45,7 @@ class TestSummary:
         assert (reached["before"], reached["after"]) == (0.25, 0.6875)
         assert (summary["num_steps"], summary["seconds"]) == (4, 8.0)
         assert summary["self_value"] == {
+            "engine": "rollout",
             "seconds": 2.0,
             "share_of_step_seconds": 0.25,
             "probe_tokens_per_response_token": 1.25,
@@ -84,7 +85,7 @@ class TestSummary:
         summary = summarise(load_run(folder))
         assert summary["blame"] is None and summary["baseline"] is None and summary["seconds"] is None
         assert (summary["num_steps"], summary["validation"]["before"], summary["validation"]["after"]) == (3, 0.5, 0.5)
-        assert set(summary["self_value"].values()) == {None}
+        assert set(summary["self_value"].values()) == {None, "rollout"}
 
     def test_checker_that_finds_fault_with_solved_traces_is_reported(self, run):
         def reject(prompt, response):

@@ -92,7 +92,7 @@ def random_traces(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
 
 
 def random_branches(length: int, num_boundaries: int, seed: int = 0) -> list[Branch]:
-    """Probes with all that occurs: shared openings, answers that are prefixes of others, empty ones, scored openings."""
+    """Probes with all that occurs: shared openings, answers that begin others, empty ones, scored openings."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(size: int) -> tuple[int, ...]:
