@@ -44,6 +44,8 @@ def choose_engine(config: DictConfig, settings: RREDCoTConfig) -> EngineChoice:
         ValueError: The rollout backend was asked for and cannot score.
     """
     asked, rollout_name = settings.self_value.engine, config.actor_rollout_ref.rollout.name
+    # An asynchronous server's weights are older than the policy that is updated.
+    server_can_score = rollout_name in SCORING_BACKENDS and config.trainer.v1.trainer_mode == "sync"
     if asked == "rollout":
         choice = EngineChoice("rollout", False, "set by the config")
     elif not settings.self_value.share_prefix:
@@ -52,7 +54,7 @@ def choose_engine(config: DictConfig, settings: RREDCoTConfig) -> EngineChoice:
         obstacle = why_not_shared(config)
         if obstacle is None:
             choice = EngineChoice("actor", True, "the training engine can share prefixes")
-        elif asked == "auto" and rollout_name in SCORING_BACKENDS:
+        elif asked == "auto" and server_can_score:
             choice = EngineChoice("rollout", False, f"the training engine cannot share prefixes: {obstacle}")
         else:
             choice = EngineChoice("actor", False, f"the training engine cannot share prefixes: {obstacle}")

@@ -63,8 +63,14 @@ def _check_run(config: DictConfig, settings: RREDCoTConfig) -> None:
     rollout, trainer = config.actor_rollout_ref.rollout, config.trainer
     if not trainer.get("use_v1", True):
         raise ValueError("trainer.use_v1=False: RREDCoT needs verl's V1 trainer, set trainer.use_v1=True")
-    if trainer.v1.trainer_mode != "sync":
-        raise ValueError(f"trainer.v1.trainer_mode={trainer.v1.trainer_mode!r}: RREDCoT supports 'sync' so far")
+    mode = trainer.v1.trainer_mode
+    if mode not in ("sync", "colocate_async"):
+        raise ValueError(f"trainer.v1.trainer_mode={mode!r}: RREDCoT supports 'sync' and 'colocate_async' so far")
+    if mode != "sync" and settings.self_value.engine == "rollout":
+        raise ValueError(
+            f"{PREFIX}.self_value.engine=rollout with trainer.v1.trainer_mode={mode!r}: the server's weights are older "
+            "than the policy that is updated; use self_value.engine=actor"
+        )
     if settings.self_value.engine == "rollout" and rollout.name not in SCORING_BACKENDS:
         raise ValueError(
             f"actor_rollout_ref.rollout.name={rollout.name!r} cannot score probes; {PREFIX}.self_value.engine=rollout "
