@@ -138,7 +138,8 @@ class SelfValueConfig(_Block):
         4,
         ge=1,
         le=64,
-        description="vLLM only: most closing tokens summed, one request each (the CPU server sums over all of them).",
+        description="Separate sequences only: most closing tokens summed, one sequence each (every other way sums over "
+        "all of them).",
     )
     score_opening: bool = Field(
         False,
@@ -157,7 +158,7 @@ class SelfValueConfig(_Block):
     timeout_s: float = Field(
         600.0, gt=0, description="Seconds after which a scoring request that is under way has failed."
     )
-    max_concurrency: int = Field(64, ge=1, description="Scoring requests under way at once, per agent loop worker.")
+    max_concurrency: int = Field(64, ge=1, description="rollout: traces being scored at once, per agent loop worker.")
 
     @model_validator(mode="after")
     def _combinations(self) -> "SelfValueConfig":

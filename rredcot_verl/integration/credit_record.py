@@ -31,6 +31,7 @@ class CreditRecord:
         truncated: The response filled its budget and holds no final answer.
         num_probes: Probes scored.
         num_probe_tokens: Tokens computed for them.
+        num_recomputed_tokens: Tokens of the trace computed once more, because the server's cache had lost them.
         num_dropped_answers: Known answers not probed: longer than `self_value.max_answer_tokens`, or not to be written
             with this tokenizer.
         num_dropped_boundaries: Boundaries not probed because the probe would not fit into the context.
@@ -48,6 +49,7 @@ class CreditRecord:
     truncated: bool = False
     num_probes: int = 0
     num_probe_tokens: int = 0
+    num_recomputed_tokens: int = 0
     num_dropped_answers: int = 0
     num_dropped_boundaries: int = 0
     ready_time: float = 0.0

@@ -11,6 +11,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from rredcot_verl.config.schema import PREFIX, RREDCoTConfig
 from rredcot_verl.scoring.actor_protocol import MODEL_TYPE
 from rredcot_verl.scoring.rollout import SCORING_BACKENDS
+from rredcot_verl.servers import vllm_settings
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +41,9 @@ class EngineChoice:
 def choose_engine(config: DictConfig, settings: RREDCoTConfig) -> EngineChoice:
     """Settle `self_value.engine` and `self_value.share_prefix` for a run, and say so once.
 
-    Raises:
-        ValueError: The rollout backend was asked for and cannot score.
+    The settings have been checked: `rollout` is asked for only where the server can score.
     """
-    asked, rollout_name = settings.self_value.engine, config.actor_rollout_ref.rollout.name
-    # An asynchronous server's weights are older than the policy that is updated.
-    server_can_score = rollout_name in SCORING_BACKENDS and config.trainer.v1.trainer_mode == "sync"
+    asked = settings.self_value.engine
     if asked == "rollout":
         choice = EngineChoice("rollout", False, "set by the config")
     elif not settings.self_value.share_prefix:
@@ -54,7 +52,7 @@ def choose_engine(config: DictConfig, settings: RREDCoTConfig) -> EngineChoice:
         obstacle = why_not_shared(config)
         if obstacle is None:
             choice = EngineChoice("actor", True, "the training engine can share prefixes")
-        elif asked == "auto" and server_can_score:
+        elif asked == "auto" and why_server_cannot_score(config) is None:
             choice = EngineChoice("rollout", False, f"the training engine cannot share prefixes: {obstacle}")
         else:
             choice = EngineChoice("actor", False, f"the training engine cannot share prefixes: {obstacle}")
@@ -85,6 +83,25 @@ def why_not_shared(config: DictConfig) -> str | None:
     return why_not_this_model(_hf_config(model), str(config.trainer.device))
 
 
+def why_server_cannot_score(config: DictConfig) -> str | None:
+    """Why the rollout servers of a run cannot score probes; None where they can."""
+    rollout, mode = config.actor_rollout_ref.rollout, config.trainer.v1.trainer_mode
+    if mode != "sync":
+        return f"with trainer.v1.trainer_mode={mode!r} the server's weights are older than the policy that is updated"
+    if rollout.name not in SCORING_BACKENDS:
+        return f"actor_rollout_ref.rollout.name={rollout.name!r} cannot score probes, only {list(SCORING_BACKENDS)} can"
+    if rollout.name == "vllm":
+        try:
+            vllm_settings.check(config)
+        except ValueError as error:
+            return str(error)
+    if rollout.name == "sglang" and rollout.temperature != 1.0:
+        return f"SGLang scores at temperature 1, not at actor_rollout_ref.rollout.temperature={rollout.temperature}"
+    if rollout.name == "sglang" and OmegaConf.select(rollout, "disaggregation.enabled"):
+        return "actor_rollout_ref.rollout.disaggregation.enabled=True: the server that holds the prefix is another one"
+    return None
+
+
 def _hf_config(model: DictConfig) -> Any:
     without_tokenizer = copy.deepcopy(model)
     with open_dict(without_tokenizer):
@@ -93,9 +110,18 @@ def _hf_config(model: DictConfig) -> Any:
 
 
 def apply_choice(config: DictConfig, choice: EngineChoice) -> None:
-    """Write the choice into verl's config, where the agent loop and the training workers read it."""
+    """Write the choice into verl's config, where the agent loop and the training workers read it.
+
+    For the rollout server, verl is told to start servers that score, in this process.
+    """
     with open_dict(config):
         OmegaConf.update(config, f"{PREFIX}.self_value.engine", choice.engine, force_add=True)
         OmegaConf.update(config, f"{PREFIX}.self_value.share_prefix", choice.share_prefix, force_add=True)
         if choice.share_prefix:
             config.actor_rollout_ref.model.model_type = MODEL_TYPE
+    if choice.engine == "rollout":
+        from rredcot_verl.servers.registration import use_scoring_servers
+
+        use_scoring_servers(config.actor_rollout_ref.rollout.name)
+        if config.actor_rollout_ref.rollout.name == "vllm":
+            vllm_settings.warn(config)

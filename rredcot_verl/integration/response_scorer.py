@@ -132,6 +132,7 @@ class ResponseScorer:
             status=SCORED,
             self_values=state_values(settings, branches, scores, utilities),
             num_probe_tokens=sum(score.num_forward_tokens for score in scores),
+            num_recomputed_tokens=sum(score.num_recomputed_tokens for score in scores),
         )
 
     def _members(self, members: Any) -> list[tuple[str, float]]:

@@ -7,8 +7,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rredcot_verl.config.schema import PREFIX, RREDCoTConfig, parse
 from rredcot_verl.core.segmentation import get_segmenter
+from rredcot_verl.integration.engine_choice import why_server_cannot_score
 from rredcot_verl.scoring.answers import formats_of
-from rredcot_verl.scoring.rollout import SCORING_BACKENDS
 
 logger = logging.getLogger(__name__)
 
@@ -60,29 +60,15 @@ def active_settings(config: DictConfig) -> RREDCoTConfig | None:
 
 
 def _check_run(config: DictConfig, settings: RREDCoTConfig) -> None:
-    rollout, trainer = config.actor_rollout_ref.rollout, config.trainer
+    trainer = config.trainer
     if not trainer.get("use_v1", True):
         raise ValueError("trainer.use_v1=False: RREDCoT needs verl's V1 trainer, set trainer.use_v1=True")
     mode = trainer.v1.trainer_mode
     if mode not in ("sync", "colocate_async"):
         raise ValueError(f"trainer.v1.trainer_mode={mode!r}: RREDCoT supports 'sync' and 'colocate_async' so far")
-    if mode != "sync" and settings.self_value.engine == "rollout":
-        raise ValueError(
-            f"{PREFIX}.self_value.engine=rollout with trainer.v1.trainer_mode={mode!r}: the server's weights are older "
-            "than the policy that is updated; use self_value.engine=actor"
-        )
-    if settings.self_value.engine == "rollout" and rollout.name not in SCORING_BACKENDS:
-        raise ValueError(
-            f"actor_rollout_ref.rollout.name={rollout.name!r} cannot score probes; {PREFIX}.self_value.engine=rollout "
-            f"works with {list(SCORING_BACKENDS)}; use self_value.engine=actor"
-        )
-    if settings.self_value.engine == "rollout" and rollout.name == "vllm":
-        for key in ("full_determinism", "disaggregation.enabled"):
-            if OmegaConf.select(rollout, key):
-                raise ValueError(
-                    f"actor_rollout_ref.rollout.{key}=True: probes need requests of their own on the server that holds "
-                    "the trace's prefix; RREDCoT does not support it"
-                )
+    obstacle = why_server_cannot_score(config)
+    if settings.self_value.engine == "rollout" and obstacle is not None:
+        raise ValueError(f"{PREFIX}.self_value.engine=rollout: {obstacle}; use self_value.engine=actor")
     if config.algorithm.use_kl_in_reward:
         raise ValueError(
             "algorithm.use_kl_in_reward=True puts a KL term on every token's reward, which has no place in a "
@@ -119,16 +105,6 @@ def switch_on(config: DictConfig) -> None:
             )
     if not rollout.calculate_log_probs:
         logger.warning("rredcot: actor_rollout_ref.rollout.calculate_log_probs is switched on, segments need it")
-    if rollout.name == "vllm" and rollout.temperature != 1.0:
-        logger.warning(
-            "rredcot: vLLM reads prompt log-probabilities at temperature 1; self-values are those of the policy at "
-            "temperature 1, not at actor_rollout_ref.rollout.temperature=%s",
-            rollout.temperature,
-        )
-    if rollout.name == "vllm" and not rollout.get("enable_prefix_caching", True):
-        logger.warning(
-            "rredcot: actor_rollout_ref.rollout.enable_prefix_caching=False, so every probe computes its whole prefix"
-        )
     with open_dict(config):
         rollout.agent.agent_loop_manager_class = chosen or AGENT_LOOP_MANAGER
         rollout.calculate_log_probs = True

@@ -156,6 +156,7 @@ class RREDCoTTrainerMixin(PPOTrainer):
             "rredcot/probes/sum": float(sum(record.num_probes for record in records)),
             "rredcot/probe_tokens/sum": float(num_probe_tokens),
             "rredcot/probe_tokens_per_response_token/mean": num_probe_tokens / max(1, int(rows.response_mask.sum())),
+            "rredcot/recomputed_tokens/sum": float(sum(record.num_recomputed_tokens for record in records)),
             "rredcot/dropped_answers/sum": float(sum(record.num_dropped_answers for record in records)),
             "rredcot/dropped_boundaries/sum": float(sum(record.num_dropped_boundaries for record in records)),
             "rredcot/scored_by_actor/mean": float(self._engine.engine == "actor"),
