@@ -82,6 +82,62 @@ CPU_SYMBOLS: dict[str, tuple[str, ...]] = {
 }
 """What the embedded CPU backend relies on besides."""
 
+SERVER_SYMBOLS: dict[str, tuple[str, ...]] = {
+    "verl.workers.rollout.replica:RolloutReplicaRegistry.register": ("name", "loader"),
+    "verl.workers.rollout.replica:RolloutReplicaRegistry.get": ("name",),
+    "verl.workers.rollout.replica:TokenOutput": ("token_ids", "stop_reason", "extra_fields"),
+}
+"""What the scoring rollout servers rely on besides, whichever backend is installed."""
+
+_VLLM_SERVER = "verl.workers.rollout.vllm_rollout.vllm_async_server"
+
+VLLM_SYMBOLS: dict[str, tuple[str, ...]] = {
+    f"{_VLLM_SERVER}:vLLMReplica": ("replica_rank", "config", "model_config"),
+    f"{_VLLM_SERVER}:vLLMHttpServer": ("config", "model_config"),
+    f"{_VLLM_SERVER}:vLLMHttpServer.generate": (
+        "prompt_ids",
+        "sampling_params",
+        "request_id",
+        "image_data",
+        "video_data",
+    ),
+    f"{_VLLM_SERVER}:vLLMHttpServer._park_until_admitted": ("request_id",),
+    f"{_VLLM_SERVER}:vLLMHttpServer.lora_as_adapter": (),
+    "verl.workers.rollout.vllm_rollout.utils:VLLM_LORA_INT_ID": (),
+    "verl.workers.rollout.vllm_rollout.utils:VLLM_LORA_NAME": (),
+    "verl.workers.rollout.vllm_rollout.utils:VLLM_LORA_PATH": (),
+    "vllm:SamplingParams": ("max_tokens", "temperature", "top_p", "top_k", "logprob_token_ids", "detokenize"),
+    "vllm.inputs:TokensPrompt": (),
+    "vllm.lora.request:LoRARequest": ("lora_name", "lora_int_id", "lora_path"),
+    "vllm.sampling_params:MAX_LOGPROB_TOKEN_IDS": (),
+    "vllm.sampling_params:RequestOutputKind.FINAL_ONLY": (),
+    "vllm.outputs:RequestOutput": ("outputs", "num_cached_tokens"),
+    "vllm.outputs:CompletionOutput": ("logprobs", "finish_reason"),
+    "vllm.v1.engine.async_llm:AsyncLLM.generate": ("sampling_params", "request_id", "lora_request", "priority"),
+    "vllm.v1.engine.async_llm:AsyncLLM.list_loras": (),
+}
+"""What the scoring vLLM server relies on. Can be looked up only where vllm is installed."""
+
+SGLANG_SYMBOLS: dict[str, tuple[str, ...]] = {
+    "verl.workers.rollout.sglang_rollout.async_sglang_server:SGLangReplica": (),
+    "verl.workers.rollout.sglang_rollout.async_sglang_server:SGLangHttpServer.generate": (
+        "prompt_ids",
+        "sampling_params",
+        "request_id",
+        "image_data",
+        "video_data",
+    ),
+    "verl.workers.rollout.sglang_rollout.utils:SGLANG_LORA_NAME": (),
+    "sglang.srt.managers.io_struct:GenerateReqInput": (
+        "input_ids",
+        "sampling_params",
+        "return_logprob",
+        "logprob_start_len",
+        "token_ids_logprob",
+    ),
+}
+"""What the scoring SGLang server relies on. Can be looked up only where sglang is installed."""
+
 
 def check_symbols(symbols: dict[str, tuple[str, ...]]) -> list[str]:
     """Look every symbol up in the installed verl.
