@@ -266,7 +266,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--segments", type=int, nargs="+", default=[8, 16, 32], help="segments of a response")
     add("--num-traces", type=int, default=1)
     add("--prompt-tokens", type=int, default=128)
-    add("--proposals", type=int, default=4, help="answers forced at every boundary")
+    add("--proposals", type=int, default=1, help="answers forced at every boundary; self_value.proposals=reference: 1")
     add("--answer-tokens", type=int, default=3)
     add("--opening-tokens", type=int, default=9)
     add("--repeats", type=int, default=3)
@@ -290,6 +290,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--tolerance", type=float, help="largest difference in nats; default: 1e-3 in float32, else 0.1")
     add("--clock", choices=CLOCKS, default="wall", help="process: computing time of all threads, for a loaded machine")
     add("--threads", type=int, default=torch.get_num_threads())
+    add("--target-at", type=int, nargs=2, default=[4096, 16], help="tokens and segments of the cell with targets")
     add("--seed", type=int, default=0)
     add("--json", help="write everything to this file")
     add("--plot", help="write a chart to this SVG file")
@@ -326,7 +327,7 @@ def main() -> int:
         report["growth"] += growth
         sys.stderr.write(f"{length} tokens done, load {os.getloadavg()[0]:.1f}\n")
     report["machine"]["load_average_at_end"] = os.getloadavg()
-    report["targets"] = figures.targets(report["cells"], report["growth"])
+    report["targets"] = figures.targets(report["cells"], report["growth"], *options.target_at)
     found = bench.differences
     report["equivalence"] = found | {"tolerance": options.tolerance}
     if options.json:

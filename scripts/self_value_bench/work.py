@@ -157,7 +157,8 @@ def forward_tokens(work: Work, num_rollouts: int) -> dict[str, int]:
     `naive` computes the whole prefix of every probe. `server` computes a trace once up to its last boundary, and every
     branch with the token before it. `monte_carlo` is counted with every prefix cached, so a trace once up to its last
     boundary, and from boundary b of a response of `length` tokens `num_rollouts * (length - b)` generated tokens: a
-    rollout is as long as what it replaces. `update` counts its forward only.
+    rollout is as long as what it replaces. `monte_carlo_uncached` computes every rollout's prefix again. `update`
+    counts its forward only.
     """
     plain = sum(len(trace) for trace in work.traces)
     probes = sum(count_probe_tokens(own) for own in work.branches)
@@ -174,4 +175,6 @@ def forward_tokens(work: Work, num_rollouts: int) -> dict[str, int]:
         "naive": sum(branch.position + len(branch.token_ids) for branch in all_branches),
         "server": sum(last - 1 for last in up_to_last) + sum(len(branch.token_ids) + 1 for branch in all_branches),
         "monte_carlo": sum(up_to_last) + num_rollouts * rolled_out,
+        "monte_carlo_uncached": num_rollouts
+        * sum(len(trace) * len(own) for trace, own in zip(work.traces, work.boundaries, strict=True)),
     }
