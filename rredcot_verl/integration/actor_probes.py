@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,17 +51,33 @@ def scored(batch: KVBatchMeta, records: Records, settings: SelfValueConfig) -> l
         return list(records)
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[PROBE_LOG_PROBS])
     rows = data[PROBE_LOG_PROBS].unbind()
-    return [_scored(record, row.tolist(), settings) for record, row in zip(records, rows, strict=True)]
+    return [
+        _scored(key, record, row.tolist(), settings) for key, record, row in zip(batch.keys, records, rows, strict=True)
+    ]
+
+
+def without_probes(batch: KVBatchMeta) -> KVBatchMeta:
+    """The same batch, with nothing of ours for its next readers to fetch."""
+    if batch.fields is not None:
+        batch.fields = [field for field in batch.fields if field not in (PROBES, PROBE_LOG_PROBS)]
+    return batch
 
 
 def _encoded(record: CreditRecord | None) -> Sequence[int]:
     return record.probes if record is not None and record.status == PLANNED else NO_PROBES
 
 
-def _scored(record: CreditRecord | None, log_probs: list[float], settings: SelfValueConfig) -> CreditRecord | None:
+def _scored(
+    key: str, record: CreditRecord | None, log_probs: list[float], settings: SelfValueConfig
+) -> CreditRecord | None:
     if record is None or record.status != PLANNED:
         return record
     branches = decode(record.probes)
+    expected = sum(len(branch.token_ids) - branch.scored_from + 1 for branch in branches)
+    if len(log_probs) != expected:
+        raise RuntimeError(
+            f"a pass gave {len(log_probs)} log-probabilities of the probes of {key}, expected {expected}"
+        )
     values = iter(log_probs)
     scores = []
     for branch in branches:
@@ -108,12 +124,13 @@ class SeparateSequences:
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["input_ids"])
         traces = [row.tolist() for row in data["input_ids"].unbind()]
         branches = [decode(_encoded(record)) for record in records]
-        sequences = [
+        # Made as they are sent: all at once they would be many times the batch.
+        sequences = (
             (*trace[: branch.position], *branch.token_ids, end)
             for trace, own in zip(traces, branches, strict=True)
             for branch in own
             for end in self._ends(branch)
-        ]
+        )
         log_probs = itertools.chain.from_iterable(self._log_probs(part) for part in self._parts(sequences))
         rows = [torch.tensor(self._read(own, log_probs) or [0.0]) for own in branches]
         _put(batch, PROBE_LOG_PROBS, rows)
@@ -131,7 +148,7 @@ class SeparateSequences:
             values.append(torch.stack([row[-2] for row in rows]).double().logsumexp(0).item())
         return values
 
-    def _parts(self, sequences: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    def _parts(self, sequences: Iterable[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
         part: list[tuple[int, ...]] = []
         num_tokens = 0
         for sequence in sequences:

@@ -11,6 +11,7 @@ REQUIRED_VERL = "0.9.1"
 """As in REQUIRED_VERL.txt."""
 
 _WORKER = "verl.trainer.ppo.v1.agent_loop_tq:AgentLoopWorkerTQ.__ray_metadata__.modified_class.__ray_actor_class__"
+_ENGINE = "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead"
 
 SYMBOLS: dict[str, tuple[str, ...]] = {
     # estimator
@@ -32,6 +33,7 @@ SYMBOLS: dict[str, tuple[str, ...]] = {
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer": ("config",),
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._init_tokenizer": (),
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer.get_llm_client": (),
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_old_log_prob": ("batch", "metrics"),
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_advantage": ("batch", "metrics"),
     "verl.workers.utils.padding:response_to_nested": ("tensor", "response_mask"),
     # agent loop
@@ -53,7 +55,20 @@ SYMBOLS: dict[str, tuple[str, ...]] = {
     # rollout client
     "verl.workers.rollout.llm_server:LLMServerClient.generate": ("request_id", "prompt_ids", "sampling_params"),
     "verl.workers.rollout.llm_server:LLMServerManager.get_client": ("client_cls",),
+    # training engine
+    "verl.workers.engine_workers:ActorRolloutRefWorker.compute_log_prob": ("data",),
+    "verl.workers.engine.base:EngineRegistry.register": ("model_type", "backend", "device"),
+    f"{_ENGINE}.initialize": (),
+    f"{_ENGINE}.forward_backward_batch": ("data", "loss_function", "forward_only"),
+    f"{_ENGINE}.forward_step": ("micro_batch", "loss_function", "forward_only"),
+    f"{_ENGINE}.prepare_model_inputs": ("micro_batch",),
+    f"{_ENGINE}.prepare_model_outputs": ("output", "output_args", "micro_batch", "logits_processor_func"),
+    f"{_ENGINE}.get_data_parallel_group": (),
+    "verl.utils.tensordict_utils:get": ("tensordict", "key"),
+    "verl.utils.tensordict_utils:get_non_tensor_data": ("data", "key", "default"),
+    "verl.utils.tensordict_utils:assign_non_tensor": ("tensor_dict",),
     # configuration
+    "verl.utils.config:omega_conf_to_dataclass": ("config",),
     "verl.utils.import_utils:load_class_from_fqn": ("fqn",),
 }
 """`module:attribute.path` -> parameters (or fields) it must have."""
@@ -107,6 +122,7 @@ VLLM_SYMBOLS: dict[str, tuple[str, ...]] = {
     "verl.workers.rollout.vllm_rollout.utils:VLLM_LORA_NAME": (),
     "verl.workers.rollout.vllm_rollout.utils:VLLM_LORA_PATH": (),
     "vllm:SamplingParams": ("max_tokens", "temperature", "top_p", "top_k", "logprob_token_ids", "detokenize"),
+    "vllm.config:VllmConfig": (),
     "vllm.inputs:TokensPrompt": (),
     "vllm.lora.request:LoRARequest": ("lora_name", "lora_int_id", "lora_path"),
     "vllm.sampling_params:MAX_LOGPROB_TOKEN_IDS": (),
@@ -115,6 +131,9 @@ VLLM_SYMBOLS: dict[str, tuple[str, ...]] = {
     "vllm.outputs:CompletionOutput": ("logprobs", "finish_reason"),
     "vllm.v1.engine.async_llm:AsyncLLM.generate": ("sampling_params", "request_id", "lora_request", "priority"),
     "vllm.v1.engine.async_llm:AsyncLLM.list_loras": (),
+    "vllm.v1.sample.logits_processor:BatchUpdate": (),
+    "vllm.v1.sample.logits_processor:LogitsProcessor": ("vllm_config", "device", "is_pin_memory"),
+    "vllm.v1.sample.logits_processor:process_dict_updates": ("req_entries", "batch_update", "new_state"),
 }
 """What the scoring vLLM server relies on. Can be looked up only where vllm is installed."""
 

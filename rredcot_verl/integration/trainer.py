@@ -22,6 +22,7 @@ from rredcot_verl.integration.actor_probes import (
     attach_probes,
     read_probes_only,
     scored,
+    without_probes,
 )
 from rredcot_verl.integration.batch import Rows, check_outcomes, read_records, read_rows, write_token_level_rewards
 from rredcot_verl.integration.credit_record import NO_PROPOSAL, STATUSES, CreditRecord
@@ -82,11 +83,11 @@ class RREDCoTTrainerMixin(PPOTrainer):
                 batch = super()._compute_old_log_prob(batch, metrics)
                 batch.extra_info.pop(PASS, None)
                 self._probe_seconds = before_pass - started + share * (time.perf_counter() - before_pass)
-                return batch
+                return without_probes(batch)
             # verl takes the rollout's log-probabilities and makes no pass that the probes could join.
             read_probes_only(self.actor_rollout_wg, batch, self.config.actor_rollout_ref.rollout.temperature)
         self._probe_seconds = time.perf_counter() - started
-        return super()._compute_old_log_prob(batch, metrics)
+        return without_probes(super()._compute_old_log_prob(batch, metrics))
 
     def _bypasses_old_log_prob(self) -> bool:
         correction = self.config.algorithm.get("rollout_correction")
@@ -133,7 +134,7 @@ class RREDCoTTrainerMixin(PPOTrainer):
         if settings.dir is not None and self.global_steps % settings.freq == 0:
             credited = CreditedRows(rows, segments, credit, weights, errors, self._engine.label)
             write_traces(settings, self.global_steps, self.tokenizer, batch, credited)
-        return batch
+        return without_probes(batch)
 
     def _cost_metrics(self, rows: Rows, own_seconds: float) -> dict[str, float]:
         """What was probed, what it cost, and what was left out and why."""

@@ -11,12 +11,16 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
+from verl.utils.device import get_device_name
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from rredcot_verl.scoring.actor_protocol import FUSED, PASS, PROBE_LOG_PROBS, PROBES
 from rredcot_verl.scoring.probe_codec import decode, num_probe_tokens
 from rredcot_verl.scoring.probe_pack import ProbePack, read_probes
 from rredcot_verl.scoring.shared_attention import SharedPrefix, shared_prefix
+
+_TRACES = "rredcot_traces"
+"""`input_ids` of a row, while those in the row have room for its probes."""
 
 
 class SharedPrefixMixin(FSDPEngineWithLMHead):
@@ -33,34 +37,42 @@ class SharedPrefixMixin(FSDPEngineWithLMHead):
     def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
         """See `BaseEngine.forward_backward_batch`; the token budget of a pass counts the probes' tokens."""
         if PASS in data.keys() and tu.get_non_tensor_data(data, key="use_dynamic_bsz", default=True):
-            self._make_room(data)
+            data = self._with_room(data)
         return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
 
-    def _make_room(self, data: TensorDict) -> None:
-        """Lower the budget of trace tokens by the share of the probes, the same on every rank."""
-        lengths = data["input_ids"].offsets().diff()
-        added = sum(num_probe_tokens(row.tolist()) for row in data[PROBES].unbind())
-        totals = torch.tensor([int(lengths.sum()), added], device=lengths.device)
-        longest = lengths.max()
-        group = self.get_data_parallel_group()
-        torch.distributed.all_reduce(totals, op=torch.distributed.ReduceOp.SUM, group=group)
-        torch.distributed.all_reduce(longest, op=torch.distributed.ReduceOp.MAX, group=group)
-        num_trace_tokens, num_added = totals.tolist()
+    def _with_room(self, data: TensorDict) -> TensorDict:
+        """The same rows, as long as they are with their probes: so verl packs them."""
+        traces = data["input_ids"]
+        rows = [
+            torch.nn.functional.pad(trace, (0, num_probe_tokens(probes)))
+            for trace, probes in zip(traces.unbind(), data[PROBES].unbind(), strict=True)
+        ]
+        longest = torch.tensor(max(len(row) for row in rows), device=get_device_name())
+        # Every rank must come to the same number of passes.
+        torch.distributed.all_reduce(longest, op=torch.distributed.ReduceOp.MAX, group=self.get_data_parallel_group())
         budget = tu.get_non_tensor_data(data, key="max_token_len_per_gpu", default=None)
-        room = budget * num_trace_tokens // (num_trace_tokens + num_added)
-        tu.assign_non_tensor(data, max_token_len_per_gpu=max(int(longest), room))
+        data = data.clone(recurse=False)
+        data[_TRACES] = traces
+        data["input_ids"] = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+        tu.assign_non_tensor(data, max_token_len_per_gpu=max(int(longest), budget))
+        return data
 
     def forward_step(self, micro_batch: TensorDict, loss_function: Any, forward_only: bool) -> Any:
         """See `FSDPEngine.forward_step`."""
         if PASS not in micro_batch.keys():
             return super().forward_step(micro_batch, loss_function, forward_only)
         with shared_prefix(self.module.config) as self._shared:
-            return super().forward_step(micro_batch, loss_function, forward_only)
+            result = super().forward_step(micro_batch, loss_function, forward_only)
+        # Its masks are on the device.
+        del self._shared
+        return result
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict[str, Any], dict[str, Any]]:
         """See `FSDPEngineWithLMHead.prepare_model_inputs`; the probes follow the packed traces."""
         if PASS not in micro_batch.keys():
             return super().prepare_model_inputs(micro_batch)
+        if _TRACES in micro_batch.keys():
+            micro_batch["input_ids"] = micro_batch.pop(_TRACES)
         # Packed whatever the model does otherwise: the attention of this pass needs no other kernel for it.
         tu.assign_non_tensor(micro_batch, use_remove_padding=True)
         inputs, output_args = super().prepare_model_inputs(micro_batch)

@@ -189,8 +189,10 @@ class ProbePack:
         Returns:
             bool, of the broadcast shape.
         """
+        # Tensors only: compiled for a GPU, a number such as `num_trace_tokens` would mean compiling for every pack.
+        of_trace = self.subtree_ends[key] == 0
         same_trace = self.trace_numbers[query] == self.trace_numbers[key]
-        in_trace = (key < self.num_trace_tokens) & same_trace & (self.positions[key] < self.limits[query])
+        in_trace = of_trace & same_trace & (self.positions[key] < self.limits[query])
         in_tree = (key <= query) & (query < self.subtree_ends[key])
         seen = in_trace | in_tree
         if sliding_window is None:
@@ -238,8 +240,9 @@ def read_probes(pack: ProbePack, rows: Tensor, logits: Tensor, temperatures: Ten
     device = logits.device
     read_rows = torch.tensor([row for reading in flat for row in reading.rows], device=device)
     unique_rows, place = read_rows.unique(return_inverse=True)
+    # Indexed, so a copy: what may be a gigabyte is divided in place.
     scaled = logits[torch.searchsorted(rows.to(device), unique_rows)].float()
-    scaled = scaled / temperatures.to(scaled)[pack.trace_numbers.to(device)[unique_rows]].unsqueeze(1)
+    scaled /= temperatures.to(scaled)[pack.trace_numbers.to(device)[unique_rows]].unsqueeze(1)
     normalizer = scaled.logsumexp(dim=1)
     scores = torch.zeros(len(read_rows), device=device)
     ends = torch.tensor([len(reading.rows) for reading in flat], device=device).cumsum(0)
@@ -254,6 +257,6 @@ def read_probes(pack: ProbePack, rows: Tensor, logits: Tensor, temperatures: Ten
         # A token listed twice is still one outcome.
         closing = torch.tensor(sorted(set(closing_ids)), device=device)
         at = place[torch.tensor(indices, device=device)]
-        scores[indices] = scaled[at][:, closing].logsumexp(dim=1) - normalizer[at]
+        scores[indices] = scaled[at.unsqueeze(1), closing].logsumexp(dim=1) - normalizer[at]
     values = iter(scores.tolist())
     return [list(itertools.islice(values, sum(len(reading.rows) for reading in own))) for own in pack.readings]

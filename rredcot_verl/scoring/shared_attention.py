@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedConfig
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -23,8 +23,17 @@ from rredcot_verl.scoring.probe_pack import ProbePack
 NAME = "rredcot_shared_prefix"
 """Name of the attention function in transformers' registry."""
 
-QUERY_TILE = 128
+QUERY_TILE = 64
 """Fewest queries of probes, and most queries of a sliding window, computed at once on CPU."""
+
+_WAY_OUT = "set algorithm.rredcot.self_value.share_prefix=false"
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a model asks for instead of a mask: causal attention, and how far back, in tokens; None for any."""
+
+    size: int | None
 
 
 @dataclass(frozen=True)
@@ -74,8 +83,7 @@ def shared_prefix(config: PreTrainedConfig) -> Iterator[SharedPrefix]:
         if current.num_calls != text_config.num_hidden_layers:
             raise RuntimeError(
                 f"{current.num_calls} of {text_config.num_hidden_layers} layers of this model attend through "
-                "transformers' attention interface, so its prefixes cannot be shared; set "
-                "algorithm.rredcot.self_value.share_prefix=false"
+                f"transformers' attention interface, so its prefixes cannot be shared; {_WAY_OUT}"
             )
     finally:
         text_config._attn_implementation = before
@@ -115,12 +123,28 @@ def _rope_types(text_config: PreTrainedConfig) -> set[str]:
     return {str(entry.get("rope_type", "default")) for entry in nested}
 
 
+def window_of_mask(*args: Any, use_vmap: bool = False, local_size: int | None = None, **kwargs: Any) -> Window:
+    """Mask function with transformers' signature: what a layer gets for a mask.
+
+    Args:
+        args, kwargs: Sizes and types that no mask is made of here.
+        use_vmap: Whether the model adds a rule of its own to the causal one.
+        local_size: How far back a token sees, in tokens.
+
+    Raises:
+        RuntimeError: The model's tokens do not just see what is before them.
+    """
+    if use_vmap:
+        raise RuntimeError(f"this model's attention is more than causal, so its prefixes cannot be shared; {_WAY_OUT}")
+    return Window(local_size)
+
+
 def shared_prefix_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Window,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
@@ -131,9 +155,9 @@ def shared_prefix_attention(
         module: The attention layer.
         query: `(1, num_heads, num_tokens, head_dim)`.
         key, value: `(1, num_key_value_heads, num_tokens, head_dim)`.
-        attention_mask: Not used; the pack says who sees whom.
+        attention_mask: What `window_of_mask` gave the model; the pack says who sees whom.
         scaling: Factor of the scores.
-        sliding_window: How far back a token sees, in tokens.
+        sliding_window: How far back a token sees, in tokens, as flash attention is told; must be the mask's.
         kwargs: What else a model passes; a soft cap and sinks are refused off the GPU.
 
     Returns:
@@ -146,6 +170,12 @@ def shared_prefix_attention(
         raise RuntimeError(
             f"attention got queries {tuple(query.shape)} and keys {tuple(key.shape)}, expected one sequence of "
             f"{current.pack.num_tokens} tokens"
+        )
+    # Some models tell only the mask of their windows, or change the mask: those have no one meaning here.
+    if attention_mask != Window(sliding_window):
+        raise RuntimeError(
+            f"layer {getattr(module, 'layer_idx', '?')} of this model has the mask {attention_mask} and "
+            f"sliding_window={sliding_window}, so its prefixes cannot be shared; {_WAY_OUT}"
         )
     current.num_calls += 1
     on_gpu = query.device.type == "cuda"
@@ -162,6 +192,7 @@ def shared_prefix_attention(
 
 
 AttentionInterface.register(NAME, shared_prefix_attention)
+AttentionMaskInterface.register(NAME, window_of_mask)
 
 
 def make_block_mask(pack: ProbePack, sliding_window: int | None) -> Any:
@@ -179,7 +210,8 @@ def make_block_mask(pack: ProbePack, sliding_window: int | None) -> Any:
 
 
 def _in_parts(query: Tensor, key: Tensor, value: Tensor, tiles: list[Tile], scaling: float | None) -> Tensor:
-    output = torch.empty_like(query)
+    # Values may be narrower than keys (multi-head latent attention).
+    output = query.new_empty(*query.shape[:3], value.shape[3])
     for tile in tiles:
         output[:, :, tile.queries] = scaled_dot_product_attention(
             query[:, :, tile.queries],
@@ -208,7 +240,7 @@ def make_tiles(pack: ProbePack, sliding_window: int | None) -> list[Tile]:
             last = min(first + height, end)
             keys = slice(max(start, first - window + 1), last)
             plain = keys.start == first and last - first <= window
-            mask = None if plain else _mask(pack, slice(first, last), torch.arange(keys.start, last), sliding_window)
+            mask = None if plain else _mask(pack, slice(first, last), _range(pack, keys.start, last), sliding_window)
             tiles.append(Tile(slice(first, last), keys, mask))
     for queries, keys in _probe_tiles(pack, window):
         tiles.append(Tile(queries, keys, _mask(pack, queries, keys, sliding_window)))
@@ -216,7 +248,11 @@ def make_tiles(pack: ProbePack, sliding_window: int | None) -> list[Tile]:
 
 
 def _mask(pack: ProbePack, queries: slice, keys: Tensor, sliding_window: int | None) -> Tensor:
-    return pack.sees(torch.arange(queries.start, queries.stop).unsqueeze(1), keys.unsqueeze(0), sliding_window)
+    return pack.sees(_range(pack, queries.start, queries.stop).unsqueeze(1), keys.unsqueeze(0), sliding_window)
+
+
+def _range(pack: ProbePack, start: int, end: int) -> Tensor:
+    return torch.arange(start, end, device=pack.positions.device)
 
 
 def _probe_tiles(pack: ProbePack, window: int) -> Iterator[tuple[slice, Tensor]]:
@@ -229,6 +265,6 @@ def _probe_tiles(pack: ProbePack, window: int) -> Iterator[tuple[slice, Tensor]]
             while last < end and limits[last] == limits[last - 1]:
                 last += 1
             furthest = max(0, limits[first] - window + 1)
-            prefix = torch.arange(start + furthest, start + limits[last - 1])
-            yield slice(first, last), torch.cat([prefix, torch.arange(first, last)])
+            prefix = _range(pack, start + furthest, start + limits[last - 1])
+            yield slice(first, last), torch.cat([prefix, _range(pack, first, last)])
             first = last

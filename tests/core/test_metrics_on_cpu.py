@@ -10,6 +10,7 @@ from verl.trainer.ppo.v1.utils import MetricsAggregator
 from rredcot_verl.core.metrics import credit_metrics
 from rredcot_verl.core.redistribution import SegmentBatch
 from rredcot_verl.integration.credit_record import NO_PROPOSAL, SCORED, CreditRecord
+from rredcot_verl.integration.engine_choice import EngineChoice
 from rredcot_verl.integration.trainer import RREDCoTTrainerMixin
 
 SEGMENTS = SegmentBatch.from_rows(
@@ -61,6 +62,7 @@ def all_metric_names() -> list[str]:
     sync = TRAINER_REGISTRY["sync"]
     assert issubclass(sync, RREDCoTTrainerMixin)
     trainer = sync.__new__(sync)
+    trainer._engine = EngineChoice("rollout", False, "")
     cost = trainer._cost_metrics(rows, own_seconds=0.25)
     assert cost["timing_s/self_value"] == pytest.approx(1.5 + 0.25)
     assert cost["rredcot/rows_scored/mean"] == cost["rredcot/rows_no_proposal/mean"] == 0.5

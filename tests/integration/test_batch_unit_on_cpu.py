@@ -9,7 +9,7 @@ import torch
 from rredcot_verl.config.schema import parse
 from rredcot_verl.core.redistribution import redistribute
 from rredcot_verl.integration import batch as batch_module
-from rredcot_verl.integration.batch import Rows, _final_rows, as_list, check_outcomes, read_rows
+from rredcot_verl.integration.batch import Rows, _final_rows, as_list, check_outcomes, read_records, read_rows
 from rredcot_verl.integration.credit_record import FAILED, KEY, NO_PROPOSAL, SCORED, CreditRecord
 
 KEYS = ["a_b_0_0", "a_b_0_1", "a_b_1_0", "pad-x_0_0"]
@@ -42,7 +42,8 @@ OTHER_RECORD = record(status=NO_PROPOSAL)
 
 def test_rows_are_read_with_their_records(monkeypatch):
     # The synthetic row is made from the first real one: its record is a copy that must not be used.
-    rows = read_rows(stored(monkeypatch, records=[{}, SCORED_RECORD, OTHER_RECORD, SCORED_RECORD]))
+    batch = stored(monkeypatch, records=[{}, SCORED_RECORD, OTHER_RECORD, SCORED_RECORD])
+    rows = read_rows(batch, read_records(batch))
     assert [r and r.status for r in rows.records] == [None, SCORED, NO_PROPOSAL, None]
     assert rows.final_rows.tolist() == [1, 1, 2, 3]
     assert rows.lengths == [3, 4, 2, 1] and rows.outcomes.tolist() == [1.0, 1.0, 0.5, 0.0]
@@ -58,18 +59,19 @@ def test_rows_are_read_with_their_records(monkeypatch):
 def test_a_failed_record_stops_the_training(monkeypatch):
     failed = record(status=FAILED, error="TimeoutError: no answer")
     with pytest.raises(RuntimeError, match="1 of 4 responses failed.*training stops.*a_b_1_0: TimeoutError: no answer"):
-        read_rows(stored(monkeypatch, records=[{}, SCORED_RECORD, failed, {}]))
+        read_records(stored(monkeypatch, records=[{}, SCORED_RECORD, failed, {}]))
 
 
 @pytest.mark.parametrize("missing", [{}, {"other": 1}, None])
 def test_a_missing_record_names_the_response(monkeypatch, missing):
     with pytest.raises(RuntimeError, match="response a_b_1_0 carries no RREDCoT record"):
-        read_rows(stored(monkeypatch, records=[{}, SCORED_RECORD, missing, {}]))
+        read_records(stored(monkeypatch, records=[{}, SCORED_RECORD, missing, {}]))
 
 
 def test_boundaries_that_do_not_fit_the_response_are_refused(monkeypatch):
     wrong = record(status=SCORED, segment_boundaries=[0, 2, 5], self_values=[0.25, 0.5])
-    rows = read_rows(stored(monkeypatch, records=[{}, wrong, OTHER_RECORD, {}]))
+    batch = stored(monkeypatch, records=[{}, wrong, OTHER_RECORD, {}])
+    rows = read_rows(batch, read_records(batch))
     with pytest.raises(ValueError, match="row 1.*response length 4"):
         rows.segments()
 

@@ -86,7 +86,8 @@ def test_with_another_estimator_the_plugin_changes_nothing(tmp_path, ray_folder)
 
 
 def test_a_failing_server_stops_the_training(tmp_path, ray_folder):
-    run = main_ppo(tmp_path, ray_folder, PLAIN, "+algorithm.rredcot.self_value.timeout_s=1e-6")
+    settings = ("+algorithm.rredcot.self_value.engine=rollout", "+algorithm.rredcot.self_value.timeout_s=1e-6")
+    run = main_ppo(tmp_path, ray_folder, PLAIN, *settings)
     assert run.returncode != 0
     assert "scoring the probes of" in run.output and "self_value.timeout_s=1e-06" in run.output
     assert not run.steps
@@ -100,23 +101,26 @@ def test_a_faulty_setting_stops_the_job_before_any_worker(tmp_path, ray_folder):
 
 
 @pytest.mark.parametrize(
-    "override, words",
+    "overrides, words",
     [
         ("algorithm.rredcot.credit.beta=-1", ("algorithm.rredcot.credit.beta=-1", "greater than or equal to 0")),
         ("+algorithm.rredcot.credit.betta=1", ("algorithm.rredcot.credit.betta=1", "unknown key", "beta")),
         ("algorithm.rredcot.self_value.form=normalized", ("self_value.form=normalized", "proposals=group or union")),
         ("algorithm.use_kl_in_reward=true", ("use_kl_in_reward=True", "use_kl_loss")),
-        ("actor_rollout_ref.rollout.name=trtllm", ("trtllm", "cannot score", "vllm")),
+        (
+            "actor_rollout_ref.rollout.name=trtllm algorithm.rredcot.self_value.engine=rollout",
+            ("trtllm", "cannot score", "vllm", "engine=actor"),
+        ),
         ("trainer.v1.trainer_mode=separate_async", ("separate_async", "'sync'")),
     ],
 )
-def test_with_the_overlay_a_fault_is_found_before_ray(tmp_path, ray_folder, override, words):
+def test_with_the_overlay_a_fault_is_found_before_ray(tmp_path, ray_folder, overrides, words):
     config = ("pkg://rredcot_verl.config", "rredcot_trainer")
     run = main_ppo(
         tmp_path,
         ray_folder,
         "actor_rollout_ref.rollout.name=vllm",
-        override,
+        *overrides.split(),
         f"hydra.run.dir={tmp_path}",
         config=config,
     )

@@ -33,7 +33,8 @@ def test_the_defaults_are_the_method():
             "think_close": "</think>",
         },
         "self_value": {
-            "engine": "rollout",
+            "engine": "auto",
+            "share_prefix": True,
             "form": "joint",
             "proposals": "reference",
             "max_proposals": 4,

@@ -65,12 +65,16 @@ def test_a_config_without_our_block(config):
         active_settings(put(config, algorithm__rredcot="on"))
 
 
+BY_SERVER = {"algorithm__rredcot__self_value__engine": "rollout"}
+
+
 @pytest.mark.parametrize(
     "values, message",
     [
         ({"algorithm__use_kl_in_reward": True}, "algorithm.use_kl_in_reward=True.*use_kl_loss=True"),
-        ({"actor_rollout_ref__rollout__name": "sglang"}, "rollout.name='sglang'.*rredcot_cpu.*vllm"),
-        ({"trainer__v1__trainer_mode": "colocate_async"}, "trainer_mode='colocate_async'.*'sync'"),
+        (BY_SERVER | {"actor_rollout_ref__rollout__name": "trtllm"}, "rollout.name='trtllm'.*rredcot_cpu.*vllm"),
+        (BY_SERVER | {"trainer__v1__trainer_mode": "colocate_async"}, "trainer_mode='colocate_async'.*engine=actor"),
+        ({"trainer__v1__trainer_mode": "separate_async"}, "trainer_mode='separate_async'.*'sync'"),
         ({"trainer__use_v1": False}, "trainer.use_v1=False"),
         ({"algorithm__rredcot__enable": False}, "enable=False contradicts.*leave it null"),
         ({"algorithm__rredcot__credit__beta": -1}, "algorithm.rredcot.credit.beta=-1"),
@@ -166,19 +170,6 @@ def test_a_foreign_agent_loop_manager_is_refused(config):
         switch_on(config)
 
 
-def test_a_temperature_that_vllm_does_not_apply_is_reported(config, caplog):
-    switch_on(config)
-    assert "temperature" not in caplog.text
-    # Once, where the method is switched on; the settings are read in several places.
-    active_settings(put(config, actor_rollout_ref__rollout__temperature=0.6))
-    assert "temperature" not in caplog.text
-    switch_on(config)
-    assert caplog.text.count("temperature=0.6") == 1
-    caplog.clear()
-    switch_on(put(config, actor_rollout_ref__rollout__name="rredcot_cpu"))
-    assert "temperature" not in caplog.text
-
-
 def test_log_probabilities_that_are_switched_on_are_reported(config, caplog):
     switch_on(put(config, actor_rollout_ref__rollout__calculate_log_probs=False))
     assert config.actor_rollout_ref.rollout.calculate_log_probs is True
@@ -190,16 +181,23 @@ def test_log_probabilities_that_are_switched_on_are_reported(config, caplog):
 def test_max_sequence_length(config):
     put(config, actor_rollout_ref__rollout__max_model_len=None)
     put(config, actor_rollout_ref__rollout__prompt_length=100, actor_rollout_ref__rollout__response_length=50)
-    assert max_sequence_length(config, None) == 150
-    assert max_sequence_length(config, 4096) == 4096
-    assert max_sequence_length(put(config, actor_rollout_ref__rollout__max_model_len=140), 4096) == 140
+    for engine in ("rollout", "actor"):
+        assert max_sequence_length(config, engine, None) == 150
+        assert max_sequence_length(config, engine, 4096) == 4096
+    # The server's own limit is not the training engine's.
+    put(config, actor_rollout_ref__rollout__max_model_len=140)
+    assert max_sequence_length(config, "rollout", 4096) == 140
+    assert max_sequence_length(config, "actor", 4096) == 4096
+    assert max_sequence_length(config, "actor", None) == 140
 
 
 @pytest.mark.parametrize("key", ["full_determinism", "disaggregation__enabled"])
 def test_rollout_modes_in_which_probes_would_go_wrong_are_refused(config, key):
     put(config, **{f"actor_rollout_ref__rollout__{key}": True})
+    # Nothing is asked of the server while the training engine can read the probes.
+    assert active_settings(config) is not None
     with pytest.raises(ValueError, match=key.replace("__", ".")):
-        active_settings(config)
+        active_settings(put(config, **BY_SERVER))
 
 
 def test_verls_own_penalty_widens_the_range(config):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
     Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
@@ -43,6 +44,20 @@ ARCHITECTURES: dict[str, PreTrainedConfig] = {
     "qwen3-untied": Qwen3Config(**SHAPE, tie_word_embeddings=False),
     "qwen3-moe": Qwen3MoeConfig(**SHAPE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
     "llama": LlamaConfig(**SHAPE, tie_word_embeddings=False),
+    "deepseek-v3-latent": DeepseekV3Config(
+        **(SHAPE | {"num_key_value_heads": 4, "head_dim": 4}),
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=4,
+        qk_nope_head_dim=8,
+        v_head_dim=6,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        moe_intermediate_size=16,
+        first_k_dense_replace=1,
+    ),
     "mistral-sliding": MistralConfig(**SHAPE, sliding_window=WINDOW),
     "gemma3-sliding": Gemma3TextConfig(
         **SHAPE, sliding_window=WINDOW, layer_types=["sliding_attention"] * 2 + ["full_attention"]

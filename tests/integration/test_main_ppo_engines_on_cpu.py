@@ -1,0 +1,119 @@
+"""The same responses, scored by the training engine in every way it has and by the rollout server: the same values."""
+
+import json
+
+import pytest
+
+from tests.runs import main_ppo
+
+VALUE = "+algorithm.rredcot.self_value"
+# Greedy rollouts in groups of one can be repeated; nobody else is needed for a probe of the ground truth.
+REPEATABLE = (
+    "actor_rollout_ref.rollout.n=1",
+    "actor_rollout_ref.rollout.top_k=1",
+    "actor_rollout_ref.rollout.temperature=0.7",
+    "actor_rollout_ref.rollout.max_model_len=128",
+    "trainer.total_training_steps=1",
+)
+RREDCOT = (
+    "algorithm.adv_estimator=rredcot",
+    "+algorithm.rredcot.segmentation.method=entropy",
+    "+algorithm.rredcot.segmentation.min_tokens=2",
+    f"{VALUE}.probe_uniform_groups=true",
+    # Every closing token, as the others sum them.
+    f"{VALUE}.max_closing_tokens=64",
+)
+TWO_RANKS = ("trainer.n_gpus_per_node=2",)
+ENGINES = {
+    "actor": (f"{VALUE}.engine=actor",),
+    "actor, two ranks": (f"{VALUE}.engine=actor", *TWO_RANKS),
+    "separate sequences": (f"{VALUE}.engine=actor", f"{VALUE}.share_prefix=false", *TWO_RANKS),
+    "rollout": (f"{VALUE}.engine=rollout",),
+    # No pass of verl's that the probes could join.
+    "bypass": (f"{VALUE}.engine=auto", "++algorithm.rollout_correction.bypass_mode=true"),
+}
+
+pytestmark = pytest.mark.run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, ray_folder_of_module):
+    """Metrics of the step, and the credited traces by prompt and response."""
+    results = {}
+    for number, (name, settings) in enumerate(ENGINES.items()):
+        folder = tmp_path_factory.mktemp("run")
+        traces = f"+algorithm.rredcot.traces.dir={folder / 'traces'}"
+        run = main_ppo(folder, f"{ray_folder_of_module}/{number}", *REPEATABLE, *RREDCOT, *settings, traces)
+        assert run.returncode == 0, run.output[-8000:]
+        lines = [json.loads(line) for line in (folder / "traces" / "1.jsonl").read_text().splitlines()]
+        results[name] = run, {(line["prompt"], line["response"]): line for line in lines}
+    return results
+
+
+def values(line) -> list[float]:
+    return [line["start_value"], *(segment["value"] for segment in line["segments"])]
+
+
+@pytest.mark.parametrize("name", [name for name in ENGINES if name != "actor"])
+def test_the_self_values_are_the_same(runs, name):
+    (_, expected), (_, found) = runs["actor"], runs[name]
+    assert len(expected) == 4 and found.keys() == expected.keys()
+    for key, line in expected.items():
+        assert line["status"] == found[key]["status"] == "scored"
+        # Tiny as they are: an answer's probability under a random model.
+        assert values(found[key]) == pytest.approx(values(line), rel=1e-3, abs=1e-15)
+        assert all(0 < value < 1 for value in values(line)[:-1])
+    assert sum(len(line["segments"]) > 2 for line in expected.values()) >= 2
+
+
+def test_who_scored_is_told(runs):
+    labels = {
+        "actor": "actor, shared prefix",
+        "actor, two ranks": "actor, shared prefix",
+        "separate sequences": "actor, separate sequences",
+        "rollout": "rollout",
+        "bypass": "actor, shared prefix",
+    }
+    for name, label in labels.items():
+        run, lines = runs[name]
+        assert {line["engine"] for line in lines.values()} == {label}
+        assert run.output.count(f"probes are read by {label}") == 1
+        assert run.steps[0]["rredcot/scored_by_actor/mean"] == float(label != "rollout")
+        assert run.output.count("every probe is a sequence of its own") == (name == "separate sequences")
+
+
+def test_the_batchs_own_fields_are_those_of_grpo(runs, tmp_path, ray_folder):
+    """What verl makes of old log-probabilities and entropies, with and without probes in their pass."""
+    grpo = main_ppo(tmp_path, ray_folder, *REPEATABLE)
+    assert grpo.returncode == 0, grpo.output[-8000:]
+    names = [
+        name
+        for name in grpo.steps[0]
+        if name == "actor/entropy" or name.startswith(("training/rollout_", "rollout_corr/", "response_length"))
+    ]
+    assert len(names) > 5
+    for engine in ("actor", "actor, two ranks"):
+        step = runs[engine][0].steps[0]
+        for name in names:
+            assert step[name] == pytest.approx(grpo.steps[0][name], rel=1e-4, abs=2e-5), name
+
+
+def test_a_reference_model_inside_an_adapted_actor_is_not_probed(tmp_path, ray_folder):
+    """verl's reference pass is the actor's own pass without its adapter; nothing of the one before sticks to it."""
+    run = main_ppo(
+        tmp_path,
+        ray_folder,
+        *RREDCOT,
+        "actor_rollout_ref.model.lora_rank=4",
+        "++actor_rollout_ref.model.lora.merge=true",
+        "actor_rollout_ref.actor.use_kl_loss=true",
+        "actor_rollout_ref.actor.optim.lr=0.01",
+        "actor_rollout_ref.rollout.temperature=0.8",
+    )
+    assert run.returncode == 0, run.output[-8000:]
+    first, second = run.steps
+    assert first["rredcot/rows_scored/mean"] > 0 and first["rredcot/scored_by_actor/mean"] == 1
+    assert first["actor/kl_loss"] == pytest.approx(0.0, abs=1e-6)
+    assert second["actor/kl_loss"] > 1e-6
+    for step in run.steps:
+        assert step["training/rollout_actor_probs_pearson_corr"] > 0.999
