@@ -110,24 +110,27 @@ async def measure(way: Way, prefix: list[int], probes: list[Probe], concurrency:
     return (time.perf_counter() - started) / len(probes)
 
 
-def bytes_sent(prefix: list[int], probes: list[Probe]) -> dict[str, float]:
-    """Pickled bytes a probe that go through Ray, for a trace with these probes spread over eight boundaries."""
-    positions = [max(1, len(prefix) * (index % 8) // 8) for index in range(len(probes))]
+def bytes_sent(length: int, num_probes: int = 32, num_closings: int = 100) -> dict[str, float]:
+    """Pickled bytes a probe that go through Ray, for a trace with so many probes spread over eight boundaries."""
+    chosen = random.Random(0)
+
+    def ids(number: int) -> list[int]:
+        return [chosen.randrange(150_000) for _ in range(number)]
+
+    trace, closings = ids(length), tuple(ids(num_closings))
+    probes = [(max(1, length * (index % 8) // 8), ids(NUM_OPENING + NUM_ANSWER)) for index in range(num_probes)]
     branches = [
-        {"position": position, "token_ids": opening + answer, "scored_from": NUM_OPENING, "closing_token_ids": CLOSING}
-        for position, (opening, answer) in zip(positions, probes, strict=True)
-    ]
-    requests = [
-        prefix[:position] + opening + answer for position, (opening, answer) in zip(positions, probes, strict=True)
+        {"position": position, "token_ids": forced, "scored_from": NUM_OPENING, "closing_token_ids": closings}
+        for position, forced in probes
     ]
     return {
-        "one request a trace": len(pickle.dumps((prefix, {"score_branches": branches}))) / len(probes),
-        "one request a probe": statistics.mean(len(pickle.dumps(request)) for request in requests),
+        "one request a trace": len(pickle.dumps((trace, {"score_branches": branches}))) / num_probes,
+        "one request a probe": statistics.mean(len(pickle.dumps(trace[:at] + forced)) for at, forced in probes),
     }
 
 
 def random_probes(chosen: random.Random, number: int) -> list[Probe]:
-    """Distinct openings and answers; ids of 32 bits would not change what is measured."""
+    """Distinct openings and answers."""
     return [
         ([chosen.randrange(3, 100) for _ in range(NUM_OPENING)], [chosen.randrange(3, 100) for _ in range(NUM_ANSWER)])
         for _ in range(number)
@@ -168,7 +171,7 @@ async def bench(args: argparse.Namespace) -> list[dict[str, Any]]:
                     }
                 )
                 report(json.dumps(rows[-1]))
-        report(json.dumps({"prefix": length, "bytes_per_probe": bytes_sent(prefix, random_probes(chosen, 32))}))
+        report(json.dumps({"prefix": length, "bytes_per_probe": bytes_sent(length)}))
     for engine in (stock, forcing):
         engine.engine.shutdown()
     return rows

@@ -43,12 +43,14 @@ class BranchLogProbs:
 def parse_branches(branches: Sequence[Mapping[str, Any]], num_prompt_tokens: int) -> list[Branch]:
     """Reads the `score_branches` sampling parameter.
 
+    A branch's `scored_from` is taken and not used: every token is scored in the same pass.
+
     Raises:
         ValueError: A branch lacks a field or has an unknown one, or its position is outside `[1, num_prompt_tokens]`.
     """
     parsed = []
     for index, branch in enumerate(branches):
-        unknown = sorted(branch.keys() - {"position", "token_ids", "closing_token_ids"})
+        unknown = sorted(branch.keys() - {"position", "token_ids", "closing_token_ids", "scored_from"})
         if unknown or "position" not in branch or "token_ids" not in branch:
             raise ValueError(
                 f"score_branches[{index}] must have position, token_ids and, if wanted, closing_token_ids; "

@@ -1,7 +1,8 @@
-"""The two roads to a probe's log-probability on one real model: whole traces with branches, and vLLM's requests."""
+"""Two roads to a probe's log-probability on one real model: the CPU server's batches, and what vLLM is asked for."""
 
 import asyncio
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +11,11 @@ from rredcot_verl.config.schema import parse
 from rredcot_verl.cpu.model import RolloutModel
 from rredcot_verl.cpu.server import RolloutServer, ServerLimits
 from rredcot_verl.scoring.probes import Elicitation, Proposal
-from rredcot_verl.scoring.rollout import BranchScorer, PromptLogprobScorer, self_values
+from rredcot_verl.scoring.rollout import BranchScorer
+from rredcot_verl.scoring.self_values import self_values
 from rredcot_verl.scoring.vocabulary import Vocabulary
+from tests.scoring.table_model import utilities
+from tests.servers.fake_vllm import FakeVLLM
 from tests.tiny_model import build_tiny_model, make_tokenizer
 
 LIMITS = ServerLimits(prompt_length=64, response_length=128, max_model_len=256, context_length=512, max_num_seqs=64)
@@ -29,7 +33,18 @@ def setting():
     return build_tiny_model(), prompt + response, branches, proposals
 
 
-def score(model, scorer_type, trace, branches, *args):
+class Logits:
+    """The real model in the place of a `TableModel`."""
+
+    def __init__(self, model):
+        self.model = model
+
+    @torch.no_grad()
+    def log_probs(self, prefix, temperature):
+        return (self.model(torch.tensor([prefix])).logits[0, -1] / temperature).log_softmax(-1)
+
+
+def score(model, trace, branches, temperature=1.0):
     """Scores with a fresh server: its dispatcher belongs to one event loop."""
 
     async def run():
@@ -38,35 +53,37 @@ def score(model, scorer_type, trace, branches, *args):
         async def generate(request_id, *, prompt_ids, sampling_params):
             return await server.generate(prompt_ids, sampling_params, request_id)
 
-        return await scorer_type(generate, *args).score("request", trace, branches)
+        return await BranchScorer(generate, temperature).score("request", trace, branches)
 
     return asyncio.run(run())
 
 
-def test_both_roads_give_the_same_values(setting):
+def score_like_vllm(model, trace, branches, temperature=1.0):
+    async def generate(request_id, *, prompt_ids, sampling_params):
+        results = await FakeVLLM(Logits(model), block_size=16).score(prompt_ids, sampling_params)
+        return SimpleNamespace(extra_fields={"branch_log_probs": results})
+
+    return asyncio.run(BranchScorer(generate, temperature).score("request", trace, branches))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_both_roads_give_the_same_values(setting, temperature):
     model, trace, branches, proposals = setting
-    at_once = score(model, BranchScorer, trace, branches, 1.0)
-    one_by_one = score(model, PromptLogprobScorer, trace, branches, 64)
+    at_once = score(model, trace, branches, temperature)
+    one_by_one = score_like_vllm(model, trace, branches, temperature)
     for branch, ours, theirs in zip(branches, at_once, one_by_one, strict=True):
         counted = slice(branch.scored_from, None)
         assert ours.token_log_probs[counted] == pytest.approx(theirs.token_log_probs[counted], abs=1e-4)
         assert ours.closing_log_prob == pytest.approx(theirs.closing_log_prob, abs=1e-4)
     for form in ("joint", "normalized", "geometric"):
-        values = [self_values(form, branches, scores, proposals) for scores in (at_once, one_by_one)]
+        values = [self_values(form, branches, scores, utilities(proposals)) for scores in (at_once, one_by_one)]
         torch.testing.assert_close(*values, atol=1e-5, rtol=1e-4)
-
-
-def test_fewer_closing_tokens_give_a_lower_bound(setting):
-    model, trace, branches, _ = setting
-    full = score(model, BranchScorer, trace, branches, 1.0)
-    partial = score(model, PromptLogprobScorer, trace, branches, 1)
-    assert all(theirs.closing_log_prob < ours.closing_log_prob for ours, theirs in zip(full, partial, strict=True))
 
 
 def test_the_temperature_is_applied_before_the_softmax(setting):
     model, trace, branches, _ = setting
     branch = branches[-1]
-    hot = score(model, BranchScorer, trace, [branch], 2.0)[0]
+    hot = score(model, trace, [branch], 2.0)[0]
     with torch.no_grad():
         sequence = torch.tensor([trace[: branch.position] + list(branch.token_ids)])
         log_probs = (model(sequence).logits[0] / 2.0).log_softmax(-1)

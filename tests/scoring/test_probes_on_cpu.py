@@ -8,9 +8,10 @@ import pytest
 
 from rredcot_verl.config.schema import parse
 from rredcot_verl.scoring.probes import Elicitation, JoinError, Proposal, build_proposals
-from rredcot_verl.scoring.rollout import SCORING_BACKENDS, make_scorer, self_values
+from rredcot_verl.scoring.rollout import SCORING_BACKENDS, make_scorer
+from rredcot_verl.scoring.self_values import self_values
 from rredcot_verl.scoring.vocabulary import Vocabulary
-from tests.scoring.table_model import FakeServer, TableModel
+from tests.scoring.table_model import FakeServer, TableModel, utilities
 from tests.scoring.tiny_tokenizers import KINDS, byte_level, encode, sentencepiece_like, token
 
 PROMPT = "What is 12 + 3?\n"
@@ -261,7 +262,7 @@ def test_the_probability_of_an_answer_that_ends_in_a_brace_is_the_full_one(backe
         return math.exp(sum(model.sequence(prefix, forced)[start:]) + closing)
 
     for form in ("joint", "geometric"):
-        found = self_values(form, branches, scores, proposals[::-1])
+        found = self_values(form, branches, scores, utilities(proposals[::-1]))
         for value, boundary in zip(found.tolist(), (1, len(ids)), strict=True):
             prefix = prompt_ids + ids[:boundary]
             whole = encode(tokenizer, opening + answer)

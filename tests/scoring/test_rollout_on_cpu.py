@@ -1,4 +1,4 @@
-"""Scores of probes, against a table-driven model computed directly and by the other kind of server."""
+"""Scores of probes, against a table-driven model computed directly."""
 
 import asyncio
 import math
@@ -9,15 +9,9 @@ import torch
 
 from rredcot_verl.config.schema import SelfValueConfig, parse
 from rredcot_verl.scoring.probes import Branch, Proposal
-from rredcot_verl.scoring.rollout import (
-    SCORING_BACKENDS,
-    BranchScore,
-    BranchScorer,
-    PromptLogprobScorer,
-    make_scorer,
-    self_values,
-)
-from tests.scoring.table_model import FakeServer, TableModel
+from rredcot_verl.scoring.rollout import SCORING_BACKENDS, BranchScorer, make_scorer
+from rredcot_verl.scoring.self_values import BranchScore, self_values
+from tests.scoring.table_model import FakeServer, TableModel, utilities
 
 MODEL = TableModel(vocab_size=12)
 TRACE = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -37,84 +31,68 @@ def score(scorer, branches=BRANCHES):
     return asyncio.run(scorer.score("request-1", TRACE, branches))
 
 
-def directly(branch: Branch, closings=CLOSING, temperature: float = 1.0) -> tuple[list[float], float]:
+def directly(branch: Branch, temperature: float = 1.0) -> tuple[list[float], float]:
     prefix = TRACE[: branch.position]
     forced = list(branch.token_ids)
     return (
         MODEL.sequence(prefix, forced, temperature),
-        MODEL.any_of([*prefix, *forced], list(closings), temperature),
+        MODEL.any_of([*prefix, *forced], list(CLOSING), temperature),
     )
 
 
+def counted(branch: Branch, log_probs) -> list[float]:
+    """What comes before the first scored token is given, and may hold anything."""
+    return list(log_probs)[branch.scored_from :]
+
+
+@pytest.mark.parametrize("block_size", [0, 1, 3, 4, 16])
+@pytest.mark.parametrize("generated", [[], TRACE, [*TRACE[:2], 10, 4, 7, 7, 7], [*TRACE[:6], 5, 5, 8, 8]])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_branch_scorer_equals_direct_computation(temperature):
-    server = FakeServer(MODEL)
+def test_scores_equal_direct_computation(block_size, generated, temperature):
+    """Whatever the server, and whatever its cache holds: also the probed answers themselves."""
+    server = FakeServer(MODEL, block_size, generated)
     found = score(BranchScorer(server.generate, temperature))
     for branch, result in zip(BRANCHES, found, strict=True):
-        tokens, closing = directly(branch, temperature=temperature)
-        assert list(result.token_log_probs) == pytest.approx(tokens, abs=1e-12)
+        tokens, closing = directly(branch, temperature)
+        assert counted(branch, result.token_log_probs) == pytest.approx(counted(branch, tokens), abs=1e-12)
         assert result.closing_log_prob == pytest.approx(closing, abs=1e-12)
-        assert result.num_forward_tokens == len(branch.token_ids)
-    # One request for the whole trace, on the request that leads to its cache.
-    assert len(server.requests) == 1
-    assert server.requests[0]["request_id"] == "request-1" and server.requests[0]["prompt_ids"] == TRACE
 
 
-@pytest.mark.parametrize("block_size", [0, 1, 2, 3, 4, 16])
-@pytest.mark.parametrize("generated", [[], TRACE, [*TRACE[:2], 10, 4, 7, 7, 7], [*TRACE[:6], 5, 5, 8, 8]])
-@pytest.mark.parametrize("garbage", [-0.2, 77.0, float("nan")])
-def test_prompt_logprob_scorer_equals_direct_computation_and_the_other_scorer(block_size, generated, garbage):
-    """Whatever the cache holds, also the probed answers themselves, or what another probe has just put there."""
-    server = FakeServer(MODEL, block_size, garbage, generated)
-    found = score(PromptLogprobScorer(server.generate, max_closing_tokens=3))
-    other = score(BranchScorer(FakeServer(MODEL).generate, 1.0))
-    for branch, result, same in zip(BRANCHES, found, other, strict=True):
-        tokens, closing = directly(branch)
-        counted = slice(branch.scored_from, None)
-        assert list(result.token_log_probs)[counted] == pytest.approx(tokens[counted], abs=1e-12)
-        assert result.closing_log_prob == pytest.approx(closing, abs=1e-12)
-        assert list(result.token_log_probs)[counted] == pytest.approx(same.token_log_probs[counted], abs=1e-12)
-        assert result.closing_log_prob == pytest.approx(same.closing_log_prob, abs=1e-12)
-    computed = sum(result.num_forward_tokens for result in found)
-    whole = sum(3 * (branch.position + len(branch.token_ids) + 1) for branch in BRANCHES)
-    assert computed == whole if block_size == 0 else computed > 0
-
-
-def test_the_cache_is_left_out_only_where_it_reaches_into_a_probe():
-    def skipped(block_size):
-        server = FakeServer(MODEL, block_size, generated=TRACE)
-        (result,) = score(PromptLogprobScorer(server.generate, 1), BRANCHES[2:3])
-        return [r["sampling_params"]["skip_reading_prefix_cache"] for r in server.requests], result.num_forward_tokens
-
-    # Eight tokens, the first scored one at 6: blocks of 4 end before it, blocks of 2 right at it.
-    assert skipped(4) == ([False], 4)
-    assert skipped(2) == ([False, True], 2 + 8)
-
-
-def test_what_is_asked_of_vllm():
+def test_one_request_a_trace_to_the_server_that_holds_it():
     server = FakeServer(MODEL)
-    score(PromptLogprobScorer(server.generate, 2), BRANCHES[:1])
-    assert [r["prompt_ids"] for r in server.requests] == [[3, 1, 10, 4, 7], [3, 1, 10, 4, 8]]
-    for request in server.requests:
-        assert request["request_id"] == "request-1"
-        assert request["sampling_params"] == {
-            "max_tokens": 1,
-            "temperature": 1.0,
-            "prompt_logprobs": 0,
-            "skip_reading_prefix_cache": False,
-            "detokenize": False,
+    found = score(BranchScorer(server.generate, 0.7))
+    (request,) = server.requests
+    assert request["request_id"] == "request-1" and request["prompt_ids"] == TRACE
+    assert request["sampling_params"]["temperature"] == 0.7
+    for branch, sent in zip(BRANCHES, request["sampling_params"]["score_branches"], strict=True):
+        assert sent == {
+            "position": branch.position,
+            "token_ids": list(branch.token_ids),
+            "scored_from": branch.scored_from,
+            "closing_token_ids": branch.closing_token_ids,
         }
+    # A server that counts nothing computes the branches and nothing else.
+    assert [(each.num_forward_tokens, each.num_recomputed_tokens) for each in found] == [(2, 0), (3, 0), (1, 0), (2, 0)]
 
 
-@pytest.mark.parametrize("kept", [1, 2])
-def test_fewer_closing_tokens_give_a_lower_bound(kept):
-    found = score(PromptLogprobScorer(FakeServer(MODEL).generate, kept))
-    for branch, result in zip(BRANCHES, found, strict=True):
-        assert result.closing_log_prob == pytest.approx(directly(branch, CLOSING[:kept])[1], abs=1e-12)
-        assert result.closing_log_prob < directly(branch)[1]
+def test_the_closing_tokens_that_branches_share_are_sent_once():
+    server = FakeServer(MODEL)
+    score(BranchScorer(server.generate, 1.0))
+    sent = server.requests[0]["sampling_params"]["score_branches"]
+    assert all(branch["closing_token_ids"] is CLOSING for branch in sent)
 
 
-def test_no_more_requests_at_once_than_allowed():
+def test_computed_tokens_are_counted():
+    whole = FakeServer(MODEL, block_size=2, generated=TRACE)
+    found = score(BranchScorer(whole.generate, 1.0))
+    assert sum(result.num_recomputed_tokens for result in found) == 0
+    lost = FakeServer(MODEL, block_size=2)
+    found = score(BranchScorer(lost.generate, 1.0))
+    # The longest prefix was computed once, for all: six tokens, of which a request that ends there computes two anyway.
+    assert [result.num_recomputed_tokens for result in found] == [0, 0, 4, 0]
+
+
+def test_no_more_traces_at_once_than_allowed():
     server, running, most = FakeServer(MODEL), 0, 0
 
     async def slow(*args, **kwargs):
@@ -125,9 +103,13 @@ def test_no_more_requests_at_once_than_allowed():
         running -= 1
         return await server.generate(*args, **kwargs)
 
-    config = parse({"self_value": {"max_concurrency": 2, "max_closing_tokens": 3}}).self_value
-    score(make_scorer("vllm", slow, config, 1.0))
-    assert len(server.requests) == 12 and most == 2
+    scorer = make_scorer("vllm", slow, parse({"self_value": {"max_concurrency": 2}}).self_value, 1.0)
+
+    async def run():
+        await asyncio.gather(*[scorer.score(f"request-{n}", TRACE, BRANCHES) for n in range(6)])
+
+    asyncio.run(run())
+    assert len(server.requests) == 6 and most == 2
 
 
 def test_waiting_for_a_turn_is_no_part_of_a_requests_time():
@@ -137,47 +119,43 @@ def test_waiting_for_a_turn_is_no_part_of_a_requests_time():
         await asyncio.sleep(0.05)
         return await server.generate(*args, **kwargs)
 
-    config = parse({"self_value": {"max_concurrency": 1, "max_closing_tokens": 3, "timeout_s": 0.3}}).self_value
-    score(make_scorer("vllm", slow, config, 1.0))
-    config = parse({"self_value": {"timeout_s": 0.01}}).self_value
+    async def run(timeout_s):
+        config = parse({"self_value": {"max_concurrency": 1, "timeout_s": timeout_s}}).self_value
+        scorer = make_scorer("vllm", slow, config, 1.0)
+        await asyncio.gather(*[scorer.score(f"request-{n}", TRACE, BRANCHES) for n in range(8)])
+
+    asyncio.run(run(0.3))
     with pytest.raises(asyncio.TimeoutError):
-        score(make_scorer("vllm", slow, config, 1.0))
+        asyncio.run(run(0.01))
 
 
-def test_missing_probes_are_refused():
-    async def generate(**kwargs):
+def test_answers_that_do_not_fit_the_question_are_refused():
+    async def fewer(**kwargs):
         return SimpleNamespace(extra_fields={"branch_log_probs": []})
 
     with pytest.raises(RuntimeError, match="scored 0 of 4 probes"):
-        score(BranchScorer(generate, 1.0))
+        score(BranchScorer(fewer, 1.0))
 
-    async def nothing(**kwargs):
+    async def another_server(**kwargs):
         return SimpleNamespace(extra_fields={})
 
-    with pytest.raises(KeyError):
-        score(BranchScorer(nothing, 1.0))
-    with pytest.raises(KeyError):
-        score(PromptLogprobScorer(nothing, 2))
+    with pytest.raises(RuntimeError, match="generated instead of scoring"):
+        score(BranchScorer(another_server, 1.0))
 
 
-@pytest.mark.parametrize("kind, change", [("vllm", -2), ("rredcot_cpu", -1), ("rredcot_cpu", 1)])
-def test_a_list_of_another_length_is_refused(kind, change):
-    """Else its last entry would be read as the closing token's."""
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_list_of_another_length_is_refused(change):
     server = FakeServer(MODEL)
 
     async def generate(*args, **kwargs):
         output = await server.generate(*args, **kwargs)
-        if kind == "vllm":
-            output.extra_fields["prompt_logprobs"] = output.extra_fields["prompt_logprobs"][:change]
-        else:
-            for result in output.extra_fields["branch_log_probs"][1:2]:
-                given = result["token_log_probs"]
-                result["token_log_probs"] = given[:change] if change < 0 else [*given, -1.0]
+        for result in output.extra_fields["branch_log_probs"][1:2]:
+            given = result["token_log_probs"]
+            result["token_log_probs"] = given[:change] if change < 0 else [*given, -1.0]
         return output
 
-    scorer = make_scorer(kind, generate, SelfValueConfig(), 1.0)
     with pytest.raises(RuntimeError, match=r"gave \d log-probabilities of a probe, expected \d"):
-        score(scorer)
+        score(make_scorer("rredcot_cpu", generate, SelfValueConfig(), 1.0))
 
 
 def test_values_from_scores_by_hand():
@@ -189,12 +167,18 @@ def test_values_from_scores_by_hand():
         BranchScore([0.0], half, 1),
         BranchScore([half, half], 0.0, 2),
     ]
-    assert self_values("joint", BRANCHES, scores, PROPOSALS).tolist() == pytest.approx([0.275, 0.625], abs=1e-6)
+    assert self_values("joint", BRANCHES, scores, utilities(PROPOSALS)).tolist() == pytest.approx(
+        [0.275, 0.625], abs=1e-6
+    )
     expected = [(0.25 + 0.025) / 0.3, (0.5 + 0.125) / 0.75]
-    assert self_values("normalized", BRANCHES, scores, PROPOSALS).tolist() == pytest.approx(expected, abs=1e-6)
+    assert self_values("normalized", BRANCHES, scores, utilities(PROPOSALS)).tolist() == pytest.approx(
+        expected, abs=1e-6
+    )
     # exp of the mean over the answer's tokens and its end: max(0.25^(1/2), ...), max(0.5^(1/2), ...).
     expected = [0.5, math.sqrt(0.5)]
-    assert self_values("geometric", BRANCHES, scores, PROPOSALS).tolist() == pytest.approx(expected, abs=1e-6)
+    assert self_values("geometric", BRANCHES, scores, utilities(PROPOSALS)).tolist() == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 def test_joint_from_both_servers_is_the_probability_of_the_texts():
@@ -206,7 +190,7 @@ def test_joint_from_both_servers_is_the_probability_of_the_texts():
             tokens, closing = directly(branch)
             total += proposal.utility * math.exp(sum(tokens[branch.scored_from :]) + closing)
         expected.append(total)
-    assert self_values("joint", BRANCHES, scores, PROPOSALS).tolist() == pytest.approx(expected, abs=1e-7)
+    assert self_values("joint", BRANCHES, scores, utilities(PROPOSALS)).tolist() == pytest.approx(expected, abs=1e-7)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), 0.5, 77.0])
@@ -217,16 +201,16 @@ def test_numbers_that_are_no_log_probabilities_are_refused(bad, place, form):
     faulty = BranchScore([bad], -1.0, 1) if place == "token" else BranchScore([-1.0], bad, 1)
     branches = [Branch(0, 0, 2, (4,), 0, 0, CLOSING), Branch(0, 1, 2, (5,), 0, 0, CLOSING)]
     with pytest.raises(ValueError, match="log-probabilities"):
-        self_values(form, branches, [good, faulty], PROPOSALS)
+        self_values(form, branches, [good, faulty], utilities(PROPOSALS))
 
 
 def test_impossible_tokens_give_value_zero():
     branches = [Branch(0, 0, 2, (4,), 0, 0, CLOSING)]
     scores = [BranchScore([-math.inf], -1.0, 1)]
-    assert self_values("joint", branches, scores, PROPOSALS[:1]).tolist() == [0.0]
+    assert self_values("joint", branches, scores, utilities(PROPOSALS[:1])).tolist() == [0.0]
     # Rounding above log 1 is no fault.
     scores = [BranchScore([0.0], 1e-7, 1)]
-    assert torch.equal(self_values("joint", branches, scores, PROPOSALS[:1]), torch.ones(1))
+    assert torch.equal(self_values("joint", branches, scores, utilities(PROPOSALS[:1])), torch.ones(1))
 
 
 def test_the_two_branches_of_an_answer_add_up():
@@ -250,17 +234,21 @@ def test_the_two_branches_of_an_answer_add_up():
         BranchScore([half], half, 1),  # 0.25
     ]
     expected = [0.175 + 0.5 * 0.1, 0.25 + 0.5 * 0.25]
-    assert self_values("joint", branches, scores, PROPOSALS).tolist() == pytest.approx(expected, abs=1e-6)
+    assert self_values("joint", branches, scores, utilities(PROPOSALS)).tolist() == pytest.approx(expected, abs=1e-6)
     expected = [(0.175 + 0.05) / 0.275, (0.25 + 0.125) / 0.5]
-    assert self_values("normalized", branches, scores, PROPOSALS).tolist() == pytest.approx(expected, abs=1e-6)
+    assert self_values("normalized", branches, scores, utilities(PROPOSALS)).tolist() == pytest.approx(
+        expected, abs=1e-6
+    )
     # The root is that of the longer branch: two tokens and the end.
     expected = [0.175 ** (1 / 3), 0.25 ** (1 / 3)]
-    assert self_values("geometric", branches, scores, PROPOSALS).tolist() == pytest.approx(expected, abs=1e-6)
+    assert self_values("geometric", branches, scores, utilities(PROPOSALS)).tolist() == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 def test_scorers_by_backend():
     generate = FakeServer(MODEL).generate
-    kinds = [type(make_scorer(name, generate, SelfValueConfig(), 1.0)) for name in SCORING_BACKENDS]
-    assert kinds == [BranchScorer, PromptLogprobScorer]
-    with pytest.raises(ValueError, match="rollout.name='sglang' cannot score probes.*rredcot_cpu.*vllm"):
-        make_scorer("sglang", generate, SelfValueConfig(), 1.0)
+    for name in SCORING_BACKENDS:
+        assert isinstance(make_scorer(name, generate, SelfValueConfig(), 1.0), BranchScorer)
+    with pytest.raises(ValueError, match="rollout.name='trtllm' cannot score probes.*rredcot_cpu.*vllm.*sglang"):
+        make_scorer("trtllm", generate, SelfValueConfig(), 1.0)

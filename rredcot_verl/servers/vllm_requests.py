@@ -1,0 +1,236 @@
+"""Scoring probes with vLLM: the request, the two ways to ask vLLM, and the result. Imports neither vllm nor verl.
+
+Every probe needs log-probabilities at some places: after its opening, after each token of its answer, at its end. A
+place is the trace's first `position` tokens and what is forced after them. Probes that begin alike share places.
+
+- `vllm_tree`: one request for each place. Needs nothing of the engine.
+- `vllm_forced`: one request for each answer, whose tokens a logits processor of ours forces one by one. Fewer requests,
+  each of which costs vLLM a walk over the whole prefix; but an engine with a logits processor falls back to vLLM's
+  older model runner for all generation.
+
+Not `prompt_logprobs`, one request a probe: vLLM builds a Python object for every token of the prefix, and sums no
+closing tokens.
+"""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+_REQUIRED_FIELDS = {"position", "token_ids"}
+_KNOWN_FIELDS = _REQUIRED_FIELDS | {"closing_token_ids", "scored_from"}
+
+Key = tuple[int, tuple[int, ...]]
+"""A place: length of the prefix, and the tokens forced after it."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A continuation of a trace's first `position` tokens.
+
+    Attributes:
+        position: Number of the trace's tokens that the branch follows, at least 1.
+        token_ids: The branch's tokens, possibly none.
+        closing_token_ids: Alternatives for the token after the branch, each once, the likeliest first; possibly none.
+        scored_from: Index in `token_ids` from which log-probabilities are read.
+    """
+
+    position: int
+    token_ids: tuple[int, ...]
+    closing_token_ids: tuple[int, ...]
+    scored_from: int
+
+    @property
+    def scored(self) -> list[tuple[Key, int]]:
+        """The place before each scored token, and the token."""
+        indices = range(self.scored_from, len(self.token_ids))
+        return [((self.position, self.token_ids[:index]), self.token_ids[index]) for index in indices]
+
+    @property
+    def end(self) -> Key:
+        """The place after the last token."""
+        return self.position, self.token_ids
+
+
+@dataclass(frozen=True)
+class PlaceScore:
+    """What vLLM said at a place.
+
+    Attributes:
+        log_probs: Log-probability of each token that a probe has next, nats.
+        closings: For each list of closing tokens the log of their summed probability, nats.
+        num_forward_tokens: Tokens computed after the prefix for the request that read this place; 0 where the request
+            has been counted at another.
+        num_recomputed_tokens: Tokens of the prefix's whole blocks that the cache had lost, likewise.
+    """
+
+    log_probs: Mapping[int, float]
+    closings: Mapping[tuple[int, ...], float]
+    num_forward_tokens: int
+    num_recomputed_tokens: int
+
+
+Send = Callable[[list[int], dict[str, Any]], Awaitable[Any]]
+"""Sends a prompt with fields of `SamplingParams`, and gives the last `RequestOutput`."""
+
+ScorePlaces = Callable[[Send, Sequence[int], Sequence[Branch], float, int], Awaitable[dict[Key, PlaceScore]]]
+"""A way to score: `(send, trace_ids, branches, temperature, block_size)`."""
+
+
+def parse_score_request(
+    sampling_params: Mapping[str, Any], num_prompt_tokens: int, max_model_len: int, vocab_size: int
+) -> list[Branch]:
+    """Reads sampling parameters that hold `score_branches`.
+
+    Args:
+        sampling_params: `score_branches` (a list of dicts `position`, `token_ids` and, if wanted, `closing_token_ids`
+            and `scored_from`), and `temperature` and `max_tokens` if given. Nothing is generated.
+        num_prompt_tokens: Length of the trace, tokens.
+        max_model_len: Longest sequence of the engine, tokens. It generates one after each probe.
+        vocab_size: Tokens must be below it. A logits processor that indexes beyond would end the engine.
+
+    Raises:
+        ValueError: A field is unknown, missing or out of range.
+    """
+    unknown = sorted(sampling_params.keys() - {"score_branches", "temperature", "max_tokens"})
+    if unknown:
+        raise ValueError(f"score_branches takes temperature and max_tokens beside it, got {', '.join(unknown)}")
+    temperature = float(sampling_params.get("temperature", 1.0))
+    if temperature <= 0:
+        raise ValueError(f"score_branches needs a positive temperature, got {temperature}")
+    branches = [
+        _parse_branch(f"score_branches[{index}]", branch, num_prompt_tokens)
+        for index, branch in enumerate(sampling_params["score_branches"])
+    ]
+    longest = max((branch.position + len(branch.token_ids) for branch in branches), default=0)
+    if longest >= max_model_len:
+        raise ValueError(f"a branch has {longest} tokens with its prefix, max_model_len={max_model_len} leaves no room")
+    used = {token for branch in branches for ids in (branch.token_ids, branch.closing_token_ids) for token in ids}
+    if used and not 0 <= min(used) <= max(used) < vocab_size:
+        raise ValueError(f"score_branches has tokens from {min(used)} to {max(used)}, the model has {vocab_size}")
+    return branches
+
+
+def _parse_branch(name: str, branch: Mapping[str, Any], num_prompt_tokens: int) -> Branch:
+    if not _REQUIRED_FIELDS <= branch.keys() <= _KNOWN_FIELDS:
+        raise ValueError(
+            f"{name} must have position, token_ids and, if wanted, closing_token_ids and scored_from; "
+            f"got {sorted(branch)}"
+        )
+    position, scored_from = int(branch["position"]), int(branch.get("scored_from", 0))
+    token_ids = tuple(int(token) for token in branch["token_ids"])
+    if not 1 <= position <= num_prompt_tokens:
+        raise ValueError(f"{name}.position must be in [1, {num_prompt_tokens}], got {position}")
+    if not 0 <= scored_from <= len(token_ids):
+        raise ValueError(f"{name}.scored_from must be in [0, {len(token_ids)}], got {scored_from}")
+    # A token listed twice is still one outcome.
+    closing_ids = dict.fromkeys(int(token) for token in branch.get("closing_token_ids") or ())
+    return Branch(position, token_ids, tuple(closing_ids), scored_from)
+
+
+async def score_branches(
+    score_places: ScorePlaces,
+    send: Send,
+    trace_ids: Sequence[int],
+    branches: Sequence[Branch],
+    temperature: float,
+    block_size: int,
+) -> list[dict[str, Any]]:
+    """Scores the branches of a trace.
+
+    Args:
+        score_places: The way to ask.
+        send: Sends one request.
+        trace_ids: Prompt and response, tokens.
+        branches: In any order.
+        temperature: Divides the logits.
+        block_size: Tokens of a block of the prefix cache, which holds whole blocks only.
+
+    Returns:
+        For each branch, in the order given,
+        token_log_probs: One for each of its tokens, nats; 0 before `scored_from`.
+        closing_log_prob: Log of the summed probability of the closing tokens, nats; `None` without any.
+        num_forward_tokens: Tokens computed after the prefix. What several branches share counts for the first.
+        num_recomputed_tokens: Tokens of the prefix's whole blocks that the cache had lost.
+
+    Raises:
+        RuntimeError: See `completion_of`.
+        ValueError: A log-probability is NaN, or vLLM refused a request.
+    """
+    scores = await score_places(send, trace_ids, branches, temperature, block_size)
+    counted: set[Key] = set()
+    return [_read_branch(branch, scores, counted) for branch in branches]
+
+
+def _read_branch(branch: Branch, scores: Mapping[Key, PlaceScore], counted: set[Key]) -> dict[str, Any]:
+    places = [key for key, _ in branch.scored] + ([branch.end] if branch.closing_token_ids else [])
+    new = [scores[key] for key in places if key not in counted]
+    counted.update(places)
+    return {
+        "token_log_probs": [0.0] * branch.scored_from + [scores[key].log_probs[token] for key, token in branch.scored],
+        "closing_log_prob": (
+            scores[branch.end].closings[branch.closing_token_ids] if branch.closing_token_ids else None
+        ),
+        "num_forward_tokens": sum(score.num_forward_tokens for score in new),
+        "num_recomputed_tokens": sum(score.num_recomputed_tokens for score in new),
+    }
+
+
+def completion_of(output: Any, num_tokens: int) -> Any:
+    """The completion in vLLM's `RequestOutput`.
+
+    Raises:
+        RuntimeError: The request was aborted, or has not the tokens it was to have.
+    """
+    completion = output.outputs[0] if output is not None and output.outputs else None
+    if completion is None or completion.finish_reason == "abort" or len(completion.logprobs or ()) != num_tokens:
+        reason = completion.finish_reason if completion is not None else "no output"
+        raise RuntimeError(f"vLLM gave no log-probabilities of a probe ({reason}): the request was aborted")
+    return completion
+
+
+def log_probs_of(entries: Mapping[int, Any], token_ids: Sequence[int]) -> list[float]:
+    """Log-probabilities of tokens at one place, nats.
+
+    Raises:
+        RuntimeError: One is missing.
+        ValueError: One is NaN.
+    """
+    missing = [token for token in token_ids if token not in entries]
+    if missing:
+        raise RuntimeError(f"vLLM gave no log-probability of the tokens {missing} that a probe asked for")
+    values = [float(entries[token].logprob) for token in token_ids]
+    if any(math.isnan(value) for value in values):
+        raise ValueError(f"vLLM gave log-probabilities of a probe that are not numbers: {values}")
+    return values
+
+
+def num_recomputed(prompt_length: int, position: int, output: Any, block_size: int) -> int:
+    """Tokens of the prefix's whole blocks that a request computed. vLLM computes at least a prompt's last token."""
+    reachable = min(position, prompt_length - 1) // block_size * block_size
+    return max(0, reachable - int(output.num_cached_tokens or 0))
+
+
+def log_sum_exp(values: Sequence[float]) -> float:
+    """Log of a sum of probabilities, nats."""
+    largest = max(values, default=-math.inf)
+    if largest == -math.inf:
+        return largest
+    return largest + math.log(math.fsum(math.exp(value - largest) for value in values))
+
+
+_T = TypeVar("_T")
+
+
+async def longest_prefix_first(requests: Sequence[tuple[int, Callable[[], Awaitable[_T]]]]) -> list[_T]:
+    """Runs `(position, request)`s: the longest prefix alone, then all others.
+
+    What the cache has lost of the trace is thereby computed once, for all.
+    """
+    if not requests:
+        return []
+    first = max(range(len(requests)), key=lambda index: requests[index][0])
+    done = await requests[first][1]()
+    others = await asyncio.gather(*[run() for index, (_, run) in enumerate(requests) if index != first])
+    return [*others[:first], done, *others[first:]]

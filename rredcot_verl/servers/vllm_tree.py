@@ -1,0 +1,98 @@
+"""One request for each place of a trace's probes: one token, and the log-probabilities that matter there.
+
+`SamplingParams.logprob_token_ids` names them: the tokens that probes have next, and closing tokens where probes end.
+What vLLM samples is not used. Exact at the rollout temperature with vLLM's processed log-probabilities, verl's default.
+"""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rredcot_verl.servers.vllm_requests import (
+    Branch,
+    Key,
+    PlaceScore,
+    Send,
+    completion_of,
+    log_probs_of,
+    log_sum_exp,
+    longest_prefix_first,
+    num_recomputed,
+)
+
+MAX_TOKEN_IDS = 128
+"""Most `logprob_token_ids` vLLM takes in a request (its `MAX_LOGPROB_TOKEN_IDS`)."""
+
+
+@dataclass
+class Place:
+    """What is asked at a place: tokens that probes have next, and the closing tokens of probes that end there."""
+
+    next_ids: dict[int, None] = field(default_factory=dict)
+    closings: list[tuple[int, ...]] = field(default_factory=list)
+
+    def wanted(self) -> list[int]:
+        """Tokens to ask for: all next ones, and closing tokens as far as one request holds them, likeliest first."""
+        room = max(0, MAX_TOKEN_IDS - len(self.next_ids))
+        in_turn = (token for tokens in itertools.zip_longest(*self.closings) for token in tokens if token is not None)
+        closing = dict.fromkeys(token for token in in_turn if token not in self.next_ids)
+        return [*self.next_ids, *list(closing)[:room]]
+
+
+def places_of(branches: Sequence[Branch]) -> dict[Key, Place]:
+    """The places at which some branch needs a log-probability."""
+    places: dict[Key, Place] = {}
+    for branch in branches:
+        for key, token in branch.scored:
+            places.setdefault(key, Place()).next_ids[token] = None
+        if branch.closing_token_ids:
+            places.setdefault(branch.end, Place()).closings.append(branch.closing_token_ids)
+    return places
+
+
+def sampling_fields(token_ids: list[int], temperature: float) -> dict[str, Any]:
+    """Fields of the `SamplingParams` that ask for one token and the log-probabilities of `token_ids`.
+
+    Whatever the rollout samples with: no truncation and no penalty, so that processed log-probabilities are those of
+    the whole distribution at `temperature`.
+    """
+    return {
+        "max_tokens": 1,
+        "temperature": temperature,
+        "top_p": 1.0,
+        "top_k": -1,
+        "logprob_token_ids": token_ids,
+        "detokenize": False,
+    }
+
+
+async def score_places(
+    send: Send, trace_ids: Sequence[int], branches: Sequence[Branch], temperature: float, block_size: int
+) -> dict[Key, PlaceScore]:
+    """See `vllm_requests.ScorePlaces`.
+
+    At most 128 tokens are asked for at a place, the likeliest closing tokens: with more the closing probability is a
+    lower bound.
+    """
+
+    async def score(key: Key, place: Place) -> PlaceScore:
+        position, forced = key
+        prompt = [*trace_ids[:position], *forced]
+        wanted = place.wanted()
+        log_probs: dict[int, float] = {}
+        recomputed = 0
+        for start in range(0, len(wanted), MAX_TOKEN_IDS):
+            part = wanted[start : start + MAX_TOKEN_IDS]
+            output = await send(prompt, sampling_fields(part, temperature))
+            log_probs |= zip(part, log_probs_of(completion_of(output, 1).logprobs[0], part), strict=True)
+            recomputed += num_recomputed(len(prompt), position, output, block_size)
+        closings = {
+            ids: log_sum_exp([log_probs[token] for token in ids if token in log_probs]) for ids in place.closings
+        }
+        return PlaceScore(log_probs, closings, len(forced), recomputed)
+
+    places = places_of(branches)
+    requests = [(key[0], functools.partial(score, key, place)) for key, place in places.items()]
+    return dict(zip(places, await longest_prefix_first(requests), strict=True))

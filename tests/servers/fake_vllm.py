@@ -1,0 +1,94 @@
+"""A vLLM engine that is a table: `RequestOutput`s of a `TableModel`, with a prefix cache of whole blocks."""
+
+import asyncio
+import contextlib
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from rredcot_verl.servers import vllm_tree
+from rredcot_verl.servers.vllm_forced import EXTRA_ARG
+from rredcot_verl.servers.vllm_requests import ScorePlaces, parse_score_request, score_branches
+from rredcot_verl.servers.vllm_rows import ForcedRequest, replace_rows
+
+
+class FakeVLLM:
+    """Answers as vLLM answers requests with `logprob_token_ids`.
+
+    Args:
+        model: A `TableModel`.
+        block_size: Tokens of a block of the prefix cache. A request finds the longest run of blocks that an earlier one
+            (or `generated`) put there, short of its last token.
+        generated: A trace whose blocks are in the cache from its generation; its last token was never computed.
+        edit: Changes an output before it is given.
+    """
+
+    def __init__(self, model: Any, block_size: int = 4, generated: list[int] | None = None, edit: Any = None) -> None:
+        self.model, self.block_size, self.edit = model, block_size, edit
+        self.requests: list[tuple[list[int], dict[str, Any]]] = []
+        self.num_computed: list[int] = []
+        self.running = self.most_running = 0
+        self.blocks: set[tuple[int, ...]] = set()
+        self._remember((generated or [])[:-1])
+
+    def _remember(self, token_ids: list[int]) -> None:
+        ends = range(self.block_size, len(token_ids) + 1, self.block_size)
+        self.blocks |= {tuple(token_ids[:end]) for end in ends}
+
+    def _num_cached(self, token_ids: list[int]) -> int:
+        num_cached = 0
+        while num_cached + self.block_size < len(token_ids):
+            if tuple(token_ids[: num_cached + self.block_size]) not in self.blocks:
+                break
+            num_cached += self.block_size
+        return num_cached
+
+    async def send(self, prompt_ids: list[int], fields: dict[str, Any]) -> Any:
+        """The last `RequestOutput` of a request."""
+        assert 1 <= len(fields["logprob_token_ids"]) <= vllm_tree.MAX_TOKEN_IDS
+        self.requests.append((list(prompt_ids), dict(fields)))
+        with self._under_way():
+            await asyncio.sleep(0)
+            num_cached = self._num_cached(prompt_ids)
+            self.num_computed.append(len(prompt_ids) - num_cached)
+            token_ids: list[int] = []
+            logprobs = []
+            for _ in range(fields["max_tokens"]):
+                log_probs = self._log_probs([*prompt_ids, *token_ids], token_ids, fields)
+                token_ids.append(int(log_probs.argmax()))
+                # The token that was sampled stands first, asked for or not.
+                ids = [token_ids[-1], *fields["logprob_token_ids"]]
+                logprobs.append({token: SimpleNamespace(logprob=log_probs[token].item()) for token in ids})
+            self._remember([*prompt_ids, *token_ids[:-1]])
+        completion = SimpleNamespace(finish_reason="length", token_ids=token_ids, logprobs=logprobs)
+        output = SimpleNamespace(outputs=[completion], num_cached_tokens=num_cached)
+        return self.edit(output) if self.edit else output
+
+    def _log_probs(self, context: list[int], output_ids: list[int], fields: dict[str, Any]) -> torch.Tensor:
+        """Processed ones, as verl's default has it."""
+        forcing = fields.get("extra_args", {}).get(EXTRA_ARG)
+        if forcing is None:
+            return self.model.log_probs(context, fields["temperature"])
+        request = ForcedRequest(**forcing, output_ids=output_ids)
+        return replace_rows(self.model.log_probs(context, 1.0).unsqueeze(0), [request])[0].log_softmax(-1)
+
+    @contextlib.contextmanager
+    def _under_way(self):
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        yield
+        self.running -= 1
+
+    async def score(
+        self,
+        trace_ids: list[int],
+        sampling_params: dict[str, Any],
+        max_model_len: int = 10**6,
+        score_places: ScorePlaces = vllm_tree.score_places,
+        vocab_size: int = 10**6,
+    ) -> list[dict[str, Any]]:
+        """What our server does with a request that holds `score_branches`."""
+        branches = parse_score_request(sampling_params, len(trace_ids), max_model_len, vocab_size)
+        temperature = sampling_params.get("temperature", 1.0)
+        return await score_branches(score_places, self.send, trace_ids, branches, temperature, self.block_size)

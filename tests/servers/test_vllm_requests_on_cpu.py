@@ -1,0 +1,307 @@
+"""What our vLLM server asks of vLLM and reads from it, both ways, against a table-driven model computed directly."""
+
+import asyncio
+import math
+
+import pytest
+import torch
+
+from rredcot_verl.servers import vllm_forced, vllm_tree
+from rredcot_verl.servers.vllm_forced import NUM_CHANNELS, SHIFT, paths_of
+from rredcot_verl.servers.vllm_requests import completion_of, parse_score_request
+from rredcot_verl.servers.vllm_rows import ForcedRequest, replace_rows
+from rredcot_verl.servers.vllm_tree import MAX_TOKEN_IDS, places_of
+from tests.scoring.table_model import TableModel
+from tests.servers.fake_vllm import FakeVLLM
+
+MODEL = TableModel(vocab_size=12)
+TRACE = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]
+CLOSING = (7, 8, 11)
+# Two boundaries with the same answers: "4 5" with one end, "4 5" that ends in a merged token, and "4 6 6".
+BRANCHES = [
+    {"position": position, "token_ids": token_ids, "scored_from": 1, "closing_token_ids": closing}
+    for position in (4, 9)
+    for token_ids, closing in (((10, 4, 5), CLOSING), ((10, 4), (0, 2)), ((10, 4, 6, 6), CLOSING))
+]
+
+
+WAYS = [vllm_tree.score_places, vllm_forced.score_places]
+both_ways = pytest.mark.parametrize("way", WAYS, ids=["tree", "forced"])
+
+
+def score(engine, branches=BRANCHES, way=vllm_tree.score_places, temperature=1.0, max_model_len=10**6):
+    params = {"score_branches": branches, "temperature": temperature}
+    return asyncio.run(engine.score(TRACE, params, max_model_len, way))
+
+
+def directly(branch, temperature=1.0, model=MODEL):
+    prefix, forced = TRACE[: branch["position"]], list(branch["token_ids"])
+    tokens = model.sequence(prefix, forced, temperature)[branch["scored_from"] :]
+    return tokens, model.any_of([*prefix, *forced], list(branch["closing_token_ids"]), temperature)
+
+
+@both_ways
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("generated", [[], TRACE, [*TRACE[:9], 10, 4, 5, 7, 7]])
+@pytest.mark.parametrize("scored_from", [0, 1, 2])
+def test_scores_equal_direct_computation(way, temperature, generated, scored_from):
+    branches = [branch | {"scored_from": scored_from} for branch in BRANCHES]
+    found = score(FakeVLLM(MODEL, 4, generated), branches, way, temperature)
+    for branch, result in zip(branches, found, strict=True):
+        tokens, closing = directly(branch, temperature)
+        assert result["token_log_probs"] == pytest.approx([0.0] * scored_from + tokens, abs=1e-9)
+        assert result["closing_log_prob"] == pytest.approx(closing, abs=1e-9)
+
+
+@both_ways
+def test_branches_of_one_answer_may_be_scored_from_different_tokens(way):
+    branches = [branch | {"scored_from": 2 if index % 3 else 0} for index, branch in enumerate(BRANCHES)]
+    for branch, result in zip(branches, score(FakeVLLM(MODEL), branches, way), strict=True):
+        tokens, closing = directly(branch)
+        assert result["token_log_probs"][branch["scored_from"] :] == pytest.approx(tokens, abs=1e-9)
+        assert result["closing_log_prob"] == pytest.approx(closing, abs=1e-9)
+
+
+def test_probes_that_begin_alike_share_requests():
+    engine = FakeVLLM(MODEL)
+    score(engine)
+    asked = [(prompt, fields["logprob_token_ids"]) for prompt, fields in engine.requests]
+    # The longest prefix comes first, one request a place: after "10", after "10 4", and after each answer.
+    assert asked[0] == ([*TRACE[:9], 10], [4])
+    assert [(prompt[9:], ids) for prompt, ids in asked if prompt[:9] == TRACE[:9]] == [
+        ([10], [4]),
+        ([10, 4], [5, 6, 0, 2]),
+        ([10, 4, 5], [7, 8, 11]),
+        ([10, 4, 6], [6]),
+        ([10, 4, 6, 6], [7, 8, 11]),
+    ]
+    assert len(engine.requests) == 10
+    assert all(prompt[:4] == TRACE[:4] for prompt, _ in engine.requests)
+
+
+def test_what_is_asked_of_vllm_does_not_depend_on_how_the_rollout_samples():
+    assert vllm_tree.sampling_fields([5, 7], 0.7) == {
+        "max_tokens": 1,
+        "temperature": 0.7,
+        "top_p": 1.0,
+        "top_k": -1,
+        "logprob_token_ids": [5, 7],
+        "detokenize": False,
+    }
+
+
+def test_answers_that_begin_with_another_ride_along():
+    branches = parse_score_request({"score_branches": BRANCHES}, 12, 100, 12)
+    assert [(path.position, path.start, path.token_ids) for path in paths_of(branches)] == [
+        (4, 1, (10, 4, 6, 6)),
+        (9, 1, (10, 4, 6, 6)),
+        (4, 1, (10, 4, 5)),
+        (9, 1, (10, 4, 5)),
+    ]
+    engine = FakeVLLM(MODEL)
+    score(engine, way=vllm_forced.score_places)
+    # The longest prefix comes first, and the opening is part of the prompt.
+    assert [prompt for prompt, _ in engine.requests][:2] == [[*TRACE[:9], 10], [*TRACE[:4], 10]]
+    assert [fields["max_tokens"] for _, fields in engine.requests] == [4, 4, 3, 3]
+
+
+@pytest.mark.parametrize("num_lists", [1, 2, 3, 5])
+def test_more_closings_at_a_place_than_a_path_sums(num_lists):
+    lists = [tuple(range(start, start + 3)) for start in range(num_lists)]
+    branches = [{"position": 5, "token_ids": (4,), "scored_from": 0, "closing_token_ids": ids} for ids in lists]
+    engine = FakeVLLM(MODEL)
+    for branch, result in zip(branches, score(engine, branches, vllm_forced.score_places), strict=True):
+        assert result["closing_log_prob"] == pytest.approx(directly(branch)[1], abs=1e-9)
+    assert len(engine.requests) == (num_lists + 1) // 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_hand_over_their_numbers_as_log_probabilities(dtype):
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).to(dtype)
+    logits[2, 9] = -math.inf
+    requests = [
+        ForcedRequest([7, 4, 40], [[[5, 6]], [], [[8]]], [0, 1, 2, 3], 1.0, []),
+        ForcedRequest([7, 4, 40], [[], [[5, 6, 7], [1]], []], [0, 1, 2, 3], 0.5, [7]),
+        # vLLM's list may be longer than what is forced.
+        ForcedRequest([9], [[[9]]], [3, 2, 1, 0], 2.0, [9, 9]),
+    ]
+    log_probs = replace_rows(logits, requests).log_softmax(-1)
+    assert log_probs.argmax(-1).tolist() == [7, 4, 9]
+    numbers = [(log_probs[row, list(request.channels)] + SHIFT).tolist() for row, request in enumerate(requests)]
+    expected = [(logits[row] / request.temperature).log_softmax(-1) for row, request in enumerate(requests)]
+    assert numbers[0] == pytest.approx(
+        [0, expected[0][7].item(), expected[0][[5, 6]].logsumexp(0).item(), -math.inf], abs=1e-5
+    )
+    assert numbers[1] == pytest.approx(
+        [-1, expected[1][4].item(), expected[1][[5, 6, 7]].logsumexp(0).item(), expected[1][1].item()], abs=1e-5
+    )
+    assert numbers[2] == pytest.approx([0, -math.inf, -math.inf, -math.inf], abs=1e-5)
+
+
+def test_an_engine_that_does_not_force_is_noticed():
+    class Free(FakeVLLM):
+        def _log_probs(self, context, output_ids, fields):
+            return self.model.log_probs(context, 1.0)
+
+    with pytest.raises(RuntimeError, match="was forced"):
+        score(Free(MODEL), way=vllm_forced.score_places)
+
+
+def test_an_answer_read_at_the_wrong_step_is_noticed():
+    """vLLM's list of what it generated lags behind: an answer of equal tokens would look right."""
+
+    class Late(FakeVLLM):
+        def _log_probs(self, context, output_ids, fields):
+            return super()._log_probs(context, output_ids[:-1], fields)
+
+    branch = {"position": 5, "token_ids": (4, 4), "scored_from": 0, "closing_token_ids": CLOSING}
+    assert NUM_CHANNELS == 4
+    with pytest.raises(RuntimeError, match="was forced"):
+        score(Late(MODEL), [branch], vllm_forced.score_places)
+
+
+def test_computed_tokens_are_counted_once():
+    found = score(FakeVLLM(MODEL, 4, TRACE), way=vllm_forced.score_places)
+    # Two paths of four and of three tokens begin at the place that the first branch reads first.
+    assert [result["num_forward_tokens"] for result in found] == [4 + 3, 0, 0] * 2
+    assert [result["num_recomputed_tokens"] for result in found] == [0] * 6
+    found = score(FakeVLLM(MODEL, 4, TRACE))
+    # Places "10" and "10 4" belong to the first branch, which has a third one; the second has none of its own.
+    assert [result["num_forward_tokens"] for result in found] == [1 + 2 + 3, 0, 3 + 4] * 2
+    assert [result["num_recomputed_tokens"] for result in found] == [0] * 6
+
+
+@both_ways
+def test_what_the_cache_lost_of_a_trace_is_computed_once(way):
+    engine = FakeVLLM(MODEL, 4)
+    found = score(engine, way=way)
+    # Eight of the nine tokens are whole blocks, and the first request at the longest prefix computes them for all.
+    assert [result["num_recomputed_tokens"] for result in found] == [0, 0, 0, 8, 0, 0]
+    # At most the rest of a block and the probe itself.
+    assert max(engine.num_computed[1:]) <= 3 + 4
+
+
+@pytest.mark.parametrize("num_closing", [1, 127, 128, 129, 400])
+def test_closing_tokens_beyond_one_request_give_a_lower_bound(num_closing):
+    model = TableModel(vocab_size=500)
+    closing = tuple(range(100, 100 + num_closing))
+    branch = {"position": 3, "token_ids": (5,), "scored_from": 0, "closing_token_ids": closing}
+    engine = FakeVLLM(model)
+    (result,) = score(engine, [branch])
+    assert len(engine.requests) == 2
+    kept = list(closing[:MAX_TOKEN_IDS])
+    assert result["closing_log_prob"] == pytest.approx(model.any_of([*TRACE[:3], 5], kept), abs=1e-12)
+    (result,) = score(FakeVLLM(model), [branch], vllm_forced.score_places)
+    assert result["closing_log_prob"] == pytest.approx(model.any_of([*TRACE[:3], 5], list(closing)), abs=1e-9)
+
+
+def test_closing_tokens_of_several_branches_at_a_place_share_its_room():
+    first, second = tuple(range(100, 400)), tuple(range(390, 490))
+    place = (3, (5,))
+    branches = [
+        {"position": 3, "token_ids": [5], "closing_token_ids": first},
+        {"position": 3, "token_ids": [5], "closing_token_ids": second},
+        {"position": 3, "token_ids": [5, 9], "closing_token_ids": (1,)},
+    ]
+    wanted = places_of(parse_score_request({"score_branches": branches}, 12, 100, 500))[place].wanted()
+    # What a branch has next is never left out; then the likeliest of each list in turn.
+    assert wanted[:5] == [9, 100, 390, 101, 391] and len(wanted) == MAX_TOKEN_IDS
+
+
+@both_ways
+def test_a_branch_may_have_no_tokens_or_no_closings(way):
+    branches = [{"position": 5, "token_ids": [], "closing_token_ids": CLOSING}, {"position": 5, "token_ids": [4]}]
+    first, second = score(FakeVLLM(MODEL), branches, way)
+    assert first["token_log_probs"] == [] and second["closing_log_prob"] is None
+    assert first["closing_log_prob"] == pytest.approx(MODEL.any_of(TRACE[:5], list(CLOSING)), abs=1e-9)
+    assert second["token_log_probs"] == pytest.approx(MODEL.sequence(TRACE[:5], [4]), abs=1e-9)
+    assert score(FakeVLLM(MODEL), [], way) == []
+
+
+def test_impossible_tokens():
+    def impossible(output):
+        for entry in output.outputs[0].logprobs[0].values():
+            entry.logprob = -math.inf
+        return output
+
+    (result,) = score(FakeVLLM(MODEL, edit=impossible), BRANCHES[:1])
+    assert result["token_log_probs"][1:] == [-math.inf] * 2 and result["closing_log_prob"] == -math.inf
+
+
+def _without(name, value):
+    def edit(output):
+        setattr(output.outputs[0], name, value)
+        return output
+
+    return edit
+
+
+def _no_outputs(output):
+    output.outputs = []
+    return output
+
+
+def _not_a_number(output):
+    next(reversed(output.outputs[0].logprobs[0].values())).logprob = math.nan
+    return output
+
+
+def _another_token(output):
+    output.outputs[0].logprobs = [{} for _ in output.outputs[0].logprobs]
+    return output
+
+
+@pytest.mark.parametrize(
+    "edit, error, message",
+    [
+        (_without("finish_reason", "abort"), RuntimeError, "was aborted"),
+        (_without("logprobs", None), RuntimeError, "was aborted"),
+        (_without("logprobs", []), RuntimeError, "was aborted"),
+        (_no_outputs, RuntimeError, "no output"),
+        (_another_token, RuntimeError, "no log-probability of the tokens"),
+        (_not_a_number, ValueError, "not numbers"),
+    ],
+)
+@both_ways
+def test_an_answer_that_is_none_is_an_error_and_never_a_number(way, edit, error, message):
+    with pytest.raises(error, match=message):
+        score(FakeVLLM(MODEL, edit=edit), way=way)
+
+
+def test_no_output_at_all_is_an_error():
+    with pytest.raises(RuntimeError, match="aborted"):
+        completion_of(None, 1)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"position": 0}, r"score_branches\[0\].position must be in \[1, 12\], got 0"),
+        ({"position": 13}, "got 13"),
+        ({"scored_from": 4}, r"scored_from must be in \[0, 3\], got 4"),
+        ({"answer": 1}, "must have position, token_ids"),
+        ({"token_ids": [1] * 96}, "a branch has 100 tokens with its prefix, max_model_len=100 leaves no room"),
+    ],
+)
+def test_a_bad_branch_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        score(FakeVLLM(MODEL), [BRANCHES[0] | changes], max_model_len=100)
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0.0}, {"temperature": -1.0}, {"top_p": 0.9}])
+def test_bad_parameters_are_refused(params):
+    with pytest.raises(ValueError, match="temperature"):
+        parse_score_request({"score_branches": [], **params}, 12, 100, 12)
+
+
+@pytest.mark.parametrize("changes", [{"token_ids": [12]}, {"closing_token_ids": [-1]}])
+def test_tokens_that_the_model_has_not_are_refused(changes):
+    branch = {"position": 3, "token_ids": [11], "closing_token_ids": [0]}
+    assert parse_score_request({"score_branches": [branch]}, 12, 100, vocab_size=12)
+    with pytest.raises(ValueError, match="the model has 12"):
+        parse_score_request({"score_branches": [branch | changes]}, 12, 100, vocab_size=12)
+
+
+def test_the_longest_branch_leaves_room_for_one_token():
+    branch = BRANCHES[0] | {"token_ids": (1,) * 95}
+    assert len(score(FakeVLLM(MODEL), [branch], max_model_len=100)) == 1
