@@ -138,8 +138,8 @@ class SelfValueConfig(_Block):
         4,
         ge=1,
         le=64,
-        description="Separate sequences only: most closing tokens summed, one sequence each (every other way sums over "
-        "all of them).",
+        description="actor with separate sequences only: most closing tokens summed, one sequence each. A shared "
+        "prefix and the rollout servers sum all of them; vLLM the 128 likeliest, or all with our logits processor.",
     )
     score_opening: bool = Field(
         False,
@@ -156,9 +156,14 @@ class SelfValueConfig(_Block):
         "verl's DAPO score. verl's own penalty for overlong responses may go below it.",
     )
     timeout_s: float = Field(
-        600.0, gt=0, description="Seconds after which a scoring request that is under way has failed."
+        600.0, gt=0, description="rollout: seconds after which the scoring of a trace that is under way has failed."
     )
-    max_concurrency: int = Field(64, ge=1, description="rollout: traces being scored at once, per agent loop worker.")
+    max_concurrency: int = Field(
+        64,
+        ge=1,
+        description="rollout: traces being scored at once, per agent loop worker. A vLLM server gives their requests "
+        "at most a quarter of max_num_seqs.",
+    )
 
     @model_validator(mode="after")
     def _combinations(self) -> "SelfValueConfig":
