@@ -313,7 +313,7 @@ def main() -> int:
     num_parameters = sum(parameter.numel() for parameter in bench.model.parameters())
     report: dict[str, Any] = {
         "machine": machine(bench.device),
-        "options": vars(options),
+        "options": {name: value for name, value in vars(options).items() if name not in ("json", "plot")},
         "model": SHAPES[options.model] | {"num_parameters": num_parameters},
         "cells": [],
         "growth": [],

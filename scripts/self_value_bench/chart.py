@@ -63,7 +63,10 @@ def _panel(offset: float, series: Series, x_values: Sequence[int], title: str, x
         parts.append(f'<path d="M{left:.1f} {y(10**power):.1f}H{right:.1f}" stroke="#ddd"/>')
         parts.append(_text(left - 6, y(10**power) + 4, f"{10**power:g} s", "end"))
     parts += [_text(x(value), base + 18, f"{value}", "middle") for value in x_values]
-    ends = _spread({name: y(points[-1][1]) for name, points in series.items()})
+    ends: dict[str, float] = {}
+    for last_x in {points[-1][0] for points in series.values()}:
+        ending = {name: points[-1] for name, points in series.items() if points[-1][0] == last_x}
+        ends |= _spread({name: y(value) for name, (_, value) in ending.items()})
     for name, points in series.items():
         path = " ".join(f"{x(at):.1f},{y(value):.1f}" for at, value in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{COLORS[name]}" stroke-width="2"/>')
