@@ -13,6 +13,7 @@ from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.sglang_rollout.async_sglang_server import SGLangHttpServer, SGLangReplica
 from verl.workers.rollout.sglang_rollout.utils import SGLANG_LORA_NAME
 
+from rredcot_verl.servers.branches import refuse_media
 from rredcot_verl.servers.sglang_requests import parse_score_request, score_branches
 
 MAX_BRANCHES_UNDER_WAY = 128
@@ -64,7 +65,7 @@ class ScoringSGLangHttpServer(SGLangHttpServer):
             raise ValueError(
                 "score_branches needs one engine that prefills and decodes: set disaggregation.enabled=false"
             )
-        _refuse({"image_data": image_data, "video_data": video_data, **kwargs})
+        refuse_media({"image_data": image_data, "video_data": video_data, **kwargs})
         trace_ids = [int(token) for token in prompt_ids]
         branches = parse_score_request(sampling_params, len(trace_ids))
         results = await score_branches(self._send, trace_ids, branches, self._score_slots)
@@ -79,14 +80,6 @@ class ScoringSGLangHttpServer(SGLangHttpServer):
         if self.lora_as_adapter:
             request.lora_path = SGLANG_LORA_NAME
         return await self.tokenizer_manager.generate_request(request, None).__anext__()
-
-
-def _refuse(inputs: Mapping[str, Any]) -> None:
-    refused = sorted(
-        name for name, value in inputs.items() if value is not None and not (isinstance(value, list) and not value)
-    )
-    if refused:
-        raise ValueError(f"score_branches takes text only, got {', '.join(refused)}")
 
 
 class ScoringSGLangReplica(SGLangReplica):

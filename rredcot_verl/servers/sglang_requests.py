@@ -14,87 +14,36 @@ A probe is one request without generation. With s = `logprob_start_len` and n in
 """
 
 import asyncio
+import functools
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from rredcot_verl.servers.branches import Branch, log_sum_exp, longest_prefix_first, parse_branches
 
 Send = Callable[[dict[str, Any]], Awaitable[Mapping[str, Any]]]
 """Sends the fields of a `GenerateReqInput` and gives SGLang's answer."""
 
-_REQUIRED_FIELDS = {"position", "token_ids"}
-_KNOWN_FIELDS = _REQUIRED_FIELDS | {"closing_token_ids", "scored_from"}
-
 # What SGLang shows for ids that it does not decode: the last of the vocabulary, images.
 _CLIPPED_ID = 0
-
-
-@dataclass(frozen=True)
-class Branch:
-    """A continuation of a trace's first `position` tokens.
-
-    Attributes:
-        position: Number of the trace's tokens that the branch follows, at least 1.
-        token_ids: The branch's tokens, possibly none.
-        closing_token_ids: Alternatives for the token after the branch, each once; none to leave that position out.
-        scored_from: Index in `token_ids` from which log-probabilities are read.
-    """
-
-    position: int
-    token_ids: tuple[int, ...]
-    closing_token_ids: tuple[int, ...]
-    scored_from: int
-
-    @property
-    def num_tokens(self) -> int:
-        """Length of prefix and branch, tokens."""
-        return self.position + len(self.token_ids)
-
-    @property
-    def logprob_start_len(self) -> int:
-        """The position before the first scored token, the first that is not taken from the cache."""
-        return self.position + self.scored_from - 1
 
 
 def parse_score_request(sampling_params: Mapping[str, Any], num_prompt_tokens: int) -> list[Branch]:
     """Reads sampling parameters that hold `score_branches`.
 
     Args:
-        sampling_params: `score_branches` (a list of dicts `position`, `token_ids` and, if wanted, `closing_token_ids`
-            and `scored_from`), and `temperature` and `max_tokens` if given. Nothing is generated.
+        sampling_params: See `branches.parse_branches`.
         num_prompt_tokens: Length of the trace, tokens.
 
     Raises:
         ValueError: A field is unknown, missing or out of range, or the temperature is not 1.
     """
-    unknown = sorted(sampling_params.keys() - {"score_branches", "temperature", "max_tokens"})
-    if unknown:
-        raise ValueError(f"score_branches takes temperature and max_tokens beside it, got {', '.join(unknown)}")
     temperature = float(sampling_params.get("temperature", 1.0))
     if temperature != 1.0:
         raise ValueError(
             f"SGLang reads log-probabilities of given tokens at temperature 1, score_branches got {temperature}"
         )
-    branches = sampling_params["score_branches"]
-    return [_parse_branch(index, branch, num_prompt_tokens) for index, branch in enumerate(branches)]
-
-
-def _parse_branch(index: int, branch: Mapping[str, Any], num_prompt_tokens: int) -> Branch:
-    name = f"score_branches[{index}]"
-    if not _REQUIRED_FIELDS <= branch.keys() <= _KNOWN_FIELDS:
-        raise ValueError(
-            f"{name} must have position, token_ids and, if wanted, closing_token_ids and scored_from; "
-            f"got {sorted(branch)}"
-        )
-    position, scored_from = int(branch["position"]), int(branch.get("scored_from", 0))
-    token_ids = tuple(int(token) for token in branch["token_ids"])
-    if not 1 <= position <= num_prompt_tokens:
-        raise ValueError(f"{name}.position must be in [1, {num_prompt_tokens}], got {position}")
-    if not 0 <= scored_from <= len(token_ids):
-        raise ValueError(f"{name}.scored_from must be in [0, {len(token_ids)}], got {scored_from}")
-    # A token listed twice is still one outcome.
-    closing_ids = sorted({int(token) for token in branch.get("closing_token_ids") or ()})
-    return Branch(position, token_ids, tuple(closing_ids), scored_from)
+    return parse_branches(sampling_params, num_prompt_tokens)
 
 
 def branch_request(trace_ids: Sequence[int], branch: Branch) -> dict[str, Any]:
@@ -103,7 +52,8 @@ def branch_request(trace_ids: Sequence[int], branch: Branch) -> dict[str, Any]:
         "input_ids": [*trace_ids[: branch.position], *branch.token_ids],
         "sampling_params": {"max_new_tokens": 0, "temperature": 1.0},
         "return_logprob": True,
-        "logprob_start_len": branch.logprob_start_len,
+        # The position before the first scored token, the first that is not taken from the cache.
+        "logprob_start_len": branch.position + branch.scored_from - 1,
         # Any token will do where none is asked for: the list must not be empty.
         "token_ids_logprob": list(branch.closing_token_ids) or [0],
     }
@@ -163,16 +113,12 @@ def _closing_log_prob(branch: Branch, meta_info: Mapping[str, Any]) -> float | N
         return None
     positions = meta_info.get("output_token_ids_logprobs") or []
     entries = (positions[0] if positions else None) or []
-    if sorted(token for _, token, *_ in entries) != list(branch.closing_token_ids):
+    if sorted(token for _, token, *_ in entries) != sorted(branch.closing_token_ids):
         raise RuntimeError(
             f"SGLang gave log-probabilities of {len(entries)} tokens after a probe, not of the "
             f"{len(branch.closing_token_ids)} closing tokens asked for"
         )
-    values = _numbers(entries)
-    largest = max(values)
-    if largest == -math.inf:
-        return largest
-    return largest + math.log(math.fsum(math.exp(value - largest) for value in values))
+    return log_sum_exp(_numbers(entries))
 
 
 def _numbers(entries: Sequence[Sequence[Any]]) -> list[float]:
@@ -209,9 +155,4 @@ async def score_branches(
             answer = await send(branch_request(trace_ids, branch))
         return read_answer(branch, answer)
 
-    if not branches:
-        return []
-    deepest = max(range(len(branches)), key=lambda index: branches[index].position)
-    first = await score(branches[deepest])
-    others = await asyncio.gather(*[score(branch) for index, branch in enumerate(branches) if index != deepest])
-    return [*others[:deepest], first, *others[deepest:]]
+    return await longest_prefix_first([(branch.position, functools.partial(score, branch)) for branch in branches])

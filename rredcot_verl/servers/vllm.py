@@ -1,7 +1,6 @@
 """verl's vLLM server, able to score the probes of a trace inside the server. Importing this module imports vllm."""
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -14,6 +13,7 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 
 from rredcot_verl.servers import vllm_forced, vllm_tree
+from rredcot_verl.servers.branches import refuse_media
 from rredcot_verl.servers.vllm_requests import ScorePlaces, parse_score_request, score_branches
 
 GENERATION_SHARE = 4
@@ -61,7 +61,7 @@ class ScoringVLLMHttpServer(vLLMHttpServer):
             return await super().generate(
                 prompt_ids, sampling_params, request_id, image_data=image_data, video_data=video_data, **kwargs
             )
-        _refuse({"image_data": image_data, "video_data": video_data, **kwargs})
+        refuse_media({"image_data": image_data, "video_data": video_data, **kwargs})
         trace_ids = [int(token) for token in prompt_ids]
         vocab_size = self.engine.model_config.get_vocab_size()
         branches = parse_score_request(sampling_params, len(trace_ids), self.config.max_model_len, vocab_size)
@@ -127,12 +127,6 @@ class _Sender:
                 )
             ]
         return outputs[-1] if outputs else None
-
-
-def _refuse(inputs: Mapping[str, Any]) -> None:
-    refused = sorted(name for name, value in inputs.items() if value)
-    if refused:
-        raise ValueError(f"score_branches takes text only, got {', '.join(refused)}")
 
 
 class ScoringVLLMReplica(vLLMReplica):

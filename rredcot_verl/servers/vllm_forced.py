@@ -10,16 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rredcot_verl.servers.vllm_requests import (
-    Branch,
-    Key,
-    PlaceScore,
-    Send,
-    completion_of,
-    log_probs_of,
-    longest_prefix_first,
-    num_recomputed,
-)
+from rredcot_verl.servers.branches import Branch, Key, longest_prefix_first
+from rredcot_verl.servers.vllm_requests import PlaceScore, Send, completion_of, log_probs_of, num_recomputed
 
 PROCESSOR = "rredcot_verl.servers.vllm_forcing:ForcedAnswers"
 """As it stands in `engine_kwargs.vllm.logits_processors`."""

@@ -12,45 +12,12 @@ Not `prompt_logprobs`, one request a probe: vLLM builds a Python object for ever
 closing tokens.
 """
 
-import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-_REQUIRED_FIELDS = {"position", "token_ids"}
-_KNOWN_FIELDS = _REQUIRED_FIELDS | {"closing_token_ids", "scored_from"}
-
-Key = tuple[int, tuple[int, ...]]
-"""A place: length of the prefix, and the tokens forced after it."""
-
-
-@dataclass(frozen=True)
-class Branch:
-    """A continuation of a trace's first `position` tokens.
-
-    Attributes:
-        position: Number of the trace's tokens that the branch follows, at least 1.
-        token_ids: The branch's tokens, possibly none.
-        closing_token_ids: Alternatives for the token after the branch, each once, the likeliest first; possibly none.
-        scored_from: Index in `token_ids` from which log-probabilities are read.
-    """
-
-    position: int
-    token_ids: tuple[int, ...]
-    closing_token_ids: tuple[int, ...]
-    scored_from: int
-
-    @property
-    def scored(self) -> list[tuple[Key, int]]:
-        """The place before each scored token, and the token."""
-        indices = range(self.scored_from, len(self.token_ids))
-        return [((self.position, self.token_ids[:index]), self.token_ids[index]) for index in indices]
-
-    @property
-    def end(self) -> Key:
-        """The place after the last token."""
-        return self.position, self.token_ids
+from rredcot_verl.servers.branches import Branch, Key, parse_branches
 
 
 @dataclass(frozen=True)
@@ -84,8 +51,7 @@ def parse_score_request(
     """Reads sampling parameters that hold `score_branches`.
 
     Args:
-        sampling_params: `score_branches` (a list of dicts `position`, `token_ids` and, if wanted, `closing_token_ids`
-            and `scored_from`), and `temperature` and `max_tokens` if given. Nothing is generated.
+        sampling_params: See `branches.parse_branches`.
         num_prompt_tokens: Length of the trace, tokens.
         max_model_len: Longest sequence of the engine, tokens. It generates one after each probe.
         vocab_size: Tokens must be below it. A logits processor that indexes beyond would end the engine.
@@ -93,40 +59,14 @@ def parse_score_request(
     Raises:
         ValueError: A field is unknown, missing or out of range.
     """
-    unknown = sorted(sampling_params.keys() - {"score_branches", "temperature", "max_tokens"})
-    if unknown:
-        raise ValueError(f"score_branches takes temperature and max_tokens beside it, got {', '.join(unknown)}")
-    temperature = float(sampling_params.get("temperature", 1.0))
-    if temperature <= 0:
-        raise ValueError(f"score_branches needs a positive temperature, got {temperature}")
-    branches = [
-        _parse_branch(f"score_branches[{index}]", branch, num_prompt_tokens)
-        for index, branch in enumerate(sampling_params["score_branches"])
-    ]
-    longest = max((branch.position + len(branch.token_ids) for branch in branches), default=0)
+    branches = parse_branches(sampling_params, num_prompt_tokens)
+    longest = max((branch.num_tokens for branch in branches), default=0)
     if longest >= max_model_len:
         raise ValueError(f"a branch has {longest} tokens with its prefix, max_model_len={max_model_len} leaves no room")
     used = {token for branch in branches for ids in (branch.token_ids, branch.closing_token_ids) for token in ids}
     if used and not 0 <= min(used) <= max(used) < vocab_size:
         raise ValueError(f"score_branches has tokens from {min(used)} to {max(used)}, the model has {vocab_size}")
     return branches
-
-
-def _parse_branch(name: str, branch: Mapping[str, Any], num_prompt_tokens: int) -> Branch:
-    if not _REQUIRED_FIELDS <= branch.keys() <= _KNOWN_FIELDS:
-        raise ValueError(
-            f"{name} must have position, token_ids and, if wanted, closing_token_ids and scored_from; "
-            f"got {sorted(branch)}"
-        )
-    position, scored_from = int(branch["position"]), int(branch.get("scored_from", 0))
-    token_ids = tuple(int(token) for token in branch["token_ids"])
-    if not 1 <= position <= num_prompt_tokens:
-        raise ValueError(f"{name}.position must be in [1, {num_prompt_tokens}], got {position}")
-    if not 0 <= scored_from <= len(token_ids):
-        raise ValueError(f"{name}.scored_from must be in [0, {len(token_ids)}], got {scored_from}")
-    # A token listed twice is still one outcome.
-    closing_ids = dict.fromkeys(int(token) for token in branch.get("closing_token_ids") or ())
-    return Branch(position, token_ids, tuple(closing_ids), scored_from)
 
 
 async def score_branches(
@@ -210,27 +150,3 @@ def num_recomputed(prompt_length: int, position: int, output: Any, block_size: i
     """Tokens of the prefix's whole blocks that a request computed. vLLM computes at least a prompt's last token."""
     reachable = min(position, prompt_length - 1) // block_size * block_size
     return max(0, reachable - int(output.num_cached_tokens or 0))
-
-
-def log_sum_exp(values: Sequence[float]) -> float:
-    """Log of a sum of probabilities, nats."""
-    largest = max(values, default=-math.inf)
-    if largest == -math.inf:
-        return largest
-    return largest + math.log(math.fsum(math.exp(value - largest) for value in values))
-
-
-_T = TypeVar("_T")
-
-
-async def longest_prefix_first(requests: Sequence[tuple[int, Callable[[], Awaitable[_T]]]]) -> list[_T]:
-    """Runs `(position, request)`s: the longest prefix alone, then all others.
-
-    What the cache has lost of the trace is thereby computed once, for all.
-    """
-    if not requests:
-        return []
-    first = max(range(len(requests)), key=lambda index: requests[index][0])
-    done = await requests[first][1]()
-    others = await asyncio.gather(*[run() for index, (_, run) in enumerate(requests) if index != first])
-    return [*others[:first], done, *others[first:]]

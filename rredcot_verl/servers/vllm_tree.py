@@ -10,17 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rredcot_verl.servers.vllm_requests import (
-    Branch,
-    Key,
-    PlaceScore,
-    Send,
-    completion_of,
-    log_probs_of,
-    log_sum_exp,
-    longest_prefix_first,
-    num_recomputed,
-)
+from rredcot_verl.servers.branches import Branch, Key, log_sum_exp, longest_prefix_first
+from rredcot_verl.servers.vllm_requests import PlaceScore, Send, completion_of, log_probs_of, num_recomputed
 
 MAX_TOKEN_IDS = 128
 """Most `logprob_token_ids` vLLM takes in a request (its `MAX_LOGPROB_TOKEN_IDS`)."""

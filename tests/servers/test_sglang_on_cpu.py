@@ -156,7 +156,7 @@ def test_the_position_before_the_first_scored_token_is_where_reading_starts():
     requests = [branch_request(TRACE, branch) for branch in branches]
     assert [request["logprob_start_len"] for request in requests] == [1, 9, 5, 0, 3]
     assert requests[1]["input_ids"] == [*TRACE, 7, 8, 9]
-    assert requests[1]["token_ids_logprob"] == [5, 6]
+    assert requests[1]["token_ids_logprob"] == [6, 5]
     # An empty list would be taken for none.
     assert all(request["token_ids_logprob"] for request in requests)
     assert all(request["sampling_params"] == {"max_new_tokens": 0, "temperature": 1.0} for request in requests)
