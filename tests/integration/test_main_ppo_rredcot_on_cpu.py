@@ -15,9 +15,8 @@ ROOM = ("actor_rollout_ref.rollout.max_model_len=96",)
 pytestmark = pytest.mark.run
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
-def test_the_plain_command(tmp_path, ray_folder, num_ranks):
-    run = main_ppo(tmp_path, ray_folder, PLAIN, f"trainer.n_gpus_per_node={num_ranks}")
+def test_the_plain_command(tmp_path, ray_folder):
+    run = main_ppo(tmp_path, ray_folder, PLAIN, "trainer.n_gpus_per_node=2")
     assert run.returncode == 0, run.output[-8000:]
     assert len(run.steps) == 2
     for step in run.steps:
