@@ -1,7 +1,6 @@
 """`python -m rredcot_verl.doctor`: can this installation run RREDCoT? One line a check, exit code 1 on a fault."""
 
 import importlib.util
-import inspect
 import json
 import logging
 import math
@@ -100,18 +99,13 @@ def check_golden() -> str | None:
 
 
 def check_vllm() -> str | None:
-    """If vLLM is installed, its requests can ask for a suffix with the prefix from the cache."""
+    """If vLLM is installed, it has what the scoring server relies on."""
     if importlib.util.find_spec("vllm") is None:
         return None
-    from vllm import SamplingParams
+    from rredcot_verl.integration.compat import VLLM_SYMBOLS, check_symbols
 
-    known = set(inspect.signature(SamplingParams).parameters)
-    missing = {"prompt_logprobs", "skip_reading_prefix_cache", "detokenize"} - known
-    return (
-        f"SamplingParams of this vLLM has no {sorted(missing)}; install a newer one that verl supports"
-        if missing
-        else None
-    )
+    faults = check_symbols(VLLM_SYMBOLS)
+    return "; ".join(faults) + "; self_value.engine=rollout needs another version of vLLM" if faults else None
 
 
 CHECKS: dict[str, Callable[[], str | None]] = {

@@ -6,7 +6,7 @@ collectives of FSDP stay in step.
 """
 
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDict
@@ -17,7 +17,9 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from rredcot_verl.scoring.actor_protocol import FUSED, PASS, PROBE_LOG_PROBS, PROBES
 from rredcot_verl.scoring.probe_codec import decode, num_probe_tokens
 from rredcot_verl.scoring.probe_pack import ProbePack, read_probes
-from rredcot_verl.scoring.shared_attention import SharedPrefix, shared_prefix
+
+if TYPE_CHECKING:
+    from rredcot_verl.scoring.shared_attention import SharedPrefix
 
 _TRACES = "rredcot_traces"
 """`input_ids` of a row, while those in the row have room for its probes."""
@@ -26,7 +28,7 @@ _TRACES = "rredcot_traces"
 class SharedPrefixMixin(FSDPEngineWithLMHead):
     """Adds probes to the log-probability pass of an FSDP engine."""
 
-    _shared: SharedPrefix
+    _shared: "SharedPrefix"
 
     def initialize(self) -> None:
         """See `BaseEngine.initialize`."""
@@ -61,6 +63,9 @@ class SharedPrefixMixin(FSDPEngineWithLMHead):
         """See `FSDPEngine.forward_step`."""
         if PASS not in micro_batch.keys():
             return super().forward_step(micro_batch, loss_function, forward_only)
+        # Not at the top: every process that trains imports this module, and registers nothing with transformers.
+        from rredcot_verl.scoring.shared_attention import shared_prefix
+
         with shared_prefix(self.module.config) as self._shared:
             result = super().forward_step(micro_batch, loss_function, forward_only)
         # Its masks are on the device.

@@ -16,6 +16,7 @@ from rredcot_verl.integration.actor_probes import (
     attach_probes,
     read_probes_only,
     scored,
+    without_probes,
 )
 from rredcot_verl.integration.credit_record import NO_PROPOSAL, PLANNED, SCORED, CreditRecord
 from rredcot_verl.scoring.actor_protocol import PASS, PROBE_LOG_PROBS, PROBES, PROBES_ONLY
@@ -185,3 +186,18 @@ def test_numbers_that_are_none_stop_the_training(queue):
         queue[PROBE_LOG_PROBS] = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
         with pytest.raises(ValueError, match="nan|0.5"):
             scored(make_batch(), RECORDS, SETTINGS)
+
+
+def test_a_row_of_another_length_is_named(queue):
+    rows = [torch.zeros(3), torch.zeros(1), torch.zeros(1), torch.zeros(1)]
+    queue[PROBE_LOG_PROBS] = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+    batch = KVBatchMeta(keys=KEYS, tags=[{}] * 4, partition_id="train")
+    with pytest.raises(RuntimeError, match="gave 3 log-probabilities of the probes of a_0_0, expected"):
+        scored(batch, RECORDS, SETTINGS)
+
+
+def test_nothing_of_ours_is_left_to_fetch():
+    fields = ["input_ids", PROBES, "old_log_probs", PROBE_LOG_PROBS]
+    batch = KVBatchMeta(keys=KEYS, tags=[{}] * 4, partition_id="train", fields=fields)
+    assert without_probes(batch).fields == ["input_ids", "old_log_probs"]
+    assert without_probes(KVBatchMeta(keys=KEYS, tags=[{}] * 4, partition_id="train")).fields is None
