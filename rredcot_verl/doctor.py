@@ -19,8 +19,9 @@ warnings.simplefilter("ignore")
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 from verl.experimental.reward_loop.reward_manager import registry
 from verl.trainer.ppo.v1 import get_trainer_cls
+from rredcot_verl.config.schema import SOURCES
 print("FOUND" + json.dumps({
-    "advantage estimator rredcot": "rredcot" in ADV_ESTIMATOR_REGISTRY,
+    **{f"advantage estimator {name}": name in ADV_ESTIMATOR_REGISTRY for name in SOURCES},
     "reward manager rredcot": "rredcot" in registry.REWARD_MANAGER,
     "trainer sync": "RREDCoT" in get_trainer_cls("sync").__name__,
 }))

@@ -11,6 +11,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 PREFIX = "algorithm.rredcot"
 GROUND_TRUTH = "reward_model.ground_truth"
 
+PROBED = ("rredcot", "vps", "mig")
+"""Sources whose values are made of probes."""
+
+ATTRIBUTIONS = ("attention_attribution", "gradient_attribution", "leave_one_out")
+"""Sources that weigh segments for the answer."""
+
+MONTE_CARLO = "vineppo"
+
+SOURCES = (*PROBED, MONTE_CARLO, *ATTRIBUTIONS)
+"""Where segment values come from; each is an `algorithm.adv_estimator`."""
+
+
+def source_of(estimator: str) -> str:
+    """Where a run's segment values come from: its estimator, or RREDCoT for a foreign one with `enable=true`."""
+    return estimator if estimator in SOURCES else "rredcot"
+
+
 DEFAULT_KEYWORDS = (
     "wait",
     "hmm",
@@ -121,11 +138,24 @@ class SelfValueConfig(_Block):
         description="actor: one pass for a trace with all its probes; false: every probe is a sequence of its own, as "
         "it is where the engine cannot share (Megatron, Ulysses, fused kernels).",
     )
-    form: Literal["joint", "normalized", "geometric"] = Field(
-        "joint",
+    form: Literal["auto", "joint", "normalized", "geometric", "hidden"] = Field(
+        "auto",
         description="`joint`: probability mass on useful answers (the paper's sum, one term per distinct answer); "
         "`normalized`: that mass over the mass of all proposals (ours); `geometric`: exp of the mean log-probability a "
-        "token (ours).",
+        "token (ours); `hidden`: no probes, a regression on the policy's hidden state (ours, see readout); `auto`: "
+        "joint, and for the estimators vps and mig geometric, which is theirs.",
+    )
+    calibration: Literal["none", "logistic"] = Field(
+        "none",
+        description="`logistic`: regress the verified outcome on what is known at a boundary, cross-fitted by prompt "
+        "(ours, see readout). form=hidden is that regression already.",
+    )
+    smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the mean of its two neighbours in a value between the first and the outcome (ours); 0: "
+        "off. Redistributed rewards still sum to the outcome.",
     )
     proposals: Literal["reference", "group", "union"] = Field(
         "reference",
@@ -185,6 +215,11 @@ class SelfValueConfig(_Block):
         low, high = self.reward_range
         if not low < high:
             raise ValueError(f"self_value.reward_range=[{low}, {high}] must be [lowest, highest] with lowest < highest")
+        if self.form == "hidden" and self.engine == "rollout":
+            raise ValueError(
+                "self_value.form=hidden with self_value.engine=rollout: hidden states are read on the training engine; "
+                "set self_value.engine=actor or auto"
+            )
         return self
 
 
@@ -197,6 +232,68 @@ class CreditConfig(_Block):
         "algorithm.gamma and algorithm.lam.",
     )
     beta: float = Field(1.0, ge=0, le=20, description="reweight: strength; 0 is GRPO exactly. Unit: 1 / reward.")
+    error_penalty: float = Field(
+        1.0,
+        ge=0,
+        le=10,
+        description="Factor on the advantages of responses whose GRPO advantage is negative: below 1 blame counts less "
+        "than praise (ours); 1: off.",
+    )
+
+
+class MonteCarloConfig(_Block):
+    """Continuations from every boundary, for `algorithm.adv_estimator=vineppo`."""
+
+    num_rollouts: int = Field(9, ge=1, le=1024, description="Continuations from each boundary; 9 is VinePPO's.")
+    max_tokens: int | None = Field(
+        None, ge=1, description="Longest continuation, in tokens; null: what is left of the response's budget."
+    )
+    max_total_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens generated for one response at most; boundaries beyond are left out, evenly; null: any.",
+    )
+    max_concurrency: int = Field(64, ge=1, description="Continuations under way at once, per agent loop worker.")
+
+
+class AttributionConfig(_Block):
+    """Weights of the segments for the answer, for the estimators `attention_attribution`, `gradient_attribution` and
+    `leave_one_out`."""
+
+    target: Literal["own", "reference"] = Field(
+        "own", description="Whose answer: the one the response gives, or the reference answer in its place."
+    )
+    layers: Literal["all", "last"] = Field("all", description="attention: which layers are averaged.")
+    gradient: Literal["input_x_gradient", "integrated_gradients"] = Field(
+        "input_x_gradient", description="gradient: one backward pass, or the mean along the way from a zero input."
+    )
+    num_steps: int = Field(8, ge=1, le=256, description="integrated_gradients: points along the way, a pass each.")
+
+
+class ReadoutConfig(_Block):
+    """The regression behind `self_value.calibration=logistic` and `self_value.form=hidden`."""
+
+    use_probe: bool = Field(True, description="Feature: the logit of the value the probes gave; not with form=hidden.")
+    use_position: bool = Field(True, description="Feature: where in the response the boundary stands.")
+    use_group_mean: bool = Field(
+        True, description="Start from the mean reward of the prompt's other rollouts; false: from the batch's mean."
+    )
+    use_hidden: bool = Field(
+        False,
+        description="Feature: the policy's hidden state at the last token before the boundary, read in the pass that "
+        "computes old_log_prob; always with form=hidden.",
+    )
+    layer: int = Field(-2, description="Decoder layer whose output is read; negative: from the end.")
+    dim: int = Field(64, ge=1, le=1024, description="Dimensions that a seeded random projection keeps of it.")
+    seed: int = Field(0, ge=0, description="Seed of the projection and of the folds.")
+    num_folds: int = Field(5, ge=2, le=64, description="Folds of prompts; a row is valued by a fit to the others.")
+    window: int = Field(8, ge=1, description="Steps, the present one included, whose rows are fitted to.")
+    half_life: float | None = Field(
+        None, gt=0, description="Steps after which a row counts half; null: all of the window count alike."
+    )
+    max_rows: int = Field(
+        16384, ge=1, description="States kept for the fit, the newest; one per boundary of a response."
+    )
 
 
 class TracesConfig(_Block):
@@ -205,6 +302,10 @@ class TracesConfig(_Block):
     dir: str | None = Field(None, min_length=1, description="Folder for <step>.jsonl; null: none are written.")
     freq: int = Field(1, ge=1, description="Write every this many steps.")
     num_traces: int = Field(64, ge=1, description="Most responses written a step.")
+    samples_freq: int | None = Field(
+        None, ge=1, description="Send credited responses to the trackers every this many steps; null: never."
+    )
+    num_samples: int = Field(4, ge=1, le=64, description="Most responses sent.")
 
 
 class RREDCoTConfig(_Block):
@@ -212,8 +313,8 @@ class RREDCoTConfig(_Block):
 
     enable: bool | None = Field(
         None,
-        description="null: on exactly when algorithm.adv_estimator=rredcot; true: redistribute the token-level rewards "
-        "for the estimator named there too; false is refused with adv_estimator=rredcot.",
+        description="null: on exactly when algorithm.adv_estimator is rredcot or one of its peers; true: redistribute "
+        "the token-level rewards for the estimator named there too; false is refused with them.",
     )
     check_data: bool = Field(
         True,
@@ -222,8 +323,36 @@ class RREDCoTConfig(_Block):
     segmentation: SegmentationConfig = SegmentationConfig()
     elicitation: ElicitationConfig = ElicitationConfig()
     self_value: SelfValueConfig = SelfValueConfig()
+    readout: ReadoutConfig = ReadoutConfig()
+    monte_carlo: MonteCarloConfig = MonteCarloConfig()
+    attribution: AttributionConfig = AttributionConfig()
     credit: CreditConfig = CreditConfig()
     traces: TracesConfig = TracesConfig()
+
+    def reads_probes(self, source: str) -> bool:
+        """Whether a run with this source forces known answers."""
+        return source in PROBED and self.self_value.form != "hidden"
+
+    def needs_references(self, source: str) -> bool:
+        """Whether a row without a reference answer can have no segment values."""
+        if self.reads_probes(source):
+            return self.self_value.proposals == "reference"
+        return source in ATTRIBUTIONS and self.attribution.target == "reference"
+
+    def reads_hidden_states(self) -> bool:
+        """Whether the training engine reads the policy's hidden states."""
+        value = self.self_value
+        return value.form == "hidden" or (value.calibration != "none" and self.readout.use_hidden)
+
+    @model_validator(mode="after")
+    def _readout(self) -> "RREDCoTConfig":
+        readout, hidden = self.readout, self.self_value.form == "hidden"
+        if not (hidden or (readout.use_probe or readout.use_position or readout.use_hidden)):
+            raise ValueError(
+                "readout.use_probe, readout.use_position and readout.use_hidden are all false: nothing is left to "
+                "regress on"
+            )
+        return self
 
     @model_validator(mode="after")
     def _programs(self) -> "RREDCoTConfig":

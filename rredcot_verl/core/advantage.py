@@ -14,7 +14,9 @@ EPSILON = 1e-6
 """verl's `compute_grpo_outcome_advantage` adds this to the group's standard deviation."""
 
 
-def reweight(row_advantages: Tensor, segments: SegmentBatch, num_tokens: Tensor, beta: float) -> Tensor:
+def reweight(
+    row_advantages: Tensor, segments: SegmentBatch, num_tokens: Tensor, beta: float, pinned: bool = True
+) -> Tensor:
     """Positive weights sigma_k proportional to exp(beta * sign(A) * d_k), with mean 1 over the tokens of a response.
 
     That GRPO's advantage keeps its sign and scale and is reweighted multiplicatively is the paper's; the exponential is
@@ -25,11 +27,15 @@ def reweight(row_advantages: Tensor, segments: SegmentBatch, num_tokens: Tensor,
         segments: The segments of the batch.
         num_tokens: `(bs, num_segments)`, tokens of each segment that the policy wrote.
         beta: Strength, in 1 / reward.
+        pinned: Whether the last segment counts with d_K = R - v_{K-1}; otherwise with 0 (`core.sources.UNPINNED`).
 
     Returns:
         `(bs, num_segments)` float32 weights, 1 for a row that was not scored.
     """
-    exponent = beta * row_advantages.double().sign().unsqueeze(1) * segments.segment_rewards
+    rewards = segments.segment_rewards
+    if not pinned:
+        rewards = rewards.scatter(1, segments.num_segments.unsqueeze(1) - 1, 0.0)
+    exponent = beta * row_advantages.double().sign().unsqueeze(1) * rewards
     # An empty (padded) segment must not set the level that is subtracted for safety.
     level = exponent.masked_fill(num_tokens == 0, float("-inf")).amax(dim=1, keepdim=True)
     weights = (exponent - level.nan_to_num(neginf=0.0)).clamp(max=0.0).exp()

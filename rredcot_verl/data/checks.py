@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from rredcot_verl.config.schema import PREFIX, RREDCoTConfig, parse
+from rredcot_verl.config.schema import PREFIX, SOURCES, RREDCoTConfig, parse, source_of
 from rredcot_verl.data.budget_checks import check_budget
 from rredcot_verl.data.findings import CheckReport, Finding, Tally
 from rredcot_verl.data.load import parquet_paths, read_columns, read_file
@@ -157,12 +157,12 @@ def _active_settings(config: DictConfig, report: CheckReport) -> RREDCoTConfig |
     except ValueError as error:
         report.errors.append(Finding("settings", 0, (), str(error)))
         return None
-    return settings if config.algorithm.adv_estimator == "rredcot" or settings.enable else None
+    return settings if config.algorithm.adv_estimator in SOURCES or settings.enable else None
 
 
 def _row_options(config: DictConfig, settings: RREDCoTConfig | None) -> dict[str, Any]:
     data = config.data
-    needs_reference = settings is not None and settings.self_value.proposals == "reference"
+    needs_reference = settings is not None and settings.needs_references(source_of(config.algorithm.adv_estimator))
     kwargs = data.get("apply_chat_template_kwargs") or {}
     return {
         "max_prompt_length": data.max_prompt_length,

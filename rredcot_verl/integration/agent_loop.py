@@ -1,16 +1,19 @@
 """The agent loop side: probes are scored where responses are generated, while their prefix is in the server's cache."""
 
 import asyncio
+import functools
 import logging
 from typing import Any
 
 import ray
 from verl.experimental.agent_loop import AgentLoopOutput
+from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
 from rredcot_verl.integration.credit_record import FAILED, KEY, CreditRecord
 from rredcot_verl.integration.group import Group
-from rredcot_verl.integration.response_scorer import Response, ResponseScorer, as_member
+from rredcot_verl.integration.response import Response, as_member
+from rredcot_verl.integration.response_scorer import ResponseScorer
 from rredcot_verl.integration.session import SESSION, Session
 from rredcot_verl.integration.settings import max_sequence_length, parse_block
 from rredcot_verl.scoring.answers import look_up
@@ -49,7 +52,7 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
     async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
         if trajectory["validate"]:
             return await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
-        token = SESSION.set(Session())
+        token = SESSION.set(Session(sampling_params))
         try:
             return await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
         finally:
@@ -115,7 +118,22 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
             answer=(
                 self._scorer.elicitation.read(output.response_ids, output.prompt_ids) if output.response_ids else None
             ),
+            sampling_params=session.sampling_params if session else {},
+            verify=functools.partial(self._verify_other, output, kwargs),
         )
+
+    async def _verify_other(self, output: AgentLoopOutput, kwargs: dict[str, Any], response_ids: list[int]) -> float:
+        """The reward that another response to the same prompt would have got."""
+        other = AgentLoopOutput(
+            prompt_ids=output.prompt_ids,
+            response_ids=response_ids,
+            response_mask=[1] * len(response_ids),
+            num_turns=output.num_turns,
+            metrics=AgentLoopMetrics(),
+        )
+        await self._compute_score([other], kwargs=kwargs)
+        assert other.reward_score is not None  # refused by the settings
+        return other.reward_score
 
 
 class RREDCoTAgentLoopManager(AgentLoopManagerTQ):

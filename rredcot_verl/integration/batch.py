@@ -11,8 +11,10 @@ from torch import Tensor
 from transfer_queue import KVBatchMeta
 from verl.workers.utils.padding import response_to_nested
 
-from rredcot_verl.config.schema import PREFIX, RREDCoTConfig
+from rredcot_verl.config.schema import ATTRIBUTIONS, PREFIX, RREDCoTConfig
+from rredcot_verl.core.advantage import group_statistics
 from rredcot_verl.core.redistribution import SegmentBatch
+from rredcot_verl.core.sources import attribution_values, mig_values, smooth
 from rredcot_verl.integration.credit_record import FAILED, KEY, SCORED, CreditRecord
 
 
@@ -42,15 +44,34 @@ class Rows:
     records: list[CreditRecord | None]
     is_padding: Tensor
 
-    def segments(self) -> SegmentBatch:
-        """The rows' segments; a row without a scored record is one segment."""
-        scored = [record if record is not None and record.status == SCORED else None for record in self.records]
-        return SegmentBatch.from_rows(
-            [record.segment_boundaries if record else [] for record in scored],
-            [record.self_values if record else [] for record in scored],
-            self.outcomes,
-            self.lengths,
-        )
+    def segments(self, source: str = "rredcot", smoothing: float = 0.0) -> SegmentBatch:
+        """The rows' segments; a row without a scored record is one segment.
+
+        Args:
+            source: Where the values come from, one of `config.schema.SOURCES`.
+            smoothing: See `core.sources.smooth`.
+        """
+        baselines = self._baselines().tolist() if source in ATTRIBUTIONS else [0.0] * len(self.keys)
+        values = [
+            smooth(_values(record, source, outcome, baseline), outcome, smoothing)
+            if record is not None and record.status == SCORED
+            else []
+            for record, outcome, baseline in zip(self.records, self.outcomes.tolist(), baselines, strict=True)
+        ]
+        boundaries = [record.segment_boundaries if record else [] for record in self.records]
+        return SegmentBatch.from_rows(boundaries, values, self.outcomes, self.lengths)
+
+    def _baselines(self) -> Tensor:
+        """`(bs,)` mean outcome of each row's group, over its final rows."""
+        finals, position = self.final_rows.unique(return_inverse=True)
+        mean, _ = group_statistics(self.outcomes[finals], self.index[finals.numpy()].tolist())
+        return mean[position]
+
+
+def _values(record: CreditRecord, source: str, outcome: float, baseline: float) -> list[float]:
+    if source in ATTRIBUTIONS:
+        return attribution_values(record.weights, outcome, baseline)
+    return mig_values(record.self_values) if source == "mig" else record.self_values
 
 
 def read_records(batch: KVBatchMeta) -> list[CreditRecord | None]:

@@ -35,6 +35,8 @@ SYMBOLS: dict[str, tuple[str, ...]] = {
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer.get_llm_client": (),
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_old_log_prob": ("batch", "metrics"),
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_advantage": ("batch", "metrics"),
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer._save_checkpoint": (),
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer._load_checkpoint": (),
     # Calls the base trainer's between bringing earlier weights back and going on: our pass stands in between.
     "verl.trainer.ppo.v1.trainer_separate_async:PPOTrainerSeparateAsync._compute_old_log_prob": ("batch", "metrics"),
     "verl.workers.utils.padding:response_to_nested": ("tensor", "response_mask"),
@@ -47,6 +49,7 @@ SYMBOLS: dict[str, tuple[str, ...]] = {
         "reward_score",
         "extra_fields",
     ),
+    "verl.experimental.agent_loop.agent_loop:AgentLoopMetrics": (),
     "verl.trainer.ppo.v1.agent_loop_tq:AgentLoopManagerTQ": (),
     _WORKER: (),
     "verl.experimental.agent_loop.agent_loop:AgentLoopWorker": ("config", "llm_client"),

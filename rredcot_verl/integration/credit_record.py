@@ -13,7 +13,9 @@ EMPTY = "empty"
 TOO_LONG = "too_long"
 FAILED = "failed"
 PLANNED = "planned"
-"""Its probes wait for the training engine, which makes it scored."""
+"""Its probes, or its attribution, wait for the training engine, which makes it scored."""
+READOUT = "readout"
+"""Its values wait for the trainer's regression on hidden states, which makes it scored."""
 STATUSES = (SCORED, UNIFORM_GROUP, NO_PROPOSAL, EMPTY, TOO_LONG)
 """Why a response has segments or not:
 scored; its whole group got the same reward; no useful answer known, or all too long; no token of its own; no probe fits
@@ -25,8 +27,9 @@ class CreditRecord:
     """Segments of one response and what they cost.
 
     Attributes:
-        status: One of `STATUSES`, `PLANNED` or `FAILED`.
-        segment_boundaries: `num_segments + 1` offsets from 0 to the response length; empty unless scored.
+        status: One of `STATUSES`, `PLANNED`, `READOUT` or `FAILED`.
+        segment_boundaries: `num_segments + 1` offsets from 0 to the response length; empty unless its values, or its
+            hidden states, are wanted.
         self_values: `num_segments` values v_0 .. v_{K-1} in units of reward; empty unless scored.
         truncated: The response filled its budget and holds no final answer.
         num_probes: Probes scored.
@@ -40,6 +43,8 @@ class CreditRecord:
         scoring_seconds: Seconds between sending its probes and the last answer.
         probes: Its probes, encoded, for `PLANNED`; see `scoring.probe_codec`.
         utilities: Utility of each proposal, for `PLANNED`.
+        attribution: What is attributed to its segments, encoded, for `PLANNED`; see `integration.attribution_pass`.
+        weights: Weight of each segment for the answer, for attributions; empty otherwise.
         error: What went wrong, for `FAILED`.
     """
 
@@ -57,6 +62,8 @@ class CreditRecord:
     scoring_seconds: float = 0.0
     probes: list[int] = field(default_factory=list)
     utilities: list[float] = field(default_factory=list)
+    attribution: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:

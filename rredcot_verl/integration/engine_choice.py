@@ -1,4 +1,5 @@
-"""Who reads the probes: the training engine or the rollout server. Decided once, before any worker is started."""
+"""Who measures the segments' values: the training engine or the rollout server. Decided once, before any worker is
+started."""
 
 import copy
 import logging
@@ -8,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from verl.utils.config import omega_conf_to_dataclass
 
-from rredcot_verl.config.schema import PREFIX, RREDCoTConfig
+from rredcot_verl.config.schema import ATTRIBUTIONS, MONTE_CARLO, PREFIX, RREDCoTConfig, source_of
 from rredcot_verl.scoring.actor_protocol import MODEL_TYPE
 from rredcot_verl.scoring.rollout import SCORING_BACKENDS
 from rredcot_verl.servers import vllm_settings
@@ -18,21 +19,25 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """Who reads the probes of a run.
+    """Who measures the values of a run's segments.
 
     Attributes:
         engine: `actor` or `rollout`.
         share_prefix: For `actor`: one pass for a trace and its probes; otherwise one sequence a probe.
         reason: Why.
+        what: What is measured.
     """
 
     engine: str
     share_prefix: bool
     reason: str
+    what: str = "probes"
 
     @property
     def label(self) -> str:
         """Name for logs and reports."""
+        if self.what != "probes":
+            return f"{self.engine}, {self.what}"
         if self.engine == "rollout":
             return "rollout"
         return "actor, shared prefix" if self.share_prefix else "actor, separate sequences"
@@ -42,9 +47,16 @@ def choose_engine(config: DictConfig, settings: RREDCoTConfig) -> EngineChoice:
     """Settle `self_value.engine` and `self_value.share_prefix` for a run, and say so once.
 
     The settings have been checked: `rollout` is asked for only where the server can score.
+
+    Raises:
+        ValueError: What the run's source needs of the training engine, its engine cannot do.
     """
+    if not settings.reads_probes(source_of(config.algorithm.adv_estimator)):
+        return _choose_without_probes(config, settings)
     asked = settings.self_value.engine
-    if asked == "rollout":
+    if settings.reads_hidden_states():
+        choice = _with_hidden_states(config, settings)
+    elif asked == "rollout":
         choice = EngineChoice("rollout", False, "set by the config")
     elif not settings.self_value.share_prefix:
         choice = EngineChoice("actor", False, f"{PREFIX}.self_value.share_prefix=False")
@@ -69,6 +81,47 @@ def choose_engine(config: DictConfig, settings: RREDCoTConfig) -> EngineChoice:
             "token: with K segments about K/2 forward passes over the traces for each of them (max_closing_tokens=%s)",
             settings.self_value.max_closing_tokens,
         )
+    return choice
+
+
+def _with_hidden_states(config: DictConfig, settings: RREDCoTConfig) -> EngineChoice:
+    """Probes and hidden states come from one pass, so the training engine has to share prefixes."""
+    if settings.self_value.engine == "rollout" or not settings.self_value.share_prefix:
+        raise ValueError(
+            f"{PREFIX}.readout.use_hidden=True reads hidden states and probes in one pass of the training engine; it "
+            f"needs {PREFIX}.self_value.engine=auto or actor, and share_prefix=true"
+        )
+    obstacle = why_not_shared(config)
+    if obstacle is not None:
+        raise ValueError(
+            f"{PREFIX}.readout.use_hidden=True: the training engine cannot share prefixes: {obstacle}; set "
+            "self_value.form=hidden, which needs no probes, or readout.use_hidden=false"
+        )
+    return EngineChoice("actor", True, "hidden states are read in the same pass")
+
+
+def _choose_without_probes(config: DictConfig, settings: RREDCoTConfig) -> EngineChoice:
+    source = source_of(config.algorithm.adv_estimator)
+    if source == MONTE_CARLO:
+        choice = EngineChoice("rollout", False, "continuations are generated", "continuations")
+    elif source == "leave_one_out":
+        choice = EngineChoice("actor", False, "sequences without one segment each", "leave-one-out")
+    elif source in ATTRIBUTIONS:
+        obstacle = why_not_shared(config)
+        if obstacle is not None:
+            raise ValueError(
+                f"algorithm.adv_estimator={source} reads attention or gradients on verl's FSDP engine, which it cannot "
+                f"here: {obstacle}; algorithm.adv_estimator=leave_one_out works on any engine"
+            )
+        choice = EngineChoice("actor", True, "a pass of its own over the traces", source.replace("_", " "))
+    else:
+        from rredcot_verl.integration.hidden_pass import why_no_hidden
+
+        obstacle = why_no_hidden(config)
+        if obstacle is not None:
+            raise ValueError(f"{PREFIX}.self_value.form=hidden: the training engine gives no hidden states: {obstacle}")
+        choice = EngineChoice("actor", True, "in the pass that computes old_log_prob", "hidden states")
+    logger.warning("rredcot: %s: %s, by %s; %s", source, choice.what, choice.engine, choice.reason)
     return choice
 
 
@@ -145,7 +198,7 @@ def apply_choice(config: DictConfig, choice: EngineChoice) -> None:
         OmegaConf.update(config, f"{PREFIX}.self_value.share_prefix", choice.share_prefix, force_add=True)
         if choice.share_prefix:
             config.actor_rollout_ref.model.model_type = MODEL_TYPE
-    if choice.engine == "rollout":
+    if choice.engine == "rollout" and choice.what == "probes":
         from rredcot_verl.servers.registration import use_scoring_servers
 
         use_scoring_servers(config.actor_rollout_ref.rollout.name)

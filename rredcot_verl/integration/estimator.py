@@ -20,6 +20,7 @@ from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, register
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.core.advantage import EPSILON, group_statistics, reweight, segment_td
 from rredcot_verl.core.redistribution import SegmentBatch, expand_to_tokens, return_error
+from rredcot_verl.core.sources import UNPINNED
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def compute_rredcot_advantage(
 @functools.cache
 def _warn_without_segments() -> None:
     logger.warning(
-        "rredcot: the estimator was called without segments, so its advantages are GRPO's; RREDCoT needs verl's V1 "
+        "rredcot: the estimator was called without segments, so its advantages are GRPO's; segments need verl's V1 "
         "trainer (trainer.use_v1=True)"
     )
 
@@ -130,6 +131,7 @@ def compute_credit(
     response_mask: Tensor,
     algorithm: Any,
     settings: RREDCoTConfig,
+    source: str = NAME,
 ) -> Credit:
     """Advantages by segment; verl's GRPO is called for those of the outcomes.
 
@@ -142,6 +144,7 @@ def compute_credit(
         response_mask: `(bs, response_length)`.
         algorithm: verl's `algorithm` node; `norm_adv_by_std_in_grpo`, `gamma` and `lam` are read.
         settings: The `algorithm.rredcot` block.
+        source: Where the segments' values come from, one of `config.schema.SOURCES`.
     """
     norm_by_std = bool(algorithm.get("norm_adv_by_std_in_grpo", True))
     finals, position = final_rows.unique(return_inverse=True)
@@ -151,15 +154,17 @@ def compute_credit(
         outcomes.unsqueeze(1), torch.ones(len(finals), 1), groups, norm_adv_by_std_in_grpo=norm_by_std
     )
     row_advantages = row_advantages[:, 0][position]
+    penalty = torch.where(row_advantages < 0, settings.credit.error_penalty, 1.0).unsqueeze(1)
     if settings.credit.form == "reweight":
-        weights = reweight(row_advantages, segments, segments.num_tokens(response_mask), beta=settings.credit.beta)
-        return Credit(row_advantages, row_advantages.unsqueeze(1) * weights)
+        num_tokens = segments.num_tokens(response_mask)
+        pinned = source not in UNPINNED
+        weights = reweight(row_advantages, segments, num_tokens, beta=settings.credit.beta, pinned=pinned)
+        return Credit(row_advantages, penalty * row_advantages.unsqueeze(1) * weights)
     mean, deviation = group_statistics(outcomes, groups.tolist())
     scale = deviation + EPSILON if norm_by_std else torch.ones_like(deviation)
     td = segment_td(segments, mean[position], scale[position], float(algorithm.gamma), float(algorithm.lam))
     # GRPO's own advantage, to the last bit, for a row without values, and in a group too uniform to be scaled up.
     low, high = settings.self_value.reward_range
     uniform = deviation[position] <= SPREAD_TOLERANCE * (high - low)
-    return Credit(
-        row_advantages, torch.where((segments.scored & ~uniform).unsqueeze(1), td, row_advantages.unsqueeze(1))
-    )
+    advantages = torch.where((segments.scored & ~uniform).unsqueeze(1), td, row_advantages.unsqueeze(1))
+    return Credit(row_advantages, penalty * advantages)

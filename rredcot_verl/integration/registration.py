@@ -9,8 +9,9 @@ from types import ModuleType
 
 
 def register_estimator(core_algos: ModuleType) -> None:
-    """Registers the advantage estimator `rredcot`."""
+    """Registers the advantage estimator `rredcot` and its peers."""
     importlib.import_module("rredcot_verl.integration.estimator")
+    importlib.import_module("rredcot_verl.integration.peers")
 
 
 def register_reward_manager(reward_manager: ModuleType) -> None:

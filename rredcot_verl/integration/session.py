@@ -1,7 +1,8 @@
 """Which request a rollout made: its id leads to the server that holds its prefix."""
 
+from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from verl.workers.rollout.llm_server import LLMServerClient
@@ -9,8 +10,14 @@ from verl.workers.rollout.llm_server import LLMServerClient
 
 @dataclass
 class Session:
-    """One rollout of one prompt, while it runs."""
+    """One rollout of one prompt, while it runs.
 
+    Attributes:
+        sampling_params: What it is sampled with.
+        request_id: Its last request.
+    """
+
+    sampling_params: Mapping[str, Any] = field(default_factory=dict)
     request_id: str | None = None
 
 

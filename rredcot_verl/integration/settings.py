@@ -5,7 +5,15 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from rredcot_verl.config.schema import PREFIX, RREDCoTConfig, parse
+from rredcot_verl.config.schema import (
+    ATTRIBUTIONS,
+    MONTE_CARLO,
+    PREFIX,
+    SOURCES,
+    RREDCoTConfig,
+    parse,
+    source_of,
+)
 from rredcot_verl.core.segmentation import get_segmenter
 from rredcot_verl.integration.engine_choice import why_server_cannot_score
 from rredcot_verl.scoring.answers import formats_of
@@ -25,15 +33,20 @@ OUTCOME_ESTIMATORS = frozenset(
 def parse_block(config: DictConfig) -> RREDCoTConfig:
     """Read the `algorithm.rredcot` block of verl's config; the defaults where it has none.
 
+    `self_value.form=auto` is settled by the estimator.
+
     Raises:
         ValueError: As `rredcot_verl.config.schema.parse`.
     """
     block = OmegaConf.select(config, PREFIX)
-    if block is None:
-        return parse(None)
-    if not isinstance(block, DictConfig):
+    if block is not None and not isinstance(block, DictConfig):
         raise ValueError(f"{PREFIX}={block!r}: expected a block of settings")
-    return parse(OmegaConf.to_container(block, resolve=True))  # type: ignore[arg-type]
+    settings = parse(None if block is None else OmegaConf.to_container(block, resolve=True))  # type: ignore[arg-type]
+    if settings.self_value.form != "auto":
+        return settings
+    estimator = str(OmegaConf.select(config, "algorithm.adv_estimator"))
+    form = "geometric" if source_of(estimator) in ("vps", "mig") else "joint"
+    return settings.model_copy(update={"self_value": settings.self_value.model_copy(update={"form": form})})
 
 
 def active_settings(config: DictConfig) -> RREDCoTConfig | None:
@@ -45,9 +58,9 @@ def active_settings(config: DictConfig) -> RREDCoTConfig | None:
     """
     settings = parse_block(config)
     estimator = str(config.algorithm.adv_estimator)
-    if estimator == "rredcot" and settings.enable is False:
-        raise ValueError(f"{PREFIX}.enable=False contradicts algorithm.adv_estimator=rredcot; leave it null")
-    if estimator != "rredcot" and not settings.enable:
+    if estimator in SOURCES and settings.enable is False:
+        raise ValueError(f"{PREFIX}.enable=False contradicts algorithm.adv_estimator={estimator}; leave it null")
+    if estimator not in SOURCES and not settings.enable:
         return None
     if estimator in OUTCOME_ESTIMATORS:
         raise ValueError(
@@ -57,8 +70,52 @@ def active_settings(config: DictConfig) -> RREDCoTConfig | None:
         )
     get_segmenter(settings.segmentation.method)
     formats_of(settings.elicitation)
+    _check_source(source_of(config.algorithm.adv_estimator), settings)
     _check_run(config, settings)
     return settings
+
+
+def _check_source(source: str, settings: RREDCoTConfig) -> None:
+    value = settings.self_value
+    asked = [
+        name
+        for name, on in (
+            (f"self_value.calibration={value.calibration}", value.calibration != "none"),
+            ("self_value.form=hidden", value.form == "hidden"),
+        )
+        if on
+    ]
+    if asked and source != "rredcot":
+        raise ValueError(
+            f"{PREFIX}.{asked[0]} with algorithm.adv_estimator={source}: only rredcot's values are regressed on the "
+            "outcome; use algorithm.adv_estimator=rredcot or leave it out"
+        )
+    if settings.readout.use_hidden and not settings.reads_hidden_states():
+        raise ValueError(
+            f"{PREFIX}.readout.use_hidden=True with self_value.calibration=none: nothing is regressed; set "
+            "self_value.calibration=logistic or self_value.form=hidden"
+        )
+
+
+def warn_of_unused(config: DictConfig, settings: RREDCoTConfig) -> None:
+    """Say once which settings a run's source does not read, of those that were changed."""
+    source, value = source_of(config.algorithm.adv_estimator), settings.self_value
+    default = RREDCoTConfig()
+    unused = {
+        "monte_carlo": source != MONTE_CARLO,
+        "attribution": source not in ATTRIBUTIONS,
+        "readout": value.calibration == "none" and value.form != "hidden",
+    }
+    changed = [name for name, idle in unused.items() if idle and getattr(settings, name) != getattr(default, name)]
+    if not settings.reads_probes(source):
+        names = ("proposals", "max_proposals", "max_answer_tokens", "score_opening", "max_closing_tokens")
+        changed += [f"self_value.{n}" for n in names if getattr(value, n) != getattr(default.self_value, n)]
+    if changed:
+        logger.warning(
+            "rredcot: algorithm.adv_estimator=%s does not read %s, which the config changes",
+            source,
+            ", ".join(f"{PREFIX}.{name}" for name in changed),
+        )
 
 
 def _check_run(config: DictConfig, settings: RREDCoTConfig) -> None:
@@ -78,6 +135,11 @@ def _check_run(config: DictConfig, settings: RREDCoTConfig) -> None:
         )
     reward_model = config.reward.reward_model
     colocated = reward_model.enable and not reward_model.enable_resource_pool
+    if colocated and source_of(config.algorithm.adv_estimator) == MONTE_CARLO:
+        raise ValueError(
+            f"algorithm.adv_estimator={MONTE_CARLO} needs the rewards of its continuations while they are rolled out, "
+            "but reward.reward_model.enable_resource_pool=False computes rewards later; use a resource pool"
+        )
     needs_rewards = settings.self_value.proposals == "group" or settings.self_value.form == "normalized"
     if colocated and needs_rewards:
         value = settings.self_value

@@ -13,18 +13,19 @@ from omegaconf import DictConfig
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer
 
-from rredcot_verl.config.schema import RREDCoTConfig
+from rredcot_verl.config.schema import SOURCES, RREDCoTConfig, source_of
 from rredcot_verl.core.metrics import credit_metrics
 from rredcot_verl.core.redistribution import redistribute, return_error
 from rredcot_verl.integration.actor_probes import scored, without_probes
 from rredcot_verl.integration.batch import Rows, check_outcomes, read_records, read_rows, write_token_level_rewards
+from rredcot_verl.integration.calibration import Calibrator, checkpoint_folder, name_prompts
 from rredcot_verl.integration.credit_record import NO_PROPOSAL, STATUSES
 from rredcot_verl.integration.data_check import check_data
 from rredcot_verl.integration.engine_choice import EngineChoice, apply_choice, choose_engine
-from rredcot_verl.integration.estimator import NAME, SegmentContext, compute_credit, segment_context
+from rredcot_verl.integration.estimator import SegmentContext, compute_credit, segment_context
 from rredcot_verl.integration.probe_pass import ProbePassMixin
 from rredcot_verl.integration.session import SessionClient
-from rredcot_verl.integration.settings import active_settings, reward_penalty, switch_on
+from rredcot_verl.integration.settings import active_settings, reward_penalty, switch_on, warn_of_unused
 from rredcot_verl.integration.traces import CreditedRows, write_traces
 from rredcot_verl.scoring.probes import Elicitation
 from rredcot_verl.scoring.vocabulary import Vocabulary
@@ -40,8 +41,13 @@ class RREDCoTTrainerMixin(PPOTrainer):
     def __init__(self, config: DictConfig) -> None:
         self.rredcot: RREDCoTConfig | None = active_settings(config)
         self._probe_seconds = 0.0
+        self._calibrator: Calibrator | None = None
         if self.rredcot is not None:
             switch_on(config)
+            warn_of_unused(config, self.rredcot)
+            self._source = source_of(config.algorithm.adv_estimator)
+            if self.rredcot.self_value.calibration != "none" or self.rredcot.self_value.form == "hidden":
+                self._calibrator = Calibrator(self.rredcot)
         super().__init__(config)
 
     def _init_tokenizer(self) -> None:
@@ -66,16 +72,28 @@ class RREDCoTTrainerMixin(PPOTrainer):
         started = time.perf_counter()
         rows = read_rows(batch, scored(batch, read_records(batch), self.rredcot.self_value))
         check_outcomes(rows, self.rredcot, reward_penalty(self.config))
-        segments = rows.segments()
+        if self._calibrator is not None:
+            from rredcot_verl.integration.hidden_pass import read_hidden
+
+            hidden = read_hidden(batch) if self.rredcot.reads_hidden_states() else []
+            rows = self._calibrator.calibrate(rows, name_prompts(batch), hidden, self.global_steps)
+            metrics.update({f"rredcot/{name}": value for name, value in self._calibrator.readout.report.items()})
+        segments = rows.segments(self._source, self.rredcot.self_value.smoothing)
         token_level_rewards = redistribute(segments, rows.response_mask)
         write_token_level_rewards(batch, rows, token_level_rewards)
         credit = compute_credit(
-            segments, rows.final_rows, rows.index, rows.response_mask, self.config.algorithm, self.rredcot
+            segments,
+            rows.final_rows,
+            rows.index,
+            rows.response_mask,
+            self.config.algorithm,
+            self.rredcot,
+            self._source,
         )
         errors = return_error(token_level_rewards, rows.outcomes)
         metrics["rredcot/return_error/max"] = errors.max().item()
         own_seconds = self._probe_seconds + time.perf_counter() - started
-        if self.config.algorithm.adv_estimator == NAME:
+        if self.config.algorithm.adv_estimator in SOURCES:
             with segment_context(SegmentContext(segments, credit.segment_advantages)):
                 batch = super()._compute_advantage(batch, metrics)
         else:
@@ -92,6 +110,16 @@ class RREDCoTTrainerMixin(PPOTrainer):
             credited = CreditedRows(rows, segments, credit, weights, errors, self._engine.label)
             write_traces(settings, self.global_steps, self.tokenizer, batch, credited)
         return without_probes(batch)
+
+    def _save_checkpoint(self) -> None:
+        if self._calibrator is not None:
+            self._calibrator.save(checkpoint_folder(self.config.trainer, self.global_steps))
+        super()._save_checkpoint()
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()
+        if self._calibrator is not None and self.global_steps > 0:
+            self._calibrator.load(checkpoint_folder(self.config.trainer, self.global_steps, resumes=True))
 
     def _cost_metrics(self, rows: Rows, own_seconds: float) -> dict[str, float]:
         """What was probed, what it cost, and what was left out and why."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rredcot_verl.config.schema import RREDCoTConfig
+from rredcot_verl.config.schema import MONTE_CARLO, RREDCoTConfig, source_of
 from rredcot_verl.data.checks import with_template
 from rredcot_verl.data.lengths import load_tokenizer
 from rredcot_verl.integration.engine_choice import EngineChoice, choose_engine
@@ -119,7 +119,15 @@ def _estimates(found: Inspection) -> str:
         _judge_memory(config, training, server, gpu, found.findings)
         rows += summary.memory_rows(training, server, config)
         title = f"{title}; GPUs of {gpu:g} GiB ({GPU_MEMORY})"
-    if found.settings is not None and found.choice is not None and found.tokenizer is not None:
+    source = source_of(config.algorithm.adv_estimator)
+    if found.settings is not None and source == MONTE_CARLO:
+        rows += summary.continuation_rows(config, found.settings)
+    if (
+        found.settings is not None
+        and found.settings.reads_probes(source)
+        and found.choice is not None
+        and found.tokenizer is not None
+    ):
         value, choice = found.settings.self_value, found.choice
         separate = choice.engine == "actor" and not choice.share_prefix
         references = data_checks.sample_references(config, value.reference_key)

@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from rredcot_verl.config.schema import RREDCoTConfig
+from rredcot_verl.config.schema import ATTRIBUTIONS, MONTE_CARLO, SOURCES, RREDCoTConfig, source_of
 from rredcot_verl.data.checks import files_of
 from rredcot_verl.integration.engine_choice import EngineChoice
 from rredcot_verl.preflight.data_checks import num_rows
@@ -62,25 +62,38 @@ def settings_rows(config: DictConfig, facts: ModelFacts | None) -> list[Row]:
 def credit_rows(config: DictConfig, settings: RREDCoTConfig | None, choice: EngineChoice | None) -> list[Row]:
     """How credit is given, and by whom the probes are read."""
     if settings is None:
-        ours = config.algorithm.adv_estimator == "rredcot"
+        ours = config.algorithm.adv_estimator in SOURCES
         why = "its settings are faulty, see below" if ours else "verl's own, algorithm.rredcot is not used"
         return [("credit", f"{config.algorithm.adv_estimator}: {why}")]
     value, cuts, credit = settings.self_value, settings.segmentation, settings.credit
+    source = source_of(config.algorithm.adv_estimator)
     strength = f", beta {credit.beta:g}" if credit.form == "reweight" else ""
     rows = [
         ("credit", f"{config.algorithm.adv_estimator}: {credit.form}{strength}"),
         ("segments", f"{cuts.method}, at most {cuts.num_segments} of at least {cuts.min_tokens} tokens"),
-        (
-            "probes",
-            f"{value.proposals}, at most {value.max_proposals} answers of {value.max_answer_tokens} tokens; "
-            f"{value.form} value; format {settings.elicitation.format}",
-        ),
+        ("values", _values(source, settings)),
     ]
-    if value.proposals != "group":
+    if settings.needs_references(source):
         rows.append(("references", value.reference_key))
     if choice is not None:
-        rows.append(("probes read by", f"{choice.label}: {choice.reason}"))
+        rows.append(("read by", f"{choice.label}: {choice.reason}"))
     return rows
+
+
+def _values(source: str, settings: RREDCoTConfig) -> str:
+    """Where the segments' values come from, in words."""
+    value, samples = settings.self_value, settings.monte_carlo
+    if source == MONTE_CARLO:
+        return f"Monte Carlo, {samples.num_rollouts} continuations from every boundary: dear"
+    if source in ATTRIBUTIONS:
+        return f"{source} of the {settings.attribution.target} answer"
+    if value.form == "hidden":
+        return f"regression on the hidden state of layer {settings.readout.layer}, no probes"
+    calibrated = "" if value.calibration == "none" else f", {value.calibration} calibration"
+    return (
+        f"probes: {value.proposals}, at most {value.max_proposals} answers of {value.max_answer_tokens} tokens; "
+        f"{value.form} value{calibrated}; format {settings.elicitation.format}"
+    )
 
 
 def memory_rows(training: TrainingMemory, server: ServerMemory, config: DictConfig) -> list[Row]:
@@ -135,6 +148,20 @@ def probe_rows(config: DictConfig, budget: ProbeBudget, choice: EngineChoice) ->
         )
     rows.append(("not probed", "groups that are all right or all wrong have no advantage and cost nothing"))
     return rows
+
+
+def continuation_rows(config: DictConfig, settings: RREDCoTConfig) -> list[Row]:
+    """Tokens that Monte Carlo generates for a response, beside the response's own."""
+    samples, longest = settings.monte_carlo, config.data.max_response_length
+    num_boundaries = settings.segmentation.num_segments
+    # Boundaries at even distances, each with what is left of the response.
+    most = samples.num_rollouts * longest * (num_boundaries + 1) / 2
+    if samples.max_tokens is not None:
+        most = min(most, samples.num_rollouts * num_boundaries * samples.max_tokens)
+    if samples.max_total_tokens is not None:
+        most = min(most, samples.max_total_tokens)
+    text = f"{count(int(most))} tokens for a response of full length, {most / longest:.0f} times its own"
+    return [("continuations, at most", text)]
 
 
 def _engine(actor: DictConfig) -> str:

@@ -70,5 +70,7 @@ def state_values(
 ) -> list[float]:
     """Self-values v_0 .. v_{K-1} in units of reward; see `self_values`."""
     low, high = settings.reward_range
-    values = low + (high - low) * self_values(settings.form, branches, scores, utilities).double()
+    # Settled by the estimator; where there is none, by the method.
+    form = "joint" if settings.form == "auto" else settings.form
+    values = low + (high - low) * self_values(form, branches, scores, utilities).double()
     return list(values.tolist())

@@ -16,7 +16,8 @@ from rredcot_verl.integration.credit_record import (
     UNIFORM_GROUP,
 )
 from rredcot_verl.integration.group import Group, Member
-from rredcot_verl.integration.response_scorer import Response, ResponseScorer, as_member
+from rredcot_verl.integration.response import Response, as_member
+from rredcot_verl.integration.response_scorer import ResponseScorer
 from rredcot_verl.scoring.probes import Proposal
 from tests.scoring.table_model import FakeServer, TableModel
 from tests.scoring.tiny_tokenizers import byte_level, encode
@@ -326,7 +327,7 @@ def test_a_ground_truth_that_cannot_be_written_is_not_fatal():
 def test_rewards_become_utilities_in_the_range(reward, utility):
     scorer = make_scorer({"self_value": {"reward_range": [-1, 1]}})
     members = [Member(reward, "15"), Member(None, "16"), Member(1.0, None)]
-    assert scorer._members(members) == [("15", utility)]
+    assert scorer._source._members(members) == [("15", utility)]
 
 
 PROGRAM = "def f(x):\n    x = x + 1\n    return x\n"

@@ -8,6 +8,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf, open_dict
 
+from rredcot_verl.config.schema import SOURCES
 from rredcot_verl.integration.settings import (
     AGENT_LOOP_MANAGER,
     OUTCOME_ESTIMATORS,
@@ -16,6 +17,7 @@ from rredcot_verl.integration.settings import (
     parse_block,
     reward_penalty,
     switch_on,
+    warn_of_unused,
 )
 from rredcot_verl.integration.start_up import CheckSettings
 
@@ -250,3 +252,65 @@ def test_any_integration_module_can_be_imported_first():
         if process.returncode:
             failed[module] = errors[-1000:]
     assert failed == {}
+
+
+@pytest.mark.parametrize("estimator", SOURCES)
+def test_every_peer_is_switched_on_by_its_name(config, estimator):
+    put(config, algorithm__adv_estimator=estimator)
+    settings = active_settings(config)
+    assert settings is not None
+    assert settings.self_value.form == ("geometric" if estimator in ("vps", "mig") else "joint")
+    put(config, algorithm__rredcot__enable=False)
+    with pytest.raises(ValueError, match=f"contradicts algorithm.adv_estimator={estimator}"):
+        active_settings(config)
+
+
+def test_a_form_that_was_chosen_is_kept(config):
+    put(config, algorithm__adv_estimator="vps", algorithm__rredcot__self_value__form="joint")
+    assert active_settings(config).self_value.form == "joint"
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"self_value__calibration": "logistic"}, "calibration=logistic with algorithm.adv_estimator=vineppo"),
+        ({"self_value__form": "hidden"}, "form=hidden with algorithm.adv_estimator=vineppo"),
+    ],
+)
+def test_only_rredcots_values_are_regressed(config, values, message):
+    put(config, algorithm__adv_estimator="vineppo", **{f"algorithm__rredcot__{k}": v for k, v in values.items()})
+    with pytest.raises(ValueError, match=message):
+        active_settings(config)
+
+
+def test_hidden_states_without_a_regression_are_refused(config):
+    put(config, algorithm__rredcot__readout__use_hidden=True)
+    with pytest.raises(ValueError, match="use_hidden=True with self_value.calibration=none"):
+        active_settings(config)
+    put(config, algorithm__rredcot__self_value__calibration="logistic")
+    assert active_settings(config).reads_hidden_states()
+
+
+def test_monte_carlo_needs_rewards_while_it_rolls_out(config):
+    put(config, algorithm__adv_estimator="vineppo", reward__reward_model__enable=True)
+    with pytest.raises(ValueError, match="vineppo needs the rewards of its continuations"):
+        active_settings(config)
+
+
+@pytest.mark.parametrize(
+    "estimator, values, named",
+    [
+        ("rredcot", {"monte_carlo__num_rollouts": 3}, "rredcot.monte_carlo,"),
+        ("rredcot", {"readout__dim": 3}, "rredcot.readout,"),
+        ("vineppo", {"self_value__proposals": "union", "attribution__target": "reference"}, "self_value.proposals"),
+        ("leave_one_out", {"monte_carlo__num_rollouts": 3}, "rredcot.monte_carlo,"),
+    ],
+)
+def test_changed_settings_that_are_not_read_are_said_once(config, caplog, estimator, values, named):
+    put(config, algorithm__adv_estimator=estimator)
+    warn_of_unused(config, active_settings(config))
+    assert not caplog.records
+    put(config, **{f"algorithm__rredcot__{key}": value for key, value in values.items()})
+    warn_of_unused(config, active_settings(config))
+    (record,) = caplog.records
+    assert f"adv_estimator={estimator} does not read" in record.getMessage() and named in record.getMessage()

@@ -19,7 +19,8 @@ from rredcot_verl.cpu.sampling import SamplingParams
 from rredcot_verl.cpu.scoring import Branch, BranchLogProbs, parse_branches, score_branches
 from rredcot_verl.integration.credit_record import SCORED, CreditRecord
 from rredcot_verl.integration.group import Group
-from rredcot_verl.integration.response_scorer import Response, ResponseScorer, as_member
+from rredcot_verl.integration.response import Response, as_member
+from rredcot_verl.integration.response_scorer import ResponseScorer
 from rredcot_verl.report.data import Segment, Trace
 from rredcot_verl.rewards.code import compute_score
 from rredcot_verl.scoring.answers import look_up
