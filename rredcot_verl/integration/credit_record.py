@@ -32,7 +32,7 @@ class CreditRecord:
             hidden states, are wanted.
         self_values: `num_segments` values v_0 .. v_{K-1} in units of reward; empty unless scored.
         truncated: The response filled its budget and holds no final answer.
-        num_probes: Probes scored.
+        num_probes: Probes scored, or continuations sampled.
         num_probe_tokens: Tokens computed for them.
         num_recomputed_tokens: Tokens of the trace computed once more, because the server's cache had lost them.
         num_dropped_answers: Known answers not probed: longer than `self_value.max_answer_tokens`, or not to be written
@@ -45,6 +45,9 @@ class CreditRecord:
         utilities: Utility of each proposal, for `PLANNED`.
         attribution: What is attributed to its segments, encoded, for `PLANNED`; see `integration.attribution_pass`.
         weights: Weight of each segment for the answer, for attributions; empty otherwise.
+        standard_errors: Of each self-value, in units of reward, for Monte Carlo; empty otherwise.
+        num_cut_short: Continuations that reached their limit, for Monte Carlo.
+        num_weight_versions: Versions of the weights that wrote the continuations, for Monte Carlo.
         error: What went wrong, for `FAILED`.
     """
 
@@ -64,6 +67,9 @@ class CreditRecord:
     utilities: list[float] = field(default_factory=list)
     attribution: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
+    standard_errors: list[float] = field(default_factory=list)
+    num_cut_short: int = 0
+    num_weight_versions: int = 0
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:

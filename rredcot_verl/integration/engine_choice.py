@@ -107,19 +107,19 @@ def _choose_without_probes(config: DictConfig, settings: RREDCoTConfig) -> Engin
     elif source == "leave_one_out":
         choice = EngineChoice("actor", False, "sequences without one segment each", "leave-one-out")
     elif source in ATTRIBUTIONS:
-        obstacle = why_not_shared(config)
+        from rredcot_verl.integration.attribution_pass import why_not
+
+        obstacle = why_not(config, source)
         if obstacle is not None:
-            raise ValueError(
-                f"algorithm.adv_estimator={source} reads attention or gradients on verl's FSDP engine, which it cannot "
-                f"here: {obstacle}; algorithm.adv_estimator=leave_one_out works on any engine"
-            )
+            raise ValueError(obstacle)
         choice = EngineChoice("actor", True, "a pass of its own over the traces", source.replace("_", " "))
     else:
-        from rredcot_verl.integration.hidden_pass import why_no_hidden
+        from rredcot_verl.integration.hidden_pass import check_layer, why_no_hidden
 
         obstacle = why_no_hidden(config)
         if obstacle is not None:
             raise ValueError(f"{PREFIX}.self_value.form=hidden: the training engine gives no hidden states: {obstacle}")
+        check_layer(config, settings.readout)
         choice = EngineChoice("actor", True, "in the pass that computes old_log_prob", "hidden states")
     logger.warning("rredcot: %s: %s, by %s; %s", source, choice.what, choice.engine, choice.reason)
     return choice

@@ -1,7 +1,11 @@
 """What the rollouts of one prompt know of each other while they run."""
 
 import asyncio
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Group:
         self.members: dict[int, Member] = {}
         self._absent: set[int] = set()
         self._changed = asyncio.Condition()
+        self._shared: dict[Hashable, asyncio.Future[Any]] = {}
 
     async def arrive(self, session_id: int, member: Member) -> None:
         """A rollout is finished and verified."""
@@ -65,3 +70,13 @@ class Group:
         """Wait until it is known whether and with what answers to probe: all rollouts, or two different rewards."""
         async with self._changed:
             await self._changed.wait_for(lambda: self.complete or (self.mixed and not needs_all))
+
+    async def once(self, key: Hashable, make: Callable[[], Awaitable[T]]) -> T:
+        """What `make` gives: made for the first rollout that asks for the key, shared with the others, failures too."""
+        if key not in self._shared:
+            self._shared[key] = asyncio.ensure_future(make())
+            # Who asked may have been cancelled since; asyncio would then complain of a failure nobody looked at.
+            self._shared[key].add_done_callback(lambda made: made.cancelled() or made.exception())
+        # Shielded: if one rollout is cancelled, the others still need it.
+        shared: T = await asyncio.shield(self._shared[key])
+        return shared

@@ -1,4 +1,4 @@
-"""When the training engine reads the probes: together with `old_log_prob`, under the same weights."""
+"""When the training engine measures what values are made of: together with `old_log_prob`, under the same weights."""
 
 import time
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
-from rredcot_verl.config.schema import RREDCoTConfig
+from rredcot_verl.config.schema import ATTRIBUTIONS, RREDCoTConfig
 from rredcot_verl.integration.actor_probes import (
     SeparateSequences,
     any_planned,
@@ -14,14 +14,16 @@ from rredcot_verl.integration.actor_probes import (
     read_probes_only,
     without_probes,
 )
+from rredcot_verl.integration.attribution_pass import AttributionPass, without_attribution
 from rredcot_verl.integration.batch import read_records
 from rredcot_verl.integration.credit_record import CreditRecord
 from rredcot_verl.integration.engine_choice import EngineChoice, bypasses_old_log_prob
+from rredcot_verl.integration.hidden_pass import attach_positions, read_hidden_only, without_hidden
 from rredcot_verl.scoring.actor_protocol import FUSED, PASS
 
 
 class ProbePassMixin(PPOTrainer):
-    """Reads the probes where verl's base trainer computes `old_log_prob`.
+    """Reads probes, attributions and hidden states where verl's base trainer computes `old_log_prob`.
 
     It stands between verl's trainer of a mode and verl's base trainer. `separate_async` brings the weights of the last
     synchronisation back around its call of the base (decoupled PPO), so every way to read probes sees those, and not
@@ -31,6 +33,7 @@ class ProbePassMixin(PPOTrainer):
 
     rredcot: RREDCoTConfig | None
     _engine: EngineChoice
+    _source: str = "rredcot"
     _probe_seconds: float
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
@@ -39,9 +42,13 @@ class ProbePassMixin(PPOTrainer):
             return super()._compute_old_log_prob(batch, metrics)
         started = time.perf_counter()
         records = read_records(batch)
+        if self.rredcot.reads_hidden_states():
+            attach_positions(batch, records, self.rredcot.readout)
         if not any_planned(records):
-            return super()._compute_old_log_prob(batch, metrics)
-        if not self._engine.share_prefix:
+            return self._without_probes(batch, metrics, started)
+        if self._source in ATTRIBUTIONS:
+            self._attribution().run(batch, records)
+        elif not self._engine.share_prefix:
             self._separate_sequences().read(batch, records)
         else:
             attach_probes(batch, records)
@@ -52,22 +59,54 @@ class ProbePassMixin(PPOTrainer):
                 batch = super()._compute_old_log_prob(batch, metrics)
                 batch.extra_info.pop(PASS, None)
                 self._probe_seconds = before_pass - started + share * (time.perf_counter() - before_pass)
-                return without_probes(batch)
+                return _without_ours(batch)
             # verl takes the rollout's log-probabilities and makes no pass that the probes could join.
             read_probes_only(self.actor_rollout_wg, batch, self.config.actor_rollout_ref.rollout.temperature)
         self._probe_seconds = time.perf_counter() - started
-        return without_probes(super()._compute_old_log_prob(batch, metrics))
+        return super()._compute_old_log_prob(_without_ours(batch), metrics)
+
+    def _without_probes(self, batch: KVBatchMeta, metrics: dict[str, Any], started: float) -> KVBatchMeta:
+        """A batch that has at most hidden states to be read."""
+        assert self.rredcot is not None
+        if not self.rredcot.reads_hidden_states():
+            return super()._compute_old_log_prob(batch, metrics)
+        if bypasses_old_log_prob(self.config):
+            read_hidden_only(self.actor_rollout_wg, batch, self.config.actor_rollout_ref.rollout.temperature)
+            batch = without_hidden(batch)
+        self._probe_seconds = time.perf_counter() - started
+        return without_hidden(super()._compute_old_log_prob(batch, metrics))
+
+    def _attribution(self) -> AttributionPass:
+        assert self.rredcot is not None
+        rollout = self.config.actor_rollout_ref.rollout
+        return AttributionPass(
+            worker_group=self.actor_rollout_wg,
+            source=self._source,
+            settings=self.rredcot.attribution,
+            num_ranks=self._num_ranks(),
+            temperature=rollout.temperature,
+            max_tokens=rollout.log_prob_max_token_len_per_gpu,
+        )
 
     def _separate_sequences(self) -> SeparateSequences:
         assert self.rredcot is not None
         rollout = self.config.actor_rollout_ref.rollout
         return SeparateSequences(
             worker_group=self.actor_rollout_wg,
-            num_ranks=max(self.actor_rollout_wg._dispatch_info["actor"]) + 1,
+            num_ranks=self._num_ranks(),
             temperature=rollout.temperature,
             max_closing_tokens=self.rredcot.self_value.max_closing_tokens,
             max_tokens=rollout.log_prob_max_token_len_per_gpu,
         )
+
+    def _num_ranks(self) -> int:
+        """Data-parallel ranks of the actor."""
+        return int(max(self.actor_rollout_wg._dispatch_info["actor"])) + 1
+
+
+def _without_ours(batch: KVBatchMeta) -> KVBatchMeta:
+    """The same batch, with nothing of ours for its next passes to do or to fetch."""
+    return without_hidden(without_attribution(without_probes(batch)))
 
 
 def _share_of_probes(batch: KVBatchMeta, records: list[CreditRecord | None]) -> float:

@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from rredcot_verl.config.schema import RREDCoTConfig
+from rredcot_verl.config.schema import ATTRIBUTIONS, MONTE_CARLO, RREDCoTConfig
 from rredcot_verl.core.segmentation import Trace, get_segmenter, segment
+from rredcot_verl.integration.attribution_pass import AttributionSource
 from rredcot_verl.integration.credit_record import EMPTY, READOUT, SCORED, UNIFORM_GROUP, CreditRecord
 from rredcot_verl.integration.group import Group
+from rredcot_verl.integration.monte_carlo import MonteCarloSource
 from rredcot_verl.integration.probe_source import ProbeSource
 from rredcot_verl.integration.response import Response, Source
+from rredcot_verl.integration.settings import run_source
 from rredcot_verl.scoring.probes import Elicitation
 from rredcot_verl.scoring.rollout import Generate, make_scorer
 from rredcot_verl.scoring.vocabulary import Vocabulary
@@ -98,7 +101,11 @@ def make_source(
     config: DictConfig, settings: RREDCoTConfig, elicitation: Elicitation, generate: Generate, max_length: int
 ) -> Source:
     """The source that `algorithm.adv_estimator` names; see `config.schema.SOURCES`."""
-    rollout = config.actor_rollout_ref.rollout
+    rollout, source = config.actor_rollout_ref.rollout, run_source(config)
+    if source == MONTE_CARLO:
+        return MonteCarloSource(settings.monte_carlo, generate, int(rollout.response_length), max_length)
+    if source in ATTRIBUTIONS:
+        return AttributionSource(settings, source, elicitation, max_length)
     if settings.self_value.form == "hidden":
         return HiddenStateSource()
     scorer = None

@@ -16,6 +16,7 @@ from rredcot_verl.config.schema import (
 )
 from rredcot_verl.core.segmentation import get_segmenter
 from rredcot_verl.integration.engine_choice import why_server_cannot_score
+from rredcot_verl.integration.monte_carlo import check_monte_carlo
 from rredcot_verl.scoring.answers import formats_of
 
 logger = logging.getLogger(__name__)
@@ -44,9 +45,13 @@ def parse_block(config: DictConfig) -> RREDCoTConfig:
     settings = parse(None if block is None else OmegaConf.to_container(block, resolve=True))  # type: ignore[arg-type]
     if settings.self_value.form != "auto":
         return settings
-    estimator = str(OmegaConf.select(config, "algorithm.adv_estimator"))
-    form = "geometric" if source_of(estimator) in ("vps", "mig") else "joint"
+    form = "geometric" if run_source(config) in ("vps", "mig") else "joint"
     return settings.model_copy(update={"self_value": settings.self_value.model_copy(update={"form": form})})
+
+
+def run_source(config: DictConfig) -> str:
+    """Where a run's segment values come from, one of `config.schema.SOURCES`."""
+    return source_of(str(OmegaConf.select(config, "algorithm.adv_estimator")))
 
 
 def active_settings(config: DictConfig) -> RREDCoTConfig | None:
@@ -70,7 +75,7 @@ def active_settings(config: DictConfig) -> RREDCoTConfig | None:
         )
     get_segmenter(settings.segmentation.method)
     formats_of(settings.elicitation)
-    _check_source(source_of(config.algorithm.adv_estimator), settings)
+    _check_source(run_source(config), settings)
     _check_run(config, settings)
     return settings
 
@@ -99,7 +104,7 @@ def _check_source(source: str, settings: RREDCoTConfig) -> None:
 
 def warn_of_unused(config: DictConfig, settings: RREDCoTConfig) -> None:
     """Say once which settings a run's source does not read, of those that were changed."""
-    source, value = source_of(config.algorithm.adv_estimator), settings.self_value
+    source, value = run_source(config), settings.self_value
     default = RREDCoTConfig()
     unused = {
         "monte_carlo": source != MONTE_CARLO,
@@ -135,7 +140,10 @@ def _check_run(config: DictConfig, settings: RREDCoTConfig) -> None:
         )
     reward_model = config.reward.reward_model
     colocated = reward_model.enable and not reward_model.enable_resource_pool
-    if colocated and source_of(config.algorithm.adv_estimator) == MONTE_CARLO:
+    samples = run_source(config) == MONTE_CARLO
+    if samples:
+        check_monte_carlo(config, settings)
+    if colocated and samples:
         raise ValueError(
             f"algorithm.adv_estimator={MONTE_CARLO} needs the rewards of its continuations while they are rolled out, "
             "but reward.reward_model.enable_resource_pool=False computes rewards later; use a resource pool"

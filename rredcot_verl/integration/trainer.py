@@ -13,20 +13,30 @@ from omegaconf import DictConfig
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer
 
-from rredcot_verl.config.schema import SOURCES, RREDCoTConfig, source_of
+from rredcot_verl.config.schema import ATTRIBUTIONS, SOURCES, RREDCoTConfig
 from rredcot_verl.core.metrics import credit_metrics
 from rredcot_verl.core.redistribution import redistribute, return_error
 from rredcot_verl.integration.actor_probes import scored, without_probes
+from rredcot_verl.integration.attribution_pass import weighed
 from rredcot_verl.integration.batch import Rows, check_outcomes, read_records, read_rows, write_token_level_rewards
 from rredcot_verl.integration.calibration import Calibrator, checkpoint_folder, name_prompts
 from rredcot_verl.integration.credit_record import NO_PROPOSAL, STATUSES
 from rredcot_verl.integration.data_check import check_data
 from rredcot_verl.integration.engine_choice import EngineChoice, apply_choice, choose_engine
 from rredcot_verl.integration.estimator import SegmentContext, compute_credit, segment_context
+from rredcot_verl.integration.hidden_pass import read_hidden
+from rredcot_verl.integration.monte_carlo import monte_carlo_metrics
 from rredcot_verl.integration.probe_pass import ProbePassMixin
+from rredcot_verl.integration.samples import log_samples
 from rredcot_verl.integration.session import SessionClient
-from rredcot_verl.integration.settings import active_settings, reward_penalty, switch_on, warn_of_unused
-from rredcot_verl.integration.traces import CreditedRows, write_traces
+from rredcot_verl.integration.settings import (
+    active_settings,
+    reward_penalty,
+    run_source,
+    switch_on,
+    warn_of_unused,
+)
+from rredcot_verl.integration.traces import CreditedRows, informative_rows, trace_lines, write_traces
 from rredcot_verl.scoring.probes import Elicitation
 from rredcot_verl.scoring.vocabulary import Vocabulary
 
@@ -45,7 +55,7 @@ class RREDCoTTrainerMixin(PPOTrainer):
         if self.rredcot is not None:
             switch_on(config)
             warn_of_unused(config, self.rredcot)
-            self._source = source_of(config.algorithm.adv_estimator)
+            self._source = run_source(config)
             if self.rredcot.self_value.calibration != "none" or self.rredcot.self_value.form == "hidden":
                 self._calibrator = Calibrator(self.rredcot)
         super().__init__(config)
@@ -70,14 +80,7 @@ class RREDCoTTrainerMixin(PPOTrainer):
         if self.rredcot is None:
             return super()._compute_advantage(batch, metrics)
         started = time.perf_counter()
-        rows = read_rows(batch, scored(batch, read_records(batch), self.rredcot.self_value))
-        check_outcomes(rows, self.rredcot, reward_penalty(self.config))
-        if self._calibrator is not None:
-            from rredcot_verl.integration.hidden_pass import read_hidden
-
-            hidden = read_hidden(batch) if self.rredcot.reads_hidden_states() else []
-            rows = self._calibrator.calibrate(rows, name_prompts(batch), hidden, self.global_steps)
-            metrics.update({f"rredcot/{name}": value for name, value in self._calibrator.readout.report.items()})
+        rows = self._valued_rows(batch, metrics)
         segments = rows.segments(self._source, self.rredcot.self_value.smoothing)
         token_level_rewards = redistribute(segments, rows.response_mask)
         write_token_level_rewards(batch, rows, token_level_rewards)
@@ -104,12 +107,38 @@ class RREDCoTTrainerMixin(PPOTrainer):
         for name, value in credit_metrics(segments, num_tokens, weights).items():
             metrics[f"rredcot/{name}"] = value
         metrics.update(self._cost_metrics(rows, own_seconds))
-        settings = self.rredcot.traces
-        # One file a step: of several local updates, the first.
-        if settings.dir is not None and self.global_steps % settings.freq == 0 and self.local_trigger_step == 0:
-            credited = CreditedRows(rows, segments, credit, weights, errors, self._engine.label)
-            write_traces(settings, self.global_steps, self.tokenizer, batch, credited)
+        self._show(batch, CreditedRows(rows, segments, credit, weights, errors, self._engine.label, self._source))
         return without_probes(batch)
+
+    def _show(self, batch: KVBatchMeta, credited: CreditedRows) -> None:
+        """Write credited traces, and send some to the trackers, where this step is due."""
+        assert self.rredcot is not None
+        settings, step = self.rredcot.traces, self.global_steps
+        # Once a step: of several local updates, the first.
+        if self.local_trigger_step != 0:
+            return
+        if settings.dir is not None and step % settings.freq == 0:
+            write_traces(settings, step, self.tokenizer, batch, credited)
+        if settings.samples_freq is not None and step % settings.samples_freq == 0:
+            chosen = informative_rows(credited, settings.num_samples)
+            lines = trace_lines(step, self.tokenizer, batch, credited, chosen)
+            log_samples(self.config.trainer.logger, self.logger, step, lines, num_samples=settings.num_samples)
+
+    def _valued_rows(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> Rows:
+        """The batch's rows, with what their values are made of."""
+        assert self.rredcot is not None
+        records = read_records(batch)
+        if self._source in ATTRIBUTIONS:
+            records = weighed(batch, records)
+        else:
+            records = scored(batch, records, self.rredcot.self_value)
+        rows = read_rows(batch, records)
+        check_outcomes(rows, self.rredcot, reward_penalty(self.config))
+        if self._calibrator is not None:
+            hidden = read_hidden(batch) if self.rredcot.reads_hidden_states() else []
+            rows = self._calibrator.calibrate(rows, name_prompts(batch), hidden, self.global_steps)
+            metrics.update({f"rredcot/{name}": value for name, value in self._calibrator.readout.report.items()})
+        return rows
 
     def _save_checkpoint(self) -> None:
         if self._calibrator is not None:
@@ -139,6 +168,7 @@ class RREDCoTTrainerMixin(PPOTrainer):
         shares = {f"rredcot/rows_{s}/mean": sum(r.status == s for r in records) / len(records) for s in STATUSES}
         return {
             **shares,
+            **monte_carlo_metrics(records),
             "rredcot/rows_truncated/mean": sum(record.truncated for record in records) / len(records),
             "rredcot/probes/sum": float(sum(record.num_probes for record in records)),
             "rredcot/probe_tokens/sum": float(num_probe_tokens),

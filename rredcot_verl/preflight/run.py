@@ -8,10 +8,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rredcot_verl.config.schema import MONTE_CARLO, RREDCoTConfig, source_of
+from rredcot_verl.config.schema import MONTE_CARLO, RREDCoTConfig
 from rredcot_verl.data.checks import with_template
 from rredcot_verl.data.lengths import load_tokenizer
 from rredcot_verl.integration.engine_choice import EngineChoice, choose_engine
+from rredcot_verl.integration.settings import run_source
 from rredcot_verl.preflight import config_checks, data_checks, summary
 from rredcot_verl.preflight.composition import compose_as_main_ppo
 from rredcot_verl.preflight.findings import Findings
@@ -119,7 +120,7 @@ def _estimates(found: Inspection) -> str:
         _judge_memory(config, training, server, gpu, found.findings)
         rows += summary.memory_rows(training, server, config)
         title = f"{title}; GPUs of {gpu:g} GiB ({GPU_MEMORY})"
-    source = source_of(config.algorithm.adv_estimator)
+    source = run_source(config)
     if found.settings is not None and source == MONTE_CARLO:
         rows += summary.continuation_rows(config, found.settings)
     if (

@@ -2,9 +2,10 @@
 
 from omegaconf import DictConfig
 
-from rredcot_verl.config.schema import ATTRIBUTIONS, MONTE_CARLO, SOURCES, RREDCoTConfig, source_of
+from rredcot_verl.config.schema import ATTRIBUTIONS, MONTE_CARLO, SOURCES, RREDCoTConfig
 from rredcot_verl.data.checks import files_of
 from rredcot_verl.integration.engine_choice import EngineChoice
+from rredcot_verl.integration.settings import run_source
 from rredcot_verl.preflight.data_checks import num_rows
 from rredcot_verl.preflight.memory import SERVER_OVERHEAD_GIB, ServerMemory, TrainingMemory
 from rredcot_verl.preflight.model import ModelFacts, lora_rank
@@ -66,7 +67,7 @@ def credit_rows(config: DictConfig, settings: RREDCoTConfig | None, choice: Engi
         why = "its settings are faulty, see below" if ours else "verl's own, algorithm.rredcot is not used"
         return [("credit", f"{config.algorithm.adv_estimator}: {why}")]
     value, cuts, credit = settings.self_value, settings.segmentation, settings.credit
-    source = source_of(config.algorithm.adv_estimator)
+    source = run_source(config)
     strength = f", beta {credit.beta:g}" if credit.form == "reweight" else ""
     rows = [
         ("credit", f"{config.algorithm.adv_estimator}: {credit.form}{strength}"),

@@ -7,11 +7,26 @@
     summary = summarise(run, baseline, check_lines)
     page = render(run, baseline, check_lines)
 
-Standard library and numpy only, so that a run can be read where verl is not installed.
+It takes what a run has: metrics, credited traces, verl's own dumps. Standard library and numpy only, so that a run can
+be read where verl is not installed; writing prompts to parquet needs pyarrow.
 """
 
 from rredcot_verl.report.data import ReportError, Run, Segment, Trace, load_line_checker, load_run
 from rredcot_verl.report.page import render
+from rredcot_verl.report.prompts import Prompt, prompts_of
 from rredcot_verl.report.summary import summarise
+from rredcot_verl.report.thresholds import Thresholds
 
-__all__ = ["ReportError", "Run", "Segment", "Trace", "load_line_checker", "load_run", "render", "summarise"]
+__all__ = [
+    "Prompt",
+    "ReportError",
+    "Run",
+    "Segment",
+    "Thresholds",
+    "Trace",
+    "load_line_checker",
+    "load_run",
+    "prompts_of",
+    "render",
+    "summarise",
+]

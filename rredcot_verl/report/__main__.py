@@ -1,27 +1,60 @@
-"""``python -m rredcot_verl.report RUN``: writes the report of a training run."""
+"""``python -m rredcot_verl.report RUN``: writes the report of a training run, and prompts chosen by it."""
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
-from rredcot_verl.report.data import SOLVED_AT, ReportError, load_line_checker, load_run
-from rredcot_verl.report.page import DEFAULT_TITLE, render
+from rredcot_verl.report.data import SOLVED_AT, ReportError, Run, load_line_checker, load_run
+from rredcot_verl.report.export import choose_prompts, export
+from rredcot_verl.report.layout import Layout
+from rredcot_verl.report.page import DEFAULT_TITLE, PER_KIND, render
+from rredcot_verl.report.prompts import Prompt, prompts_of
+from rredcot_verl.report.rules import NAMES, parse_rule
 from rredcot_verl.report.summary import summarise
+from rredcot_verl.report.thresholds import Thresholds
+
+_THRESHOLDS = {
+    "min_responses": "guessing: fewest responses of a prompt",
+    "min_entropy": "guessing: least entropy of solved against failed, in bits",
+    "max_spread": "guessing: largest standard deviation of the self-values along a trace",
+    "max_gap": "guessing: largest difference between mean self-value and mean reward",
+    "min_fall": "shared blame: least fall of the self-value in a failed response's blamed segment",
+    "min_failures": "shared blame: fewest such responses of a prompt",
+    "min_share": "shared blame: least share of them that has the segment in common",
+    "max_chance": "shared blame: how often so much agreement may come about by chance",
+    "num_alike": "shared blame: visible characters by which two segments start alike",
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of the report."""
     parser = argparse.ArgumentParser(
         prog="python -m rredcot_verl.report",
-        description="Writes the report of a training run: one self-contained HTML page, and its figures as JSON.",
+        description="Writes the report of a training run: one self-contained HTML page, and its figures as JSON. Takes "
+        "what there is: metrics, credited traces, verl's own dumps of rollouts and validation.",
     )
-    parser.add_argument("run", type=Path, help="folder with metrics.jsonl and traces/<step>.jsonl")
+    parser.add_argument("run", type=Path, help="folder of the run; its files are found below it")
+    parser.add_argument("--metrics", type=Path, metavar="FILE", help="file of verl's 'file' logger")
+    parser.add_argument("--traces", type=Path, metavar="DIR", help="credited traces (algorithm.rredcot.traces.dir)")
+    parser.add_argument("--rollouts", type=Path, metavar="DIR", help="verl's dumps (trainer.rollout_data_dir)")
+    parser.add_argument("--validation", type=Path, metavar="DIR", help="verl's dumps (trainer.validation_data_dir)")
+    parser.add_argument(
+        "--steps", type=_steps, metavar="FIRST-LAST", help="steps of the traces and rollouts to read (default: all)"
+    )
     parser.add_argument("--baseline", type=Path, metavar="RUN", help="folder of the paired GRPO run (metrics.jsonl)")
     parser.add_argument("--line-checker", metavar="MODULE:FUNCTION", help="judges the lines of a response")
     parser.add_argument("--title", default=DEFAULT_TITLE, help="heading of the page")
-    parser.add_argument("--seed", type=int, default=0, help="draws the traces that are shown (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="draws the traces shown at random (default: 0)")
+    parser.add_argument(
+        "--per-kind",
+        type=int,
+        default=PER_KIND,
+        metavar="N",
+        help=f"worst blamed, best credited and most surprising traces shown of each (default: {PER_KIND})",
+    )
     parser.add_argument(
         "--solved-at",
         type=float,
@@ -31,6 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
     parser.add_argument("--summary", type=Path, metavar="FILE", help="the figures as JSON (default: not written)")
+    _add_thresholds(parser)
+    _add_export(parser)
     return parser
 
 
@@ -44,21 +79,91 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, or 1 where the run cannot be reported on.
     """
     options = build_parser().parse_args(arguments)
+    thresholds = Thresholds(**{field.name: getattr(options, field.name) for field in fields(Thresholds)})
     try:
+        rule = parse_rule(options.keep) if options.keep is not None else None
+        if (rule is None) != (options.export_filtered is None):
+            raise ReportError("--export-filtered and --keep belong together: the file, and the rule that chooses")
         line_checker = load_line_checker(options.line_checker) if options.line_checker else None
-        run = load_run(options.run, solved_at=options.solved_at)
-        baseline = None
-        if options.baseline is not None:
-            baseline = load_run(options.baseline, with_traces=False, validation_metric=run.validation_metric)
-        summary = summarise(run, baseline, line_checker)
-        page = render(run, baseline, line_checker, title=options.title, seed=options.seed, summary=summary)
+        run, baseline = _load(options)
+        prompts = prompts_of(run, thresholds, options.seed)
+        summary = summarise(run, baseline, line_checker, thresholds=thresholds, prompts=prompts)
+        page = render(
+            run,
+            baseline,
+            line_checker,
+            title=options.title,
+            seed=options.seed,
+            summary=summary,
+            thresholds=thresholds,
+            prompts=prompts,
+            per_kind=options.per_kind,
+        )
+        _write(options.out, page)
+        if options.summary is not None:
+            _write(options.summary, json.dumps(summary, indent=2) + "\n")
+        if rule is not None:
+            _export(options, prompts, thresholds)
     except ReportError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    _write(options.out, page)
-    if options.summary is not None:
-        _write(options.summary, json.dumps(summary, indent=2) + "\n")
     return 0
+
+
+def _load(options: argparse.Namespace) -> tuple[Run, Run | None]:
+    given = Layout(options.metrics, options.traces, options.rollouts, options.validation)
+    run = load_run(options.run, solved_at=options.solved_at, given=given, steps=options.steps)
+    if options.baseline is None:
+        return run, None
+    # Its dumps are worth reading only where the metrics have no validation to compare.
+    baseline = load_run(
+        options.baseline, with_traces=run.validation_metric is None, validation_metric=run.validation_metric
+    )
+    return run, baseline
+
+
+def _export(options: argparse.Namespace, prompts: Sequence[Prompt], thresholds: Thresholds) -> None:
+    file = options.export_filtered
+    chosen = choose_prompts(prompts, parse_rule(options.keep), thresholds)
+    done = export(file, chosen.prompts, thresholds, options.data, by=options.match_by)
+    text = f"wrote {file}: {done.num_rows:,} rows; the rule keeps {len(chosen.prompts):,} of {len(prompts):,} prompts"
+    if chosen.num_unknown:
+        text += f", {chosen.num_unknown:,} lack a figure it names"
+    if options.data is not None:
+        text += f"; {done.num_unmatched:,} of those kept are not in {options.data}"
+        text += "".join(f"\n  not found: {prompt[-100:]!r}" for prompt in done.unmatched)
+    sys.stdout.write(text + "\n")
+
+
+def _add_thresholds(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("lists of prompts")
+    for field in fields(Thresholds):
+        name = f"--{field.name.replace('_', '-')}"
+        kind = int if isinstance(field.default, int) else float
+        text = f"{_THRESHOLDS[field.name]} (default: {field.default})"
+        group.add_argument(name, type=kind, default=field.default, metavar="N", help=text)
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("prompts as a parquet file")
+    group.add_argument("--export-filtered", type=Path, metavar="FILE", help="write the prompts that --keep chooses")
+    group.add_argument(
+        "--keep", metavar="RULE", help=f"e.g. guessing, or '0.1 < mean_reward < 0.9'; it may name {', '.join(NAMES)}"
+    )
+    group.add_argument("--data", type=Path, metavar="PARQUET", help="training data: its rows are written, unchanged")
+    group.add_argument(
+        "--match-by",
+        choices=("prompt", "index"),
+        default="prompt",
+        help="find the rows by the last user message (default) or by extra_info.index",
+    )
+
+
+def _steps(text: str) -> tuple[int, int]:
+    first, dash, last = text.partition("-")
+    if not (first.isdecimal() and (last if dash else first).isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected FIRST-LAST, for example 100-200, or one step")
+    return int(first), int(last if dash else first)
 
 
 def _write(file: Path, text: str) -> None:

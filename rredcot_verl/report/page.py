@@ -4,13 +4,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from rredcot_verl.report.charts import Bars, Line, bar_chart, line_chart, reliability_chart
-from rredcot_verl.report.data import LineChecker, Run
+from rredcot_verl.report.data import LineChecker, Response, Run
+from rredcot_verl.report.header import BASELINE_NAME, header, percent
+from rredcot_verl.report.prompts import Prompt, prompts_of
+from rredcot_verl.report.selection import KINDS, describe, extreme_traces
 from rredcot_verl.report.style import STYLE
-from rredcot_verl.report.summary import summarise
-from rredcot_verl.report.traces import choose, credit_colour, safe, signed, trace_card
+from rredcot_verl.report.summary import matching_curve, summarise
+from rredcot_verl.report.thresholds import Thresholds
+from rredcot_verl.report.traces import choose, credit_colour, judged, response_card, safe, signed, trace_card
+from rredcot_verl.report.weak_points import weak_points_section
 
-DEFAULT_TITLE = "RREDCoT training run"
-RUN_NAME, BASELINE_NAME = "RREDCoT", "GRPO"
+DEFAULT_TITLE = "Training run"
+# The method's name where it is the estimator's; other estimators are called by their own.
+RUN_NAMES = {"rredcot": "RREDCoT", None: "this run"}
+PER_KIND = 3
 
 
 def render(
@@ -21,6 +28,9 @@ def render(
     title: str = DEFAULT_TITLE,
     seed: int = 0,
     summary: dict[str, Any] | None = None,
+    thresholds: Thresholds | None = None,
+    prompts: Sequence[Prompt] | None = None,
+    per_kind: int = PER_KIND,
 ) -> str:
     """Renders the report of a run.
 
@@ -29,8 +39,11 @@ def render(
         baseline: The paired GRPO run.
         line_checker: Marks the lines of the traces and locates first mistakes.
         title: Heading of the page.
-        seed: Draws the traces that are shown.
+        seed: Draws the traces that are shown at random.
         summary: What ``summarise`` returned for the same arguments, to save computing it twice.
+        thresholds: When a prompt is listed as guessing or as sharing a blame.
+        prompts: What ``prompts_of`` returned for the same run and thresholds, to save computing it twice.
+        per_kind: Traces shown of each kind: worst blamed, best credited, most surprising.
 
     Returns:
         A complete HTML document.
@@ -38,113 +51,36 @@ def render(
     Raises:
         ReportError: The line checker gave offsets outside a response.
     """
-    summary = summarise(run, baseline, line_checker) if summary is None else summary
+    thresholds = thresholds or Thresholds()
+    prompts = prompts_of(run, thresholds) if prompts is None else prompts
+    if summary is None:
+        summary = summarise(run, baseline, line_checker, thresholds=thresholds, prompts=prompts)
     sections = [
-        _header(title, summary),
-        _learning_section(run, baseline),
+        header(title, summary),
+        _learning_section(run, baseline, RUN_NAMES.get(summary["source"], summary["source"])),
         _credit_section(summary["credit_by_position"]),
         _calibration_section(summary["calibration"]),
-        _traces_section(run, line_checker, seed),
+        weak_points_section(prompts, thresholds),
+        _traces_section(run, line_checker, seed, per_kind),
         _footer(summary),
     ]
+    return document(title, "".join(sections))
+
+
+def document(title: str, body: str) -> str:
+    """A complete page around a body.
+
+    Args:
+        title: The page's title, any text.
+        body: HTML.
+    """
     # The policy makes the browser refuse anything that a trace might try to load, should its text ever get through.
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{safe(title)}</title>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>
-<body><main>{"".join(sections)}</main></body></html>
+<body><main>{body}</main></body></html>
 """
-
-
-def duration(seconds: float | None) -> str:
-    """Writes a time in the unit a reader thinks in.
-
-    Args:
-        seconds: The time, if known.
-
-    Returns:
-        For example ``42 s``, ``12.5 min`` or ``3.1 h``.
-    """
-    if seconds is None:
-        return "unknown"
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _percent(share: float | None) -> str:
-    if share is None:
-        return "unknown"
-    return f"{100 * share:.1f} %" if 0 < share < 0.1 else f"{100 * share:.0f} %"
-
-
-def _header(title: str, summary: dict[str, Any]) -> str:
-    baseline = summary["baseline"]
-    compared = f", compared with {safe(baseline['run'])}" if baseline else ""
-    tiles = "".join(
-        f'<div class="tile"><div class="name">{name}</div><div class="figure">{figure}</div>'
-        f'<div class="note">{note}</div></div>'
-        for name, figure, note in _tiles(summary)
-    )
-    return (
-        f'<h1>{safe(title)}</h1><p class="soft">Run <code>{safe(summary["run"])}</code>{compared}. '
-        f"Validation metric <code>{safe(summary['validation']['metric'])}</code>.</p>"
-        f'<section class="tiles" aria-label="Summary">{tiles}</section>'
-    )
-
-
-def _tiles(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Name, figure and note of each summary tile; all of them HTML."""
-    validation, cost, baseline = summary["validation"], summary["self_value"], summary["baseline"]
-    note = f"steps {validation['first_step']} and {validation['last_step']}"
-    if baseline is not None:
-        other = baseline["validation"]
-        note = f"{BASELINE_NAME}: {other['before']:.3f} → {other['after']:.3f}"
-        if (other["first_step"], other["last_step"]) != (validation["first_step"], validation["last_step"]):
-            note += f" (its steps {other['first_step']} and {other['last_step']})"
-    tokens, error = cost["probe_tokens_per_response_token"], summary["max_return_error"]
-    time_note = f"in {summary['num_steps']} steps"
-    if baseline is not None:
-        time_note += f"; {BASELINE_NAME}: {duration(baseline['seconds'])} in {baseline['num_steps']}"
-    skipped = ", ".join(f"{count:,} {safe(status)}" for status, count in summary["skipped_traces"].items())
-    return [
-        ("Validation accuracy", f"{validation['before']:.3f} → {validation['after']:.3f}", note),
-        _blame_tile(summary["blame"]),
-        (
-            "Cost of the self-values",
-            "unknown" if cost["seconds"] is None else f"{_percent(cost['share_of_step_seconds'])} of step time",
-            duration(cost["seconds"])
-            + ("" if tokens is None else f"; {tokens:.3g} probe tokens per response token")
-            + ("" if cost["engine"] is None else f"; read by {safe(cost['engine'])}"),
-        ),
-        ("Training time", duration(summary["seconds"]), time_note),
-        (
-            "Return equivalence",
-            "unknown" if error is None else f"{error:.1e}" if error else "exact",
-            "largest |sum of redistributed rewards − reward|",
-        ),
-        (
-            "Traces with self-values",
-            f"{summary['num_scored_traces']:,} of {summary['num_traces']:,}",
-            f"skipped: {skipped}" if skipped else "none skipped",
-        ),
-    ]
-
-
-def _blame_tile(blame: dict[str, Any] | None) -> tuple[str, str, str]:
-    name = "Blame on the first wrong line"
-    if blame is None:
-        return name, "not measured", "needs a line checker"
-    if not blame["num_traces"]:
-        return name, "no data", "no failed trace with a wrong line and two segments"
-    note = (
-        f"by chance {_percent(blame['chance_rate'])}, always the last segment {_percent(blame['last_segment_rate'])}; "
-        f"{blame['num_traces']:,} failed traces"
-    )
-    num_solved, num_doubtful = blame["num_solved_traces"], blame["num_solved_traces_with_wrong_line"]
-    if 2 * num_doubtful > num_solved:
-        note += f". Doubtful: the checker finds a wrong line in {num_doubtful:,} of {num_solved:,} solved traces"
-    return name, _percent(blame["rate"]), note
 
 
 def _panel(heading: str, chart: str, details: str = "") -> str:
@@ -164,16 +100,23 @@ def _numbers(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _learning_section(run: Run, baseline: Run | None) -> str:
+def _learning_section(run: Run, baseline: Run | None, name: str) -> str:
     panels = []
-    for heading, key in (("Validation accuracy", run.validation_metric), ("Mean training reward", "critic/score/mean")):
-        lines = [Line(RUN_NAME, run.series(key), "run")] if run.series(key) else []
-        if baseline is not None and baseline.series(key):
-            lines.append(Line(BASELINE_NAME, baseline.series(key), "baseline"))
-        if lines:
-            rows = [[safe(line.name), str(step), f"{value:.4f}"] for line in lines for step, value in line.points]
-            chart = line_chart(lines, y_label=heading.lower(), description=f"{heading} over the training steps")
-            panels.append(_panel(heading, chart, _numbers(["run", "step", "value"], rows)))
+    shown: set[bool] = set()
+    for curve in run.curves:
+        # Of several sources of the same reward the best one is drawn.
+        if not curve.points or curve.is_validation in shown:
+            continue
+        shown.add(curve.is_validation)
+        lines = [Line(name, curve.points, "run")]
+        other = None if baseline is None else matching_curve(curve, baseline)
+        if other is not None:
+            lines.append(Line(BASELINE_NAME, other.points, "baseline"))
+        rows = [[safe(line.name), str(step), f"{value:.4f}"] for line in lines for step, value in line.points]
+        chart = line_chart(lines, y_label=curve.name.lower(), description=f"{curve.name} over the training steps")
+        panels.append(_panel(curve.name, chart, _numbers(["run", "step", "value"], rows)))
+    if not panels:
+        return _section("learning", "Learning curve", "No reward was found in metrics or dumps.", "")
     how = "Higher is better; the number at a line's end is its last value."
     if baseline is not None:
         how += " Each line is one run with one seed, so part of the gap between them is chance."
@@ -185,6 +128,8 @@ def _credit_section(periods: Sequence[dict[str, Any]]) -> str:
         "Each bar is the share, in per cent, of all credit that fell on this tenth of the traces; if credit were "
         "spread evenly, every bar would reach the dashed line."
     )
+    if not periods:
+        return _section("credit", "Where the credit went", _NO_SEGMENTS, "")
     names, keys = {}, []
     for period in periods:
         low, high = period["first_step"], period["last_step"]
@@ -205,7 +150,7 @@ def _credit_section(periods: Sequence[dict[str, Any]]) -> str:
             panels.append(f'<figure class="card"><h3>{heading}</h3><p class="soft">None in these traces.</p></figure>')
             continue
         columns = ["tenth", *(safe(bars.name) for bars in series)]
-        rows = [[str(k + 1), *(_percent(bars.shares[k]) for bars in series)] for k in range(len(series[0].shares))]
+        rows = [[str(k + 1), *(percent(bars.shares[k]) for bars in series)] for k in range(len(series[0].shares))]
         chart = bar_chart(series, description=f"{heading}: share by relative position in the trace")
         panels.append(_panel(heading, chart, _numbers(columns, rows)))
     body = f'<div class="key">{"".join(keys)}</div><div class="panels">{"".join(panels)}</div>'
@@ -236,31 +181,76 @@ def _calibration_section(calibration: dict[str, Any]) -> str:
             for row in data["bins"]
         ]
         panels.append(_panel(heading, chart, score + _numbers(["bin", "traces", "self-value", "reward"], rows)))
-    body = f'<div class="panels">{"".join(panels)}</div>' if panels else '<p class="soft">No trace has self-values.</p>'
-    return _section("calibration", "Is the self-value right?", how, body)
+    if not panels:
+        return _section("calibration", "Is the self-value right?", _NO_FORECAST, "")
+    return _section("calibration", "Is the self-value right?", how, f'<div class="panels">{"".join(panels)}</div>')
 
 
 _MEANS = ("mean_value", "mean_reward")
+_NO_SEGMENTS = "No trace has self-values, so there is no credit of segments to show."
+_NO_FORECAST = (
+    "No trace has self-values that were made without knowing the reward (those of vps, mig and of the attributions are "
+    "levelled by it), so there is nothing to compare with it."
+)
 
 
-def _traces_section(run: Run, line_checker: LineChecker | None, seed: int) -> str:
+def _traces_section(run: Run, line_checker: LineChecker | None, seed: int, per_kind: int) -> str:
+    drawn = choose(run, line_checker, seed)
+    if not drawn:
+        return _section("traces", "Traces", _NO_SEGMENTS, _responses(run.rollouts))
     how = (
         "Read a trace from top to bottom: each row is a segment, its credit is the change of the self-value across it, "
         "blue where the outlook rose and orange where it fell; the last self-value is pinned to the reward."
     )
     if line_checker is not None:
         how += " In the margin, ✓ is a correct line and ✗ a wrong one."
-    steps = (-1.0, -0.5, -0.1, 0.0, 0.1, 0.5, 1.0)
-    scale = "".join(f"<i {credit_colour(credit)}>{signed(credit, 1)}</i>" for credit in steps)
-    key = f'<div class="key"><span>credit <span class="scale">{scale}</span></span></div>'
-    cards = "".join(trace_card(pick) for pick in choose(run, line_checker, seed))
-    body = key + cards if cards else '<p class="soft">No trace has self-values.</p>'
+    values = (-1.0, -0.5, -0.1, 0.0, 0.1, 0.5, 1.0)
+    scale = "".join(f"<i {credit_colour(credit)}>{signed(credit, 1)}</i>" for credit in values)
+    body = f'<div class="key"><span>credit <span class="scale">{scale}</span></span></div>'
+    extremes = extreme_traces(run.traces, per_kind * len(KINDS))
+    for kind, (heading, meaning) in enumerate(_GROUPS):
+        cards = "".join(
+            trace_card(judged(trace, describe(trace, kind), line_checker)) for trace, k in extremes if k == kind
+        )
+        if cards:
+            body += _group(heading, meaning, cards)
+    body += _group(
+        "Drawn at random", "With a seed, among those that fit their heading.", "".join(map(trace_card, drawn))
+    )
     return _section("traces", "Traces", how, body)
+
+
+_GROUPS = (
+    (
+        "Worst blamed",
+        "The largest falls of the self-value across one segment, of responses with a negative GRPO advantage.",
+    ),
+    (
+        "Best credited",
+        "The largest rises of the self-value across one segment, of responses with a positive GRPO advantage.",
+    ),
+    ("Most surprising", "The reward lies farthest from the mean of the self-values before it was known."),
+)
+
+
+def _group(heading: str, meaning: str, cards: str) -> str:
+    return f'<h3 class="group">{heading}</h3><p class="how">{meaning}</p>{cards}'
+
+
+def _responses(rollouts: Sequence[Response]) -> str:
+    """A few responses of the last dump, as they are."""
+    last = [response for response in rollouts if response.response.strip()]
+    failed = [response for response in last if response.is_failed][:2]
+    solved = [response for response in last if not response.is_failed][:2]
+    return "".join(map(response_card, failed + solved))
 
 
 def _footer(summary: dict[str, Any]) -> str:
     blame = summary["blame"]
-    notes = ["The traces are drawn at random, with a seed, among those that fit their heading."]
+    notes = [
+        "Worst blamed, best credited and most surprising traces are chosen from the whole run, one of each in turn, "
+        "another prompt before the same one again; the others are drawn at random, with a seed."
+    ]
     if blame is not None and blame["num_traces"]:
         notes.append(
             "Blame counts failed traces with a wrong line and at least two segments: does the segment with the most "

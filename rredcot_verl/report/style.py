@@ -62,6 +62,11 @@ details { margin-top: 8px; font-size: 13px; } summary { cursor: pointer; color: 
 .key .scale { display: inline-flex; align-items: stretch; gap: 0; border: 1px solid var(--rule); font-size: 12px; }
 .scale i { font-style: normal; padding: 1px 9px; font-variant-numeric: tabular-nums; }
 .gain { background: rgb(var(--gain) / var(--c)); } .loss { background: rgb(var(--loss) / var(--c)); }
+.notes { margin: 0; padding-left: 20px; color: var(--soft); }
+.list { margin-top: 12px; } .list .rows { margin: 0 -16px; } .list ul { margin: 4px 0; padding-left: 20px; }
+.list .rows td { white-space: normal; } .list .rows td.what { padding-left: 16px; width: 45%; }
+.list .rows td { width: auto; } .list details { margin-top: 0; }
+h3.group { font-size: 16px; margin: 26px 0 0; } h3.group + p { margin-bottom: 0; }
 .trace { margin-top: 14px; padding: 0; overflow: hidden; }
 .trace header { padding: 12px 16px 10px; border-bottom: 1px solid var(--rule); }
 .trace header h3 { margin: 0; }

@@ -6,12 +6,17 @@ the same ones.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from rredcot_verl.report.data import CheckedLine, LineChecker, Run, Trace, check_lines
+from rredcot_verl.report.blame import blame_of, segment_of_line
+from rredcot_verl.report.data import Curve, LineChecker, Run, Trace, check_lines
+from rredcot_verl.report.prompts import Prompt, prompts_of
+from rredcot_verl.report.thresholds import Thresholds
+from rredcot_verl.report.weak_points import summarise_prompts
+
+__all__ = ["matching_curve", "notes", "position_shares", "segment_of_line", "summarise"]
 
 NUM_BINS = 10
 STEP_SECONDS = "timing_s/step"
@@ -19,82 +24,22 @@ SELF_VALUE_SECONDS = "timing_s/self_value"
 PROBE_TOKENS = "rredcot/probe_tokens_per_response_token/mean"
 
 
-@dataclass(frozen=True)
-class Blame:
-    """Where a failed trace went wrong, and where its credit puts the blame.
-
-    Attributes:
-        blamed: Index of the segment with the smallest segment reward; the earliest of several.
-        first_wrong: Index of the segment in which the first wrong line ends; ``None`` where no segment covers it.
-        line: The first wrong line.
-    """
-
-    blamed: int
-    first_wrong: int | None
-    line: CheckedLine
-
-    @property
-    def is_located(self) -> bool:
-        """Whether the blamed segment is the one that holds the first wrong line."""
-        return self.blamed == self.first_wrong
-
-
-def segment_of_line(trace: Trace, line: CheckedLine) -> int | None:
-    """Finds the segment in which a line ends.
-
-    Args:
-        trace: The trace.
-        line: A line of its response.
-
-    Returns:
-        The segment's index, or ``None`` where no segment covers the line's end.
-    """
-    last = last_visible_character(trace, line)
-    return next((k for k, segment in enumerate(trace.segments) if segment.start <= last < segment.end), None)
-
-
-def last_visible_character(trace: Trace, line: CheckedLine) -> int:
-    """Finds where a line ends, as the place that decides to which segment it belongs.
-
-    Args:
-        trace: The trace.
-        line: A line of its response.
-
-    Returns:
-        Offset of the line's last character that is not white space; the line's start where there is none.
-    """
-    # Whether the line break belongs to the line, to its segment or to the next segment is a matter of the tokenizer and
-    # of the checker, and must not decide.
-    return line.start + max(len(trace.response[line.start : line.end].rstrip()), 1) - 1
-
-
-def blame_of(trace: Trace, lines: Sequence[CheckedLine]) -> Blame | None:
-    """Compares the place of the blame with the place of the first mistake.
-
-    Args:
-        trace: The trace.
-        lines: Its judged lines, in order.
-
-    Returns:
-        The comparison, or ``None`` for a trace that does not count: not scored, solved, without a wrong line, or with
-        fewer than two segments (where there is nothing to choose from).
-    """
-    if not trace.is_scored or not trace.is_failed or len(trace.segments) < 2:
-        return None
-    line = next((line for line in lines if not line.ok), None)
-    if line is None:
-        return None
-    blamed = int(np.argmin([segment.segment_reward for segment in trace.segments]))
-    return Blame(blamed, segment_of_line(trace, line), line)
-
-
-def summarise(run: Run, baseline: Run | None = None, line_checker: LineChecker | None = None) -> dict[str, Any]:
+def summarise(
+    run: Run,
+    baseline: Run | None = None,
+    line_checker: LineChecker | None = None,
+    *,
+    thresholds: Thresholds | None = None,
+    prompts: Sequence[Prompt] | None = None,
+) -> dict[str, Any]:
     """Computes the figures of a run.
 
     Args:
         run: The run, with its traces.
         baseline: The paired GRPO run.
         line_checker: Judges the lines of a response; without one the blame is not measured.
+        thresholds: When a prompt is listed as guessing or as sharing a blame.
+        prompts: What ``prompts_of`` returned for the same run and thresholds, to save computing it twice.
 
     Returns:
         The summary, ready for ``json.dumps``; what cannot be known is ``None``. Shares are in [0, 1], times in seconds.
@@ -105,10 +50,15 @@ def summarise(run: Run, baseline: Run | None = None, line_checker: LineChecker |
     scored = [trace for trace in run.traces if trace.is_scored]
     skipped = Counter(trace.status for trace in run.traces if not trace.is_scored)
     errors = [abs(trace.return_error) for trace in scored]
+    forecasts = [trace for trace in scored if trace.is_forecast]
+    thresholds = thresholds or Thresholds()
+    prompts = prompts_of(run, thresholds) if prompts is None else prompts
     return {
         "run": str(run.path),
-        **_learning(run),
-        "baseline": None if baseline is None else {"run": str(baseline.path), **_learning(baseline)},
+        "source": "; ".join(dict.fromkeys(trace.source for trace in run.traces)) or None,
+        "notes": notes(run),
+        **_learning(run, run.curve),
+        "baseline": None if baseline is None else _baseline(run, baseline),
         "self_value": {"engine": _engines(run), **_self_value_cost(run)},
         "max_return_error": max(errors, default=None),
         "num_traces": len(run.traces),
@@ -118,10 +68,54 @@ def summarise(run: Run, baseline: Run | None = None, line_checker: LineChecker |
         "blame": None if line_checker is None else _blame_rates(scored, line_checker),
         "credit_by_position": _credit_by_position(scored),
         "calibration": {
-            "start_value": _calibration(scored, lambda trace: trace.start_value),
-            "last_value_before_answer": _calibration(scored, last_value_before_answer),
+            "start_value": _calibration(forecasts, lambda trace: trace.start_value),
+            "last_value_before_answer": _calibration(forecasts, last_value_before_answer),
         },
+        "num_rollouts": len(run.rollouts),
+        "prompts": summarise_prompts(prompts, thresholds),
     }
+
+
+def notes(run: Run) -> list[str]:
+    """What a reader must know because files are missing.
+
+    Args:
+        run: The run.
+
+    Returns:
+        Sentences.
+    """
+    found = []
+    if run.layout.metrics is None:
+        found.append("There is no metrics file: add 'file' to trainer.logger for times, cost and the metrics' curves.")
+    curve = run.curve
+    if curve is None:
+        found.append("Neither the metrics nor the dumps hold a reward, so there is no learning curve.")
+    elif not curve.is_validation:
+        text = f"No validation was logged: the curve is of training ({curve.metric})."
+        if curve.metric == run.curves[-1].metric:
+            text += " Traces are a selection, scored ones first, so it may not be the mean of the batches."
+        found.append(text)
+    if not run.traces:
+        found.append(
+            "There are no credited traces (set algorithm.rredcot.traces.dir), so nothing is known of the segments."
+        )
+    return found
+
+
+def matching_curve(curve: Curve | None, other: Run) -> Curve | None:
+    """The curve of another run that measures the same.
+
+    Args:
+        curve: A curve of the run.
+        other: The run it is compared with.
+    """
+    named = (candidate for candidate in other.curves if candidate.points and curve and candidate.name == curve.name)
+    return next(named, None)
+
+
+def _baseline(run: Run, baseline: Run) -> dict[str, Any]:
+    return {"run": str(baseline.path), **_learning(baseline, matching_curve(run.curve, baseline))}
 
 
 def last_value_before_answer(trace: Trace) -> float:
@@ -136,21 +130,25 @@ def last_value_before_answer(trace: Trace) -> float:
     return trace.segments[-2].value if len(trace.segments) > 1 else trace.start_value
 
 
-def _learning(run: Run) -> dict[str, Any]:
-    validation = run.validation
-    (first_step, before), (last_step, after) = validation[0], validation[-1]
+def _learning(run: Run, curve: Curve | None) -> dict[str, Any]:
     seconds = run.series(STEP_SECONDS)
+    steps = (
+        [step for step, _ in run.metrics] or [trace.step for trace in run.traces] or [row.step for row in run.rollouts]
+    )
+    validation = None
+    if run.validation_metric is not None:
+        validation = {"metric": run.validation_metric, **_ends(run.validation)}
     return {
-        "validation": {
-            "metric": run.validation_metric,
-            "before": before,
-            "after": after,
-            "first_step": first_step,
-            "last_step": last_step,
-        },
-        "num_steps": len(seconds) if seconds else max(step for step, _ in run.metrics),
+        "validation": validation,
+        "curve": None if curve is None else {"name": curve.name, "metric": curve.metric, **_ends(curve.points)},
+        "num_steps": len(seconds) if seconds else max(steps, default=0),
         "seconds": sum(value for _, value in seconds) if seconds else None,
     }
+
+
+def _ends(points: Sequence[tuple[int, float]]) -> dict[str, float]:
+    (first_step, before), (last_step, after) = points[0], points[-1]
+    return {"before": before, "after": after, "first_step": first_step, "last_step": last_step}
 
 
 def _engines(run: Run) -> str | None:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from rredcot_verl.report.data import CheckedLine, LineChecker, Run, Trace, check_lines
-from rredcot_verl.report.summary import Blame, blame_of, last_visible_character
+from rredcot_verl.report.blame import Blame, blame_of, last_visible_character
+from rredcot_verl.report.data import CheckedLine, LineChecker, Response, Run, Trace, check_lines
 
 # Characters that would end the document early or that browsers do not show; the line break and the tab stay.
 _HIDDEN = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(9), *range(11, 32), 127)}
@@ -40,7 +40,12 @@ def safe(text: str) -> str:
     Returns:
         HTML without markup, without characters that a browser hides, and without lone surrogates, which UTF-8 lacks.
     """
-    return escape(text.encode("utf-8", "replace").decode("utf-8").translate(_HIDDEN))
+    return escape(printable(text))
+
+
+def printable(text: str) -> str:
+    """Replaces what a reader cannot see: control characters, marks that turn the reading direction, lone surrogates."""
+    return text.encode("utf-8", "replace").decode("utf-8").translate(_HIDDEN)
 
 
 def signed(value: float, num_digits: int = 2) -> str:
@@ -93,6 +98,38 @@ def choose(run: Run, line_checker: LineChecker | None, seed: int) -> list[Pick]:
     return picks
 
 
+def judged(trace: Trace, reason: str, line_checker: LineChecker | None) -> Pick:
+    """A trace for the page, with its lines judged.
+
+    Args:
+        trace: The trace.
+        reason: Why it was chosen, in words.
+        line_checker: Judges its lines, if there is one.
+    """
+    lines = [] if line_checker is None else check_lines(line_checker, trace)
+    return Pick(trace, reason, lines, blame_of(trace, lines))
+
+
+def response_card(response: Response) -> str:
+    """Lays out a response that has no segments.
+
+    Args:
+        response: A response of a dump.
+
+    Returns:
+        An ``<article>`` element.
+    """
+    outcome = "failed" if response.is_failed else "solved"
+    expected = "unknown" if response.ground_truth is None else safe(response.ground_truth)
+    return f"""<article class="card trace"><header><h3>{outcome.capitalize()}, without segments</h3><div class="facts">
+<span>step <b>{response.step}</b></span><span>reward <b>{response.reward:.2f}</b></span>
+<span>answer expected <b>{expected}</b></span></div></header>
+<div class="prompt"><span class="soft">Prompt</span>
+<div class="text" tabindex="0">{safe(response.prompt.strip())}</div></div>
+<div class="prompt"><span class="soft">Response</span>
+<div class="text" tabindex="0">{safe(response.response.strip())}</div></div></article>"""
+
+
 def trace_card(pick: Pick) -> str:
     """Lays out one trace: a row per segment with its text, its credit and the self-value after it.
 
@@ -142,7 +179,7 @@ def _draw(
     why: str,
 ) -> list[Pick]:
     used = {id(pick.trace) for pick in taken}
-    return [_pick(trace, why, checker) for trace in [trace for trace in order if id(trace) not in used][:count]]
+    return [judged(trace, why, checker) for trace in [trace for trace in order if id(trace) not in used][:count]]
 
 
 def _draw_blamed(
@@ -157,15 +194,10 @@ def _draw_blamed(
     for trace in failed if checker is not None else ():
         if len(picks) == count:
             break
-        pick = _pick(trace, why, checker)
+        pick = judged(trace, why, checker)
         if pick.blame is not None and pick.blame.is_located == located:
             picks.append(pick)
     return picks
-
-
-def _pick(trace: Trace, why: str, checker: LineChecker | None) -> Pick:
-    lines = [] if checker is None else check_lines(checker, trace)
-    return Pick(trace, why, lines, blame_of(trace, lines))
 
 
 def _segment_row(pick: Pick, index: int) -> str:

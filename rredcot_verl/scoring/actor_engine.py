@@ -1,8 +1,8 @@
 """verl's FSDP engine with probes: the pass that computes log-probabilities also reads the probes of its rows.
 
-Registered under a model type of its own, which the trainer sets for runs that score on the training engine; training
-itself is verl's, untouched. Every rank makes the same number of passes whether its rows have probes or not, so the
-collectives of FSDP stay in step.
+Registered under a model type of its own, which the trainer sets for runs that score on the training engine or want
+hidden states of it; training itself is verl's, untouched. Every rank makes the same number of passes whether its rows
+have probes or not, so the collectives of FSDP stay in step.
 """
 
 from types import SimpleNamespace
@@ -14,7 +14,9 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_name
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-from rredcot_verl.scoring.actor_protocol import FUSED, PASS, PROBE_LOG_PROBS, PROBES
+from rredcot_verl.scoring.actor_protocol import FUSED, PASS, PROBE_LOG_PROBS, PROBES, PROBES_ONLY
+from rredcot_verl.scoring.attribution_engine import AttributionMixin
+from rredcot_verl.scoring.hidden_engine import HiddenStatesMixin
 from rredcot_verl.scoring.probe_codec import decode, num_probe_tokens
 from rredcot_verl.scoring.probe_pack import ProbePack, read_probes
 
@@ -25,8 +27,8 @@ _TRACES = "rredcot_traces"
 """`input_ids` of a row, while those in the row have room for its probes."""
 
 
-class SharedPrefixMixin(FSDPEngineWithLMHead):
-    """Adds probes to the log-probability pass of an FSDP engine."""
+class SharedPrefixMixin(HiddenStatesMixin):
+    """Adds probes to the log-probability pass of an FSDP engine that may also be asked for hidden states."""
 
     _shared: "SharedPrefix"
 
@@ -38,7 +40,7 @@ class SharedPrefixMixin(FSDPEngineWithLMHead):
 
     def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
         """See `BaseEngine.forward_backward_batch`; the token budget of a pass counts the probes' tokens."""
-        if PASS in data.keys() and tu.get_non_tensor_data(data, key="use_dynamic_bsz", default=True):
+        if _reads_probes(data) and tu.get_non_tensor_data(data, key="use_dynamic_bsz", default=True):
             data = self._with_room(data)
         return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
 
@@ -61,7 +63,7 @@ class SharedPrefixMixin(FSDPEngineWithLMHead):
 
     def forward_step(self, micro_batch: TensorDict, loss_function: Any, forward_only: bool) -> Any:
         """See `FSDPEngine.forward_step`."""
-        if PASS not in micro_batch.keys():
+        if not _reads_probes(micro_batch):
             return super().forward_step(micro_batch, loss_function, forward_only)
         # Not at the top: every process that trains imports this module, and registers nothing with transformers.
         from rredcot_verl.scoring.shared_attention import shared_prefix
@@ -74,7 +76,7 @@ class SharedPrefixMixin(FSDPEngineWithLMHead):
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict[str, Any], dict[str, Any]]:
         """See `FSDPEngineWithLMHead.prepare_model_inputs`; the probes follow the packed traces."""
-        if PASS not in micro_batch.keys():
+        if not _reads_probes(micro_batch):
             return super().prepare_model_inputs(micro_batch)
         if _TRACES in micro_batch.keys():
             micro_batch["input_ids"] = micro_batch.pop(_TRACES)
@@ -104,7 +106,7 @@ class SharedPrefixMixin(FSDPEngineWithLMHead):
         self, output: Any, output_args: dict[str, Any], micro_batch: TensorDict, logits_processor_func: Any
     ) -> dict[str, torch.Tensor]:
         """See `FSDPEngineWithLMHead.prepare_model_outputs`, which makes the traces' own numbers of their logits."""
-        if PASS not in micro_batch.keys():
+        if not _reads_probes(micro_batch):
             return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
         pack, rows, temperatures = output_args["pack"], output_args["rows"], output_args["temperature_rmpad"]
         logits = output.logits.squeeze(0)
@@ -126,5 +128,9 @@ class SharedPrefixMixin(FSDPEngineWithLMHead):
         return model_output
 
 
-class SharedPrefixEngine(SharedPrefixMixin, FSDPEngineWithLMHead):
-    """verl's FSDP engine with a language-model head, and probes."""
+def _reads_probes(data: TensorDict) -> bool:
+    return tu.get(data, PASS) in (FUSED, PROBES_ONLY)
+
+
+class SharedPrefixEngine(AttributionMixin, SharedPrefixMixin, FSDPEngineWithLMHead):
+    """verl's FSDP engine with a language-model head, and probes, hidden states and attributions."""

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from rredcot_verl.config.schema import ATTRIBUTIONS
 from rredcot_verl.integration import compat
+from rredcot_verl.report.trace import WEIGHT_SOURCES
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "rredcot_verl"
@@ -138,3 +140,8 @@ def test_direction_of_imports():
             outside = part not in ("integration", "preflight", "analyze", "doctor.py")
             if outside and module.startswith(("rredcot_verl.integration", "rredcot_verl.register")):
                 raise AssertionError(f"{path.relative_to(ROOT)} imports {module}")
+
+
+def test_the_report_knows_the_sources_whose_values_are_weights():
+    """It may not import the schema: it reads files of runs, with the standard library."""
+    assert set(ATTRIBUTIONS) == set(WEIGHT_SOURCES)

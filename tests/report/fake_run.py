@@ -63,6 +63,27 @@ def traces() -> list[dict[str, Any]]:
     ]
 
 
+def write_dump(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    """Writes responses as verl's trainer dumps them, one file a step."""
+    folder.mkdir(parents=True)
+    for row in rows:
+        with (folder / f"{row['step']}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    return folder
+
+
+def response(step: int, group: str, score: float | None, **changes: Any) -> dict[str, Any]:
+    """A row of a dump, its prompt inside a chat template."""
+    row = {
+        "input": f"user\nQuestion {group}?\nassistant\n",
+        "output": "some text",
+        "gts": "2",
+        "score": score,
+        "step": step,
+    }
+    return row | {"uid": f"{group}_0_0"} | changes
+
+
 def write_run(folder: Path, rows: list[dict[str, Any]] | None = None) -> Path:
     """Writes a run with the given traces, those of ``traces()`` by default."""
     write_metrics(folder, VALIDATION, probing=True)

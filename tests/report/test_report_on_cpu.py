@@ -13,10 +13,11 @@ import pytest
 from rredcot_verl.report import ReportError, load_line_checker, load_run, render, summarise
 from rredcot_verl.report.__main__ import main
 from rredcot_verl.report.charts import ticks
+from rredcot_verl.report.selection import extreme_traces
 from rredcot_verl.report.summary import position_shares, segment_of_line
 from rredcot_verl.report.traces import choose, safe, signed
 
-from .fake_run import BASELINE_VALIDATION, METRIC, Line, check_lines, trace, write_metrics, write_run
+from .fake_run import BASELINE_VALIDATION, METRIC, Line, check_lines, trace, traces, write_metrics, write_run
 
 CHROMIUM = shutil.which("chromium")
 
@@ -149,12 +150,16 @@ class TestErrors:
         folder = tmp_path / "run"
         self.assert_fails(capsys, [folder], folder, "no such run folder")
         folder.mkdir()
-        self.assert_fails(capsys, [folder], folder / "metrics.jsonl", "no such file")
+        self.assert_fails(
+            capsys, [folder], folder, "nothing to report on", "metrics.jsonl", "traces.dir", "rollout_data_dir"
+        )
         shutil.rmtree(folder)
         write_metrics(folder, BASELINE_VALIDATION)
-        self.assert_fails(capsys, [folder], folder / "traces", "no such folder")
+        self.assert_fails(
+            capsys, [folder, "--traces", folder / "traces"], folder / "traces", "no such folder of traces"
+        )
         (folder / "traces").mkdir()
-        self.assert_fails(capsys, [folder], folder / "traces", "no <step>.jsonl")
+        self.assert_fails(capsys, [folder, "--traces", folder / "traces"], folder / "traces", "no <step>.jsonl")
 
     def test_empty_file(self, tmp_path, capsys):
         folder = write_run(tmp_path / "run")
@@ -168,10 +173,6 @@ class TestErrors:
         with (folder / "metrics.jsonl").open("a") as file:
             file.write('{"step": 5, "da')
         self.assert_fails(capsys, [folder], f"{folder / 'metrics.jsonl'}:6", "bad JSON")
-
-    def test_no_validation_metric(self, tmp_path, capsys):
-        folder = write_metrics(tmp_path / "run", {})
-        self.assert_fails(capsys, [folder], folder / "metrics.jsonl", "no validation metric", "val-core/")
 
     def test_baseline_with_another_validation_metric(self, tmp_path, capsys):
         other = tmp_path / "other"
@@ -228,7 +229,7 @@ class TestPage:
 
     def test_page_holds_the_figures_and_the_traces(self, run, baseline):
         page = render(run, baseline, check_lines, title="Toy run")
-        assert page.count("<svg") == 6 and page.count('class="card trace"') == len(choose(run, check_lines, 0))
+        assert page.count("<svg") == 6 and page.count('class="card trace"') == _num_traces(run)
         for text in ("Toy run", "0.250 → 0.750", "GRPO: 0.250 → 0.688", "50 %", "by chance 33 %", "25 % of step time"):
             assert text in page, text
         for text in ("2.0e-06", "5 of 6", "1 truncated", "first wrong line", "most negative credit", "✓", "✗", "−0.25"):
@@ -256,12 +257,12 @@ class TestPage:
         page = render(load_run(write_run(tmp_path / "run", [row])), None, check_lines)
         for text in ("first wr", "ong line", "sec", "⏎", "ond line", "answer"):
             assert f'<span class="text">{text}</span>' in page, text
-        assert page.count('aria-label="wrong line"') == 1
+        assert page.count('aria-label="wrong line"') == page.count('class="card trace"')
 
     def test_line_cut_before_its_last_character_has_one_mark(self, tmp_path):
         row = trace(["1+1=", "2\n3", "\nanswer"], [0.5, 0.5, 0.25, 0.0])
         page = render(load_run(write_run(tmp_path / "run", [row])), None, check_lines)
-        assert page.count('aria-label="correct line"') == 2
+        assert page.count('aria-label="correct line"') == 2 * page.count('class="card trace"')
 
     def test_run_in_which_nothing_was_scored(self, tmp_path):
         rows = [trace([], [0.0], response="", status="truncated"), trace([], [0.0], response="")]
@@ -322,13 +323,24 @@ class TestInBrowser:
     })</script>"""
 
     @pytest.mark.parametrize("window", ["1200,900", "500,900"])
-    def test_figures_are_there_and_nothing_overlaps(self, tmp_path, run, baseline, window):
+    def test_figures_are_there_and_nothing_overlaps(self, tmp_path, baseline, window):
+        long = "a long question without end " * 12
+        listed = [trace(["x" * 90 + "\n", "b\n", "c"], [0.5, 0.5, 0.0, 0.0], prompt=long, step=2) for _ in range(6)]
+        listed += [trace(["a\n", "b"], [0.5, 0.5, float(k % 2)], prompt="a guess", step=3) for k in range(6)]
+        run = load_run(write_run(tmp_path / "listed", [*traces(), *listed]))
+        lists = summarise(run)["prompts"]
+        assert (lists["num_guessing"], lists["num_shared_blame"]) == (1, 1)
         page = render(run, baseline, check_lines)
         page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
         file = tmp_path / "report.html"
         file.write_text(page.replace("</body>", self.PROBE + "</body>"), encoding="utf-8")
         found = json.loads(re.search(r"<title>(.*?)</title>", _chromium(file, "--dump-dom", window=window))[1])
-        assert found == {"charts": 6, "traces": len(choose(run, check_lines, 0)), "faults": []}
+        assert found == {"charts": 6, "traces": _num_traces(run), "faults": []}
+
+
+def _num_traces(run) -> int:
+    """Traces drawn at random, and at most three of each kind."""
+    return len(choose(run, check_lines, 0)) + len(extreme_traces(run.traces, 9))
 
 
 def _chromium(file: Path, *options: str, window: str) -> str:

@@ -1,0 +1,190 @@
+"""A few credited responses in the forms that trackers take: an HTML page, Markdown, plain text, rows of a table.
+
+Everything is bounded: the number of responses by the caller, their length here. A segment that is too long keeps its
+first and its last characters, and says how many are left out.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rredcot_verl.report.page import document
+from rredcot_verl.report.selection import KINDS, describe, extreme_traces
+from rredcot_verl.report.trace import Segment, Trace
+from rredcot_verl.report.traces import Pick, printable, safe, signed, trace_card
+
+# Characters shown of a prompt (its end: the question comes last) and of a response, shared out among its segments.
+MOST_PROMPT_CHARACTERS = 1000
+MOST_RESPONSE_CHARACTERS = 6000
+# A segment of a table or of plain text is one line of them.
+MOST_LINE_CHARACTERS = 160
+COLUMNS = (
+    "step",
+    "sample",
+    "chosen as",
+    "uid",
+    "reward",
+    "expected",
+    "segment",
+    "text",
+    "tokens",
+    "weight",
+    "advantage",
+    "credit",
+    "self-value after",
+)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The responses chosen from a step, shortened to what is shown of them.
+
+    Attributes:
+        step: Training step.
+        traces: The responses.
+        kinds: Index of the reason of each in ``selection.KINDS``.
+    """
+
+    step: int
+    traces: tuple[Trace, ...]
+    kinds: tuple[int, ...]
+
+    @property
+    def origin(self) -> str:
+        """Where the values come from, in words."""
+        origins = dict.fromkeys(f"{trace.source}, read by {trace.engine}" for trace in self.traces)
+        return "; ".join(origins)
+
+    def html(self) -> str:
+        """A self-contained page: loads nothing, runs nothing, everything of the model escaped."""
+        title = f"Credited responses of step {self.step}"
+        cards = "".join(
+            trace_card(Pick(trace, describe(trace, kind), [], None))
+            for trace, kind in zip(self.traces, self.kinds, strict=True)
+        )
+        how = "Blue segments raised the outlook, orange ones lowered it; the last self-value is pinned to the reward."
+        body = f'<h1>{title}</h1><p class="soft">Values: {safe(self.origin)}. {how}</p>{cards}'
+        return document(title, body)
+
+    def markdown(self) -> str:
+        """A heading and a table for each response."""
+        parts = [f"**Credited responses of step {self.step}** ({_markdown(self.origin)})"]
+        for number, (trace, kind) in enumerate(zip(self.traces, self.kinds, strict=True), start=1):
+            parts.append(f"### {number}. {describe(trace, kind)}")
+            parts.append(
+                f"Reward {trace.reward:.2f}, GRPO advantage {signed(trace.grpo_advantage)}, "
+                f"expected {_markdown(_line(trace.ground_truth or 'unknown'))}, self-value at the start "
+                f"{trace.start_value:.2f}. Prompt: {_markdown(_line(trace.prompt, from_end=True))}"
+            )
+            rows = ["| credit | self-value after | weight | tokens | segment |", "|---:|---:|---:|---:|:---|"]
+            for k, segment in enumerate(trace.segments):
+                numbers = f"{signed(segment.segment_reward)} | {segment.value:.2f} | {segment.weight:.2f}"
+                rows.append(f"| {numbers} | {segment.num_tokens} | {_markdown(_line(trace.text_of(k)))} |")
+            parts.append("\n".join(rows))
+        return "\n\n".join(parts) + "\n"
+
+    def text(self) -> str:
+        """The same for a terminal."""
+        lines = [f"credited responses of step {self.step} ({_line(self.origin)})"]
+        for number, (trace, kind) in enumerate(zip(self.traces, self.kinds, strict=True), start=1):
+            lines.append(f"[{number}] {describe(trace, kind)}")
+            lines.append(
+                f"    reward {trace.reward:.2f}, GRPO advantage {signed(trace.grpo_advantage)}, expected "
+                f"{_line(trace.ground_truth or 'unknown')}; prompt: {_line(trace.prompt, from_end=True)}"
+            )
+            lines.append(f"    credit  value  weight  tokens  segment (start value {trace.start_value:.2f})")
+            for k, segment in enumerate(trace.segments):
+                numbers = f"{signed(segment.segment_reward):>6}  {segment.value:5.2f}  {segment.weight:6.2f}"
+                lines.append(f"    {numbers}  {segment.num_tokens:6d}  {_line(trace.text_of(k))}")
+        return "\n".join(lines) + "\n"
+
+    def rows(self) -> list[list[str | int | float]]:
+        """A row a segment, with the columns ``COLUMNS``."""
+        return [
+            [
+                self.step,
+                number,
+                KINDS[kind],
+                trace.uid,
+                trace.reward,
+                _line(trace.ground_truth or ""),
+                k + 1,
+                _line(trace.text_of(k)),
+                segment.num_tokens,
+                round(segment.weight, 4),
+                round(segment.advantage, 4),
+                round(segment.segment_reward, 4),
+                round(segment.value, 4),
+            ]
+            for number, (trace, kind) in enumerate(zip(self.traces, self.kinds, strict=True), start=1)
+            for k, segment in enumerate(trace.segments)
+        ]
+
+
+def choose_samples(step: int, traces: Sequence[Trace], count: int) -> Samples | None:
+    """Chooses and shortens the responses to show.
+
+    Args:
+        step: Training step.
+        traces: Responses of the step.
+        count: Most responses.
+
+    Returns:
+        The samples; none where no response has two segments with credit.
+    """
+    chosen = extreme_traces(traces, count)
+    if not chosen:
+        return None
+    return Samples(step, tuple(shorten(trace) for trace, _ in chosen), tuple(kind for _, kind in chosen))
+
+
+def shorten(trace: Trace) -> Trace:
+    """Bounds the text of a trace; its numbers stay.
+
+    Args:
+        trace: A scored trace.
+
+    Returns:
+        The trace with at most ``MOST_PROMPT_CHARACTERS`` of the prompt's end and about ``MOST_RESPONSE_CHARACTERS`` of
+        the response, segments and offsets of the shortened text; text outside the segments is left out.
+    """
+    share = max(MOST_RESPONSE_CHARACTERS // len(trace.segments), 80)
+    parts: list[str] = []
+    segments: list[Segment] = []
+    start = 0
+    for k, segment in enumerate(trace.segments):
+        parts.append(_shortened(trace.text_of(k), share))
+        segments.append(replace(segment, start=start, end=start + len(parts[-1])))
+        start = segments[-1].end
+    return replace(
+        trace,
+        prompt=_tail(trace.prompt.strip(), MOST_PROMPT_CHARACTERS),
+        ground_truth=None if trace.ground_truth is None else _shortened(trace.ground_truth, 200),
+        response="".join(parts),
+        segments=tuple(segments),
+    )
+
+
+def _shortened(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]} … [{len(text) - 2 * half:,} characters left out] … {text[-half:]}"
+
+
+def _tail(text: str, most: int) -> str:
+    return text if len(text) <= most else f"[{len(text) - most:,} characters left out] … {text[-most:]}"
+
+
+def _line(text: str, *, from_end: bool = False) -> str:
+    """Any text on one line of bounded length, without characters that a terminal obeys."""
+    line = " ⏎ ".join(part.strip() for part in printable(text).strip().split("\n")).replace("\t", " ") or "(no text)"
+    if len(line) <= MOST_LINE_CHARACTERS:
+        return line
+    return "… " + line[-MOST_LINE_CHARACTERS:] if from_end else line[:MOST_LINE_CHARACTERS] + " …"
+
+
+def _markdown(text: str) -> str:
+    """Text that Markdown takes as it is: nothing of it becomes a heading, a link, a cell or a tag."""
+    escaped = re.sub(r"([\\`*_{}\[\]()#+\-.!|~$])", r"\\\1", text)
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

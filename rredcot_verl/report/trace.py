@@ -1,0 +1,156 @@
+"""A credited response: its segments with their self-values and credit, as ``algorithm.rredcot.traces`` writes them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rredcot_verl.report.files import ReportError, integer, number, number_or_nan, string, text_or_none
+
+SOLVED_AT = 0.5
+SCORED = "scored"
+DEFAULT_SOURCE = "rredcot"
+# Weights of segments for the answer: their values go from the group's mean reward to the reward, whatever happens.
+WEIGHT_SOURCES = ("attention_attribution", "gradient_attribution", "leave_one_out")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment of a response.
+
+    Attributes:
+        start: First character, an offset into the response.
+        end: One past the last character.
+        num_tokens: Tokens in the segment.
+        value: Self-value at the segment's end; the last one is pinned to the reward.
+        segment_reward: The credit, ``d_k = v_k - v_{k-1}``.
+        weight: Mean of the token weights sigma.
+        advantage: Mean of the token advantages.
+    """
+
+    start: int
+    end: int
+    num_tokens: int
+    value: float
+    segment_reward: float
+    weight: float
+    advantage: float
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One response of a training step, with its segments in order.
+
+    Attributes:
+        step: Training step.
+        uid: The prompt's group.
+        prompt: Text of the prompt.
+        response: Text of the response.
+        ground_truth: The answer expected, if known.
+        reward: The verifier's reward.
+        grpo_advantage: The advantage GRPO gives to every token of the response.
+        status: ``"scored"``, or why no self-values were computed.
+        start_value: Self-value of the prompt, ``v_0``; not a number for a skipped trace.
+        segments: The segments; possibly none for a skipped trace.
+        return_error: Redistributed rewards summed over the response, less the reward.
+        engine: Who read its probes.
+        solved_at: Lowest reward of a solved response.
+        source: Where its values come from: the name of the advantage estimator.
+        index: The prompt's ``extra_info.index`` in the data, if known.
+    """
+
+    step: int
+    uid: str
+    prompt: str
+    response: str
+    ground_truth: str | None
+    reward: float
+    grpo_advantage: float
+    status: str
+    start_value: float
+    segments: tuple[Segment, ...]
+    return_error: float
+    engine: str
+    solved_at: float = SOLVED_AT
+    source: str = DEFAULT_SOURCE
+    index: str | None = None
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether self-values were computed for this trace and it has a segment to show."""
+        return self.status == SCORED and bool(self.segments)
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether the reward is below that of a solved response."""
+        return self.reward < self.solved_at
+
+    @property
+    def is_forecast(self) -> bool:
+        """Whether its self-values are estimates of the reward, made without knowing it."""
+        return self.is_scored and self.source not in WEIGHT_SOURCES
+
+    @property
+    def measured_values(self) -> list[float]:
+        """``v_0 .. v_{K-1}``, the self-values before the outcome is known; empty for a skipped trace."""
+        return [self.start_value, *(segment.value for segment in self.segments[:-1])] if self.is_scored else []
+
+    @property
+    def credits(self) -> list[float]:
+        """``d_1 .. d_K``."""
+        return [segment.segment_reward for segment in self.segments]
+
+    def text_of(self, index: int) -> str:
+        """The text of a segment."""
+        segment = self.segments[index]
+        return self.response[segment.start : segment.end]
+
+
+def read_trace(row: dict[str, Any], where: str, solved_at: float = SOLVED_AT) -> Trace:
+    """Makes a trace of a row, and checks it.
+
+    Args:
+        row: A line of a traces file.
+        where: Its place, for messages.
+        solved_at: Lowest reward of a solved response.
+
+    Raises:
+        ReportError: Something is missing, of the wrong type, or does not fit together.
+    """
+    status = string(row, "status", where)
+    response = string(row, "response", where)
+    segments = row.get("segments")
+    if not isinstance(segments, list):
+        raise ReportError(f"{where}: 'segments' must be a list, got {segments!r}")
+    # A skipped trace has no self-values to be finite.
+    read = number if status == SCORED else number_or_nan
+    return Trace(
+        step=integer(row, "step", where),
+        uid=string(row, "uid", where),
+        prompt=string(row, "prompt", where),
+        response=response,
+        ground_truth=text_or_none(row, "ground_truth", where),
+        reward=number(row, "reward", where),
+        grpo_advantage=number(row, "grpo_advantage", where),
+        status=status,
+        start_value=read(row, "start_value", where),
+        segments=_segments(segments, len(response), where) if status == SCORED else (),
+        return_error=read(row, "return_error", where),
+        engine=string(row, "engine", where),
+        solved_at=solved_at,
+        source=text_or_none(row, "source", where) or DEFAULT_SOURCE,
+        index=text_or_none(row, "index", where),
+    )
+
+
+def _segments(rows: list[Any], num_characters: int, where: str) -> tuple[Segment, ...]:
+    segments: list[Segment] = []
+    for index, row in enumerate(rows):
+        here = f"{where}: segment {index}"
+        if not isinstance(row, dict):
+            raise ReportError(f"{here}: expected a JSON object, got {type(row).__name__}")
+        start, end, num_tokens = (integer(row, key, here) for key in ("start", "end", "num_tokens"))
+        floor = segments[-1].end if segments else 0
+        if not floor <= start <= end <= num_characters:
+            raise ReportError(f"{here}: offsets {start}..{end} do not lie in {floor}..{num_characters}")
+        numbers = {key: number(row, key, here) for key in ("value", "segment_reward", "weight", "advantage")}
+        segments.append(Segment(start, end, num_tokens, **numbers))
+    return tuple(segments)

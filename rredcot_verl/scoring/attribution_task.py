@@ -1,0 +1,124 @@
+"""What a response's segments are weighed for, and how it travels to the training engine: as a flat row of integers."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NO_PLAN = (0,)
+"""The row of a response whose segments are not weighed."""
+
+
+@dataclass(frozen=True)
+class AttributionTask:
+    """One trace, its segments and the answer they are weighed for.
+
+    Attributes:
+        token_ids: Prompt and response up to the end of the answer; what follows is ignored.
+        boundaries: Offsets in `token_ids` where the `num_segments` segments start, and where the last one ends. What
+            lies between there and the answer (its opening) weighs nothing.
+        answer_from: Offset of the answer's first token.
+        answer_to: Offset after its last one.
+
+    Raises:
+        ValueError: The offsets are not in this order, or nothing stands before a segment or the answer.
+    """
+
+    token_ids: Sequence[int]
+    boundaries: Sequence[int]
+    answer_from: int
+    answer_to: int
+
+    def __post_init__(self) -> None:
+        offsets = [1, *self.boundaries, self.answer_from, self.answer_to, len(self.token_ids)]
+        if any(before > after for before, after in itertools.pairwise(offsets)):
+            raise ValueError(
+                f"boundaries={list(self.boundaries)}, answer_from={self.answer_from} and answer_to={self.answer_to} of "
+                f"a task with {len(self.token_ids)} tokens must be at least 1 and in ascending order"
+            )
+
+    @property
+    def num_segments(self) -> int:
+        """Segments that can carry weight."""
+        return max(0, len(self.boundaries) - 1)
+
+    @property
+    def num_answer_tokens(self) -> int:
+        """Tokens of the answer."""
+        return self.answer_to - self.answer_from
+
+    def sums(self, by_token: Tensor) -> Tensor:
+        """`(num_segments,)` sums over the segments' tokens of a `(num_tokens,)` tensor."""
+        parts = [by_token[start:end].sum() for start, end in itertools.pairwise(self.boundaries)]
+        return torch.stack(parts) if parts else by_token.new_zeros(0)
+
+    def without(self, segment: int) -> "AttributionTask":
+        """The same answer without one segment; what follows it closes up."""
+        start, end = self.boundaries[segment], self.boundaries[segment + 1]
+        return AttributionTask(
+            (*self.token_ids[:start], *self.token_ids[end : self.answer_to]),
+            (),
+            self.answer_from - (end - start),
+            self.answer_to - (end - start),
+        )
+
+
+@dataclass(frozen=True)
+class AttributionPlan:
+    """A task without the tokens that the row has anyway.
+
+    Attributes:
+        num_kept: Tokens of the row, prompt included, that the sequence starts with.
+        appended: Tokens that follow them.
+        boundaries, answer_from, answer_to: As in `AttributionTask`.
+    """
+
+    num_kept: int
+    appended: tuple[int, ...]
+    boundaries: tuple[int, ...]
+    answer_from: int
+    answer_to: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the sequence."""
+        return self.num_kept + len(self.appended)
+
+    def task(self, token_ids: Sequence[int]) -> AttributionTask:
+        """The task for a row of tokens."""
+        sequence = (*token_ids[: self.num_kept], *self.appended)
+        return AttributionTask(sequence, self.boundaries, self.answer_from, self.answer_to)
+
+
+def encode_plan(plan: AttributionPlan) -> list[int]:
+    """Write a plan as integers: kept tokens, answer, boundaries, appended tokens; lists by length and entries."""
+    row = [plan.num_kept, plan.answer_from, plan.answer_to]
+    for entries in (plan.boundaries, plan.appended):
+        row += [len(entries), *entries]
+    return row
+
+
+def decode_plan(row: Sequence[int]) -> AttributionPlan | None:
+    """Read what `encode_plan` wrote; None for `NO_PLAN`.
+
+    Raises:
+        ValueError: The row is cut off or too long.
+    """
+    if tuple(row) == NO_PLAN:
+        return None
+    numbers = iter(row)
+
+    def take(count: int) -> tuple[int, ...]:
+        taken = tuple(itertools.islice(numbers, count))
+        if len(taken) != count:
+            raise ValueError(f"a row of an encoded attribution ends early: {len(row)} integers")
+        return taken
+
+    num_kept, answer_from, answer_to = take(3)
+    boundaries = take(take(1)[0])
+    appended = take(take(1)[0])
+    if list(numbers):
+        raise ValueError(f"a row of an encoded attribution is too long: {len(row)} integers")
+    return AttributionPlan(num_kept, appended, boundaries, answer_from, answer_to)
