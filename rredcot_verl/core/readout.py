@@ -217,7 +217,8 @@ class Readout:
         if not self._settings.use_group_mean:
             means = torch.full_like(means, float("nan"))
         return _Rows(
-            features=states.features.float(),
+            # float32 in the checkpoint; what it cannot hold is clipped by the standardisation anyway.
+            features=states.features.double().clamp(-1e30, 1e30).float(),
             group_means=means,
             num_others=others.double() * ~means.isnan(),
             outcomes=states.outcomes.double(),

@@ -14,6 +14,7 @@ from transfer_queue import KVBatchMeta
 from verl.utils import tensordict_utils as tu
 
 from rredcot_verl.config.schema import SelfValueConfig
+from rredcot_verl.integration.batch import put_rows
 from rredcot_verl.integration.credit_record import PLANNED, SCORED, CreditRecord
 from rredcot_verl.scoring.actor_protocol import PASS, PROBE_LOG_PROBS, PROBES, PROBES_ONLY
 from rredcot_verl.scoring.probe_codec import NO_PROBES, decode
@@ -31,7 +32,7 @@ def any_planned(records: Records) -> bool:
 def attach_probes(batch: KVBatchMeta, records: Records) -> None:
     """Store each row's probes beside it; padding rows and rows without probes get none."""
     rows = [_encoded(record) for record in records]
-    _put(batch, PROBES, [torch.tensor(row, dtype=torch.int64) for row in rows])
+    put_rows(batch, PROBES, [torch.tensor(row, dtype=torch.int64) for row in rows])
 
 
 def read_probes_only(worker_group: Any, batch: KVBatchMeta, temperature: float) -> None:
@@ -88,14 +89,6 @@ def _scored(
     )
 
 
-def _put(batch: KVBatchMeta, field: str, rows: list[Tensor]) -> None:
-    nested = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
-    fields = TensorDict({field: nested}, batch_size=len(batch))
-    tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
-    if batch.fields is not None and field not in batch.fields:
-        batch.fields = [*batch.fields, field]
-
-
 @dataclass(frozen=True)
 class SeparateSequences:
     """Every probe as a sequence of its own, for training engines that cannot share a prefix.
@@ -133,7 +126,7 @@ class SeparateSequences:
         )
         log_probs = itertools.chain.from_iterable(self._log_probs(part) for part in self._parts(sequences))
         rows = [torch.tensor(self._read(own, log_probs) or [0.0]) for own in branches]
-        _put(batch, PROBE_LOG_PROBS, rows)
+        put_rows(batch, PROBE_LOG_PROBS, rows)
 
     def _ends(self, branch: Branch) -> tuple[int, ...]:
         return branch.closing_token_ids[: self.max_closing_tokens]

@@ -14,7 +14,7 @@ from rredcot_verl.integration.credit_record import FAILED, KEY, CreditRecord
 from rredcot_verl.integration.group import Group
 from rredcot_verl.integration.response import Response, as_member
 from rredcot_verl.integration.response_scorer import ResponseScorer
-from rredcot_verl.integration.session import SESSION, Session
+from rredcot_verl.integration.session import SESSION, Session, SessionClient
 from rredcot_verl.integration.settings import max_sequence_length, parse_block
 from rredcot_verl.scoring.answers import look_up
 
@@ -33,6 +33,7 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
         settings = parse_block(self.config)
         positions = getattr(self.model_config.hf_config, "max_position_embeddings", None)
         max_length = max_sequence_length(self.config, settings.self_value.engine, positions)
+        self.llm_client = SessionClient(self.llm_client)
         self._scorer = ResponseScorer(self.config, settings, self.tokenizer, self.llm_client.generate, max_length)
         self._groups: dict[str, Group] = {}
 
@@ -66,7 +67,7 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
         outputs = output if isinstance(output, list) else [output]
         if not validate and outputs:
             failure = await self._verify(outputs, kwargs)
-            record = failure or await self._credit(outputs[-1], kwargs)
+            record = failure or await self._credit(outputs, kwargs)
             outputs[-1].extra_fields[KEY] = record.to_dict()
         await super()._agent_loop_postprocess(output, validate, **kwargs)
 
@@ -86,10 +87,10 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
             return CreditRecord(FAILED, error=f"the verifier failed: {type(error).__name__}: {error}")
         return None
 
-    async def _credit(self, output: AgentLoopOutput, kwargs: dict[str, Any]) -> CreditRecord:
+    async def _credit(self, outputs: list[AgentLoopOutput], kwargs: dict[str, Any]) -> CreditRecord:
         """Segments and self-values of a verified rollout. Never raises, see `_verify`."""
         try:
-            response = self._response(output, kwargs)
+            response = self._response(outputs, kwargs)
             group = self._groups[kwargs["uid"]]
             await group.arrive(kwargs["session_id"], as_member(response))
             return await self._scorer.credit(response, group)
@@ -100,7 +101,10 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
             logger.exception("rredcot: the self-values of a response could not be computed")
             return CreditRecord(FAILED, error=f"{type(error).__name__}: {error}")
 
-    def _response(self, output: AgentLoopOutput, kwargs: dict[str, Any]) -> Response:
+    def _response(self, outputs: list[AgentLoopOutput], kwargs: dict[str, Any]) -> Response:
+        output = outputs[-1]
+        # Another response can be verified as this one was: alone, and by the reward manager.
+        verifiable = len(outputs) == 1 and "reward_extra_info" in output.extra_fields
         if output.multi_modal_data:
             raise ValueError(
                 f"the response has {sorted(output.multi_modal_data)} in its prompt; RREDCoT supports text only"
@@ -119,7 +123,7 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
                 self._scorer.elicitation.read(output.response_ids, output.prompt_ids) if output.response_ids else None
             ),
             sampling_params=session.sampling_params if session else {},
-            verify=functools.partial(self._verify_other, output, kwargs),
+            verify=functools.partial(self._verify_other, output, kwargs) if verifiable else None,
         )
 
     async def _verify_other(self, output: AgentLoopOutput, kwargs: dict[str, Any], response_ids: list[int]) -> float:

@@ -20,8 +20,8 @@ from transfer_queue import KVBatchMeta
 
 from rredcot_verl.config.schema import AttributionConfig, RREDCoTConfig
 from rredcot_verl.integration.actor_probes import Records, SeparateSequences, any_planned
+from rredcot_verl.integration.capabilities import why_not_shared
 from rredcot_verl.integration.credit_record import NO_PROPOSAL, PLANNED, SCORED, TOO_LONG, CreditRecord
-from rredcot_verl.integration.engine_choice import why_not_shared
 from rredcot_verl.integration.group import Group
 from rredcot_verl.integration.response import Response
 from rredcot_verl.scoring.actor_protocol import PASS

@@ -130,6 +130,15 @@ def write_token_level_rewards(batch: KVBatchMeta, rows: Rows, token_level_reward
     )
 
 
+def put_rows(batch: KVBatchMeta, field: str, rows: list[Tensor]) -> None:
+    """Store a tensor a row in a field of the batch, to be fetched by its next readers."""
+    nested = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+    fields = TensorDict({field: nested}, batch_size=len(batch))
+    tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+    if batch.fields is not None and field not in batch.fields:
+        batch.fields = [*batch.fields, field]
+
+
 def check_outcomes(rows: Rows, settings: RREDCoTConfig, penalty: float = 0.0) -> None:
     """Refuse rewards outside the range that self-values are measured against.
 

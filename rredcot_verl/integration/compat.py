@@ -32,7 +32,6 @@ SYMBOLS: dict[str, tuple[str, ...]] = {
     "verl.trainer.ppo.v1.trainer_base:TRAINER_REGISTRY": (),
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer": ("config",),
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._init_tokenizer": (),
-    "verl.trainer.ppo.v1.trainer_base:PPOTrainer.get_llm_client": (),
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_old_log_prob": ("batch", "metrics"),
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_advantage": ("batch", "metrics"),
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._save_checkpoint": (),
@@ -59,7 +58,6 @@ SYMBOLS: dict[str, tuple[str, ...]] = {
     f"{_WORKER}._compute_score": ("outputs", "kwargs"),
     # rollout client
     "verl.workers.rollout.llm_server:LLMServerClient.generate": ("request_id", "prompt_ids", "sampling_params"),
-    "verl.workers.rollout.llm_server:LLMServerManager.get_client": ("client_cls",),
     # training engine
     "verl.workers.engine_workers:ActorRolloutRefWorker.compute_log_prob": ("data",),
     "verl.workers.engine.base:EngineRegistry.register": ("model_type", "backend", "device"),

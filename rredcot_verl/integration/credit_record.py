@@ -33,7 +33,7 @@ class CreditRecord:
         self_values: `num_segments` values v_0 .. v_{K-1} in units of reward; empty unless scored.
         truncated: The response filled its budget and holds no final answer.
         num_probes: Probes scored, or continuations sampled.
-        num_probe_tokens: Tokens computed for them.
+        num_probe_tokens: Tokens computed, or generated, for them.
         num_recomputed_tokens: Tokens of the trace computed once more, because the server's cache had lost them.
         num_dropped_answers: Known answers not probed: longer than `self_value.max_answer_tokens`, or not to be written
             with this tokenizer.

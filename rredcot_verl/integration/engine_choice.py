@@ -1,17 +1,20 @@
 """Who measures the segments' values: the training engine or the rollout server. Decided once, before any worker is
 started."""
 
-import copy
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
-from verl.utils.config import omega_conf_to_dataclass
 
 from rredcot_verl.config.schema import ATTRIBUTIONS, MONTE_CARLO, PREFIX, RREDCoTConfig, source_of
+from rredcot_verl.integration.capabilities import (
+    bypasses_old_log_prob,
+    check_layer,
+    why_no_hidden,
+    why_not_shared,
+    why_server_cannot_score,
+)
 from rredcot_verl.scoring.actor_protocol import MODEL_TYPE
-from rredcot_verl.scoring.rollout import SCORING_BACKENDS
 from rredcot_verl.servers import vllm_settings
 
 logger = logging.getLogger(__name__)
@@ -97,6 +100,7 @@ def _with_hidden_states(config: DictConfig, settings: RREDCoTConfig) -> EngineCh
             f"{PREFIX}.readout.use_hidden=True: the training engine cannot share prefixes: {obstacle}; set "
             "self_value.form=hidden, which needs no probes, or readout.use_hidden=false"
         )
+    check_layer(config, settings.readout)
     return EngineChoice("actor", True, "hidden states are read in the same pass")
 
 
@@ -114,8 +118,6 @@ def _choose_without_probes(config: DictConfig, settings: RREDCoTConfig) -> Engin
             raise ValueError(obstacle)
         choice = EngineChoice("actor", True, "a pass of its own over the traces", source.replace("_", " "))
     else:
-        from rredcot_verl.integration.hidden_pass import check_layer, why_no_hidden
-
         obstacle = why_no_hidden(config)
         if obstacle is not None:
             raise ValueError(f"{PREFIX}.self_value.form=hidden: the training engine gives no hidden states: {obstacle}")
@@ -134,58 +136,6 @@ def weights_of_probes(config: DictConfig, engine: str) -> str:
     if config.trainer.v1.trainer_mode == "separate_async":
         return "the weights of the last synchronisation, as old_log_prob"
     return "the current weights, as old_log_prob"
-
-
-def bypasses_old_log_prob(config: DictConfig) -> bool:
-    """Whether verl takes the rollout's log-probabilities for `old_log_prob` and makes no pass of its own."""
-    correction = config.algorithm.get("rollout_correction")
-    return bool(correction and correction.get("bypass_mode", False))
-
-
-def why_not_shared(config: DictConfig) -> str | None:
-    """Why the training engine of a run cannot score probes in one pass with their trace; None where it can."""
-    from rredcot_verl.scoring.shared_attention import why_not_shared as why_not_this_model
-
-    actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
-    if actor.strategy not in ("fsdp", "fsdp2"):
-        return f"actor_rollout_ref.actor.strategy={actor.strategy}"
-    sizes = (actor.get("ulysses_sequence_parallel_size"), actor.fsdp_config.get("ulysses_sequence_parallel_size"))
-    if any(size and size > 1 for size in sizes):
-        return f"ulysses_sequence_parallel_size={max(size or 1 for size in sizes)} splits sequences over ranks"
-    if model.get("use_fused_kernels"):
-        return "actor_rollout_ref.model.use_fused_kernels=True makes no logits"
-    if model.get("model_type", "language_model") not in ("language_model", MODEL_TYPE):
-        return f"actor_rollout_ref.model.model_type={model.model_type}"
-    return why_not_this_model(_hf_config(model), str(config.trainer.device))
-
-
-def why_server_cannot_score(config: DictConfig) -> str | None:
-    """Why the rollout servers of a run cannot score probes; None where they can."""
-    rollout, mode = config.actor_rollout_ref.rollout, config.trainer.v1.trainer_mode
-    if mode != "sync":
-        return (
-            f"with trainer.v1.trainer_mode={mode!r} responses are generated ahead, so the server would read their "
-            "probes under older weights than those that compute old_log_prob"
-        )
-    if rollout.name not in SCORING_BACKENDS:
-        return f"actor_rollout_ref.rollout.name={rollout.name!r} cannot score probes, only {list(SCORING_BACKENDS)} can"
-    if rollout.name == "vllm":
-        try:
-            vllm_settings.check(config)
-        except ValueError as error:
-            return str(error)
-    if rollout.name == "sglang" and rollout.temperature != 1.0:
-        return f"SGLang scores at temperature 1, not at actor_rollout_ref.rollout.temperature={rollout.temperature}"
-    if rollout.name == "sglang" and OmegaConf.select(rollout, "disaggregation.enabled"):
-        return "actor_rollout_ref.rollout.disaggregation.enabled=True: the server that holds the prefix is another one"
-    return None
-
-
-def _hf_config(model: DictConfig) -> Any:
-    without_tokenizer = copy.deepcopy(model)
-    with open_dict(without_tokenizer):
-        without_tokenizer.load_tokenizer = False
-    return omega_conf_to_dataclass(without_tokenizer).hf_config
 
 
 def apply_choice(config: DictConfig, choice: EngineChoice) -> None:

@@ -5,23 +5,19 @@ from typing import Any
 
 import torch
 import transfer_queue as tq
-from omegaconf import DictConfig
-from tensordict import TensorDict
 from torch import Tensor
 from transfer_queue import KVBatchMeta
 
 from rredcot_verl.config.schema import ReadoutConfig
+from rredcot_verl.integration.batch import put_rows
 from rredcot_verl.integration.credit_record import CreditRecord
-from rredcot_verl.integration.engine_choice import _hf_config
 from rredcot_verl.scoring.actor_protocol import (
     HIDDEN_ONLY,
     HIDDEN_POSITIONS,
     HIDDEN_STATES,
-    MODEL_TYPE,
     PASS,
     READOUT,
 )
-from rredcot_verl.scoring.hidden import layer_index
 
 _NOWHERE = [-1]
 """Row of a response whose states nobody wants."""
@@ -41,7 +37,7 @@ def attach_positions(batch: KVBatchMeta, records: Sequence[CreditRecord | None],
         state_positions(record, tag) if record is not None else []
         for record, tag in zip(records, batch.tags, strict=True)
     ]
-    _put(batch, HIDDEN_POSITIONS, [torch.tensor(own or _NOWHERE, dtype=torch.int64) for own in positions])
+    put_rows(batch, HIDDEN_POSITIONS, [torch.tensor(own or _NOWHERE, dtype=torch.int64) for own in positions])
     batch.extra_info[READOUT] = (readout.layer, readout.dim, readout.seed)
 
 
@@ -112,40 +108,3 @@ def read_hidden(batch: KVBatchMeta) -> list[Tensor]:
             raise RuntimeError(f"a hidden state of {key} is not finite, and without it its credit would be wrong")
         states.append(row[: count * dim].reshape(count, dim))
     return states
-
-
-def why_no_hidden(config: DictConfig) -> str | None:
-    """Why the training engine of a run cannot give hidden states; None where it can.
-
-    The pass is verl's own, so flash attention, fused kernels, padding, LoRA and Ulysses are all right, and models whose
-    probes cannot share a prefix too.
-    """
-    actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
-    if actor.strategy == "megatron":
-        return (
-            "actor_rollout_ref.actor.strategy=megatron: its layers lie on pipeline stages of which only the last gives "
-            "results, and its tokens are dealt out over tensor- and context-parallel ranks; fsdp and fsdp2 can"
-        )
-    if actor.strategy not in ("fsdp", "fsdp2"):
-        return f"actor_rollout_ref.actor.strategy={actor.strategy}; fsdp and fsdp2 can"
-    if model.get("model_type", "language_model") not in ("language_model", MODEL_TYPE):
-        return f"actor_rollout_ref.model.model_type={model.model_type}"
-    return None
-
-
-def check_layer(config: DictConfig, readout: ReadoutConfig) -> None:
-    """Refuse a layer that the run's model does not have, before any worker is started.
-
-    Raises:
-        ValueError: Names the key, the layer and how many there are.
-    """
-    hf_config = _hf_config(config.actor_rollout_ref.model)
-    layer_index(readout.layer, hf_config.get_text_config(decoder=True).num_hidden_layers)
-
-
-def _put(batch: KVBatchMeta, field: str, rows: list[Tensor]) -> None:
-    nested = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
-    fields = TensorDict({field: nested}, batch_size=len(batch))
-    tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
-    if batch.fields is not None and field not in batch.fields:
-        batch.fields = [*batch.fields, field]

@@ -16,8 +16,9 @@ from rredcot_verl.integration.actor_probes import (
 )
 from rredcot_verl.integration.attribution_pass import AttributionPass, without_attribution
 from rredcot_verl.integration.batch import read_records
+from rredcot_verl.integration.capabilities import bypasses_old_log_prob
 from rredcot_verl.integration.credit_record import CreditRecord
-from rredcot_verl.integration.engine_choice import EngineChoice, bypasses_old_log_prob
+from rredcot_verl.integration.engine_choice import EngineChoice
 from rredcot_verl.integration.hidden_pass import attach_positions, read_hidden_only, without_hidden
 from rredcot_verl.scoring.actor_protocol import FUSED, PASS
 

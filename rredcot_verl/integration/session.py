@@ -5,8 +5,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from verl.workers.rollout.llm_server import LLMServerClient
-
 
 @dataclass
 class Session:
@@ -24,12 +22,21 @@ class Session:
 SESSION: ContextVar[Session | None] = ContextVar("rredcot_session", default=None)
 
 
-class SessionClient(LLMServerClient):
-    """verl's client, remembering the request id of the rollout that called it: the id that leads to its server."""
+class SessionClient:
+    """verl's client of a worker, remembering the request id of the rollout that called it.
+
+    Around the client and not in place of it: verl has one class for each trainer mode.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
 
     async def generate(self, request_id: str, **kwargs: Any) -> Any:
         """See `LLMServerClient.generate`."""
         session = SESSION.get()
         if session is not None:
             session.request_id = request_id
-        return await super().generate(request_id, **kwargs)
+        return await self._client.generate(request_id, **kwargs)

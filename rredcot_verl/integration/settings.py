@@ -15,7 +15,7 @@ from rredcot_verl.config.schema import (
     source_of,
 )
 from rredcot_verl.core.segmentation import get_segmenter
-from rredcot_verl.integration.engine_choice import why_server_cannot_score
+from rredcot_verl.integration.capabilities import why_server_cannot_score
 from rredcot_verl.integration.monte_carlo import check_monte_carlo
 from rredcot_verl.scoring.answers import formats_of
 

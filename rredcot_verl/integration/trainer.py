@@ -28,7 +28,6 @@ from rredcot_verl.integration.hidden_pass import read_hidden
 from rredcot_verl.integration.monte_carlo import monte_carlo_metrics
 from rredcot_verl.integration.probe_pass import ProbePassMixin
 from rredcot_verl.integration.samples import log_samples
-from rredcot_verl.integration.session import SessionClient
 from rredcot_verl.integration.settings import (
     active_settings,
     reward_penalty,
@@ -69,12 +68,6 @@ class RREDCoTTrainerMixin(PPOTrainer):
             apply_choice(self.config, self._engine)
             if self.rredcot.check_data:
                 check_data(self.config, self.tokenizer)
-
-    def get_llm_client(self) -> Any:
-        """The rollout client; ours remembers each rollout's request id."""
-        if self.rredcot is None or self._engine.engine == "actor":
-            return super().get_llm_client()
-        return self.llm_server_manager.get_client(client_cls=SessionClient)
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         if self.rredcot is None:

@@ -189,8 +189,8 @@ def _calibration_section(calibration: dict[str, Any]) -> str:
 _MEANS = ("mean_value", "mean_reward")
 _NO_SEGMENTS = "No trace has self-values, so there is no credit of segments to show."
 _NO_FORECAST = (
-    "No trace has self-values that were made without knowing the reward (those of vps, mig and of the attributions are "
-    "levelled by it), so there is nothing to compare with it."
+    "No trace has self-values that were made without knowing the reward (those of attributions are "
+    "made of it), so there is nothing to compare with it."
 )
 
 

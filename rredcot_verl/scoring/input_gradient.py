@@ -48,12 +48,12 @@ def _scaled_embeddings(model: Any, scale: float) -> Iterator[_Embedded]:
 @contextlib.contextmanager
 def _checkpointed(model: nn.Module) -> Iterator[None]:
     """Activation checkpointing in evaluation mode too, where the model has it on: transformers looks at `training`."""
-    layers = [
+    layers: list[Any] = [
         module
         for module in model.modules()
         if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing and not module.training
     ]
-    before: list[Any] = [layer._gradient_checkpointing_func for layer in layers]
+    before = [layer._gradient_checkpointing_func for layer in layers]
     for layer, checkpoint in zip(layers, before, strict=True):
         # Of the layer alone: the dropout inside it stays off.
         layer.training = True

@@ -10,6 +10,7 @@ from transfer_queue import KVBatchMeta
 
 from rredcot_verl.config.schema import parse
 from rredcot_verl.integration import actor_probes
+from rredcot_verl.integration import batch as batch_module
 from rredcot_verl.integration.actor_probes import (
     SeparateSequences,
     any_planned,
@@ -70,7 +71,8 @@ def queue(monkeypatch):
         return {name: stored[name] for name in select_fields}
 
     stored = dict(fields)
-    monkeypatch.setattr(actor_probes, "tq", SimpleNamespace(kv_batch_put=put, kv_batch_get=get))
+    for module in (batch_module, actor_probes):
+        monkeypatch.setattr(module, "tq", SimpleNamespace(kv_batch_put=put, kv_batch_get=get))
     return stored
 
 

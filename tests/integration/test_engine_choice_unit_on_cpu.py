@@ -8,13 +8,8 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf, open_dict
 from transformers import Gemma2Config
 
-from rredcot_verl.integration.engine_choice import (
-    EngineChoice,
-    apply_choice,
-    choose_engine,
-    why_not_shared,
-    why_server_cannot_score,
-)
+from rredcot_verl.integration.capabilities import why_not_shared, why_server_cannot_score
+from rredcot_verl.integration.engine_choice import EngineChoice, apply_choice, choose_engine
 from rredcot_verl.integration.settings import active_settings, parse_block
 from rredcot_verl.scoring.actor_protocol import MODEL_TYPE
 from tests.scoring.architectures import SHAPE, build_model

@@ -147,7 +147,7 @@ class TestSources:
     def test_values_that_know_the_outcome_are_not_called_forecasts(self, tmp_path):
         rows = [trace(["a", "b"], [0.5, 0.25, 0.0], source="leave_one_out")]
         _, summary, page = rendered(write_run(tmp_path / "run", rows))
-        assert set(summary["calibration"].values()) == {None} and "levelled by it" in page
+        assert set(summary["calibration"].values()) == {None} and "made of it" in page
         assert summary["credit_by_position"]
 
 
