@@ -1,0 +1,237 @@
+"""All traces of a measurement under one cutting, padded to rectangles, with the gold beside them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rredcot_verl.analyze.records import CuttingRecord, Measurements, RolloutRecord, TraceRecord
+from rredcot_verl.analyze.statistics import Array, Labels
+
+SOLVED_AT = 0.5
+"""Lowest reward, as a share of the reward range, of a solved trace; the same as in `rredcot_verl.report`."""
+NUM_ROLLOUTS = 9
+"""Continuations a state of the method `monte_carlo`: VinePPO's number (arXiv 2410.01679)."""
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Gold:
+    """Monte Carlo values of the states.
+
+    Attributes:
+        values: `(num_traces, width)`, mean reward of the continuations, in [0, 1]; NaN where there are none.
+        noise: `(num_traces, width)`, unbiased estimate of the variance of that mean; NaN below two continuations.
+        num_rollouts: `(num_traces, width)` continuations.
+    """
+
+    values: Array
+    noise: Array
+    num_rollouts: Array
+
+
+@dataclass(frozen=True)
+class Board:
+    """Traces under one cutting. `width` is the largest number of segments; state k of a row stands before segment k+1.
+
+    Attributes:
+        cutting: Name of the cutting.
+        traces: The traces that were cut, in order.
+        cuts: Their cuttings.
+        groups: `(num_traces,)` number of the prompt among all prompts of the measurement.
+        rewards: `(num_traces,)` reward, mapped to [0, 1].
+        others: `(num_traces,)` mean reward of the group's other traces (leave-one-out); of all other prompts' traces
+            where the group has one member.
+        num_segments: `(num_traces,)`.
+        is_state: `(num_traces, width)`, whether k < K.
+        position: `(num_traces, width)`, offset of state k over the length of the response.
+        gold: From all continuations.
+        halves: From the odd and from the even ones.
+        fresh, rest: From the first `NUM_ROLLOUTS` (half of them where there are fewer than twice as many), and from
+            those after.
+        seconds, num_tokens: `(num_traces,)`, what the continuations from the trace's states took.
+    """
+
+    cutting: str
+    traces: list[TraceRecord]
+    cuts: list[CuttingRecord]
+    groups: Labels
+    rewards: Array
+    others: Array
+    num_segments: Labels
+    is_state: Mask
+    position: Array
+    gold: Gold
+    halves: tuple[Gold, Gold]
+    fresh: Gold
+    rest: Gold
+    seconds: Array
+    num_tokens: Array
+
+    @property
+    def width(self) -> int:
+        """Most segments of a trace."""
+        return int(self.is_state.shape[1])
+
+    @cached_property
+    def row_of(self) -> dict[int, int]:
+        """Row of each trace number."""
+        return {trace.trace: row for row, trace in enumerate(self.traces)}
+
+    @cached_property
+    def failed(self) -> Mask:
+        """`(num_traces,)`, whether the trace is not solved."""
+        return self.rewards < SOLVED_AT
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of each response."""
+        return [cut.boundaries[-1] for cut in self.cuts]
+
+    @cached_property
+    def is_inner(self) -> Mask:
+        """`(num_traces, width)`, segments 1 .. K-1: those whose reward does not hold the trace's own outcome."""
+        return np.concatenate([self.is_state[:, 1:], np.zeros((len(self.traces), 1), dtype=bool)], axis=1)
+
+    @cached_property
+    def segment_ends(self) -> Array:
+        """`(num_traces, width)`, where segment k ends, as a share of the response."""
+        following = np.concatenate([self.position[:, 1:], np.zeros((len(self.traces), 1))], axis=1)
+        return np.where(self.is_inner, following, 1.0)
+
+    def segment_rewards(self, values: Array) -> Array:
+        """d_1 .. d_K `(num_traces, width)` of values v_0 .. v_{K-1}, with v_K pinned to the outcome; 0 beyond K."""
+        pinned = np.concatenate([values, self.rewards[:, None]], axis=1)
+        rows = np.arange(len(self.traces))
+        pinned[rows, self.num_segments] = self.rewards
+        return np.where(self.is_state, np.diff(pinned, axis=1), 0.0)
+
+
+def reward_range(run: dict[str, Any]) -> tuple[float, float]:
+    """Lowest and highest reward of the task, [0, 1] where `run.json` does not say."""
+    low, high = run.get("reward_range") or (0.0, 1.0)
+    return float(low), float(high)
+
+
+def group_numbers(measurements: Measurements) -> dict[str, int]:
+    """Number of each prompt, in order of appearance."""
+    return {group: number for number, group in enumerate(dict.fromkeys(trace.group for trace in measurements.traces))}
+
+
+def make_board(measurements: Measurements, cutting: str) -> Board:
+    """Lay out one cutting.
+
+    Traces whose cutting has not been measured are left out.
+
+    Raises:
+        ValueError: A cutting whose offsets do not rise from 0, or that names an unknown trace.
+    """
+    traces_by_number = {trace.trace: trace for trace in measurements.traces}
+    cuts = sorted((cut for cut in measurements.cuttings if cut.cutting == cutting), key=lambda cut: cut.trace)
+    for cut in cuts:
+        _check(cut, traces_by_number)
+    # An empty response has no segment to credit.
+    cuts = [cut for cut in cuts if len(cut.boundaries) > 1]
+    traces = [traces_by_number[cut.trace] for cut in cuts]
+    low, high = reward_range(measurements.run)
+    rewards = np.array([(trace.reward - low) / (high - low) for trace in traces], dtype=np.float64)
+    numbers = group_numbers(measurements)
+    groups = np.array([numbers[trace.group] for trace in traces], dtype=np.int64)
+    num_segments = np.array([len(cut.boundaries) - 1 for cut in cuts], dtype=np.int64)
+    width = int(num_segments.max(initial=1))
+    position = np.zeros((len(cuts), width))
+    for row, cut in enumerate(cuts):
+        position[row, : num_segments[row]] = np.array(cut.boundaries[:-1]) / cut.boundaries[-1]
+    states = _rollouts(measurements, cuts, width, low, high)
+    return Board(
+        cutting,
+        traces,
+        cuts,
+        groups,
+        rewards,
+        _others(rewards, groups),
+        num_segments,
+        np.arange(width) < num_segments[:, None],
+        position,
+        **states,
+    )
+
+
+def _rollouts(
+    measurements: Measurements, cuts: list[CuttingRecord], width: int, low: float, high: float
+) -> dict[str, Any]:
+    records: dict[tuple[int, int], list[RolloutRecord]] = {}
+    for record in measurements.rollouts:
+        records.setdefault((record.trace, record.offset), []).append(record)
+    shape = (len(cuts), width)
+    drawn: list[tuple[int, int, Array]] = []
+    seconds, num_tokens = np.full(len(cuts), np.nan), np.full(len(cuts), np.nan)
+    for row, cut in enumerate(cuts):
+        found = [records.get((cut.trace, offset), []) for offset in cut.boundaries[:-1]]
+        for k, state in enumerate(found):
+            rewards = np.array([reward for record in state for reward in record.rewards], dtype=np.float64)
+            drawn.append((row, k, (rewards - low) / (high - low)))
+        if all(found):
+            # For one continuation a state: methods multiply by theirs.
+            counts = [sum(len(record.rewards) for record in state) for state in found]
+            seconds[row] = sum(
+                sum(record.seconds for record in state) / max(n, 1) for state, n in zip(found, counts, strict=True)
+            )
+            num_tokens[row] = sum(
+                sum(record.num_tokens for record in state) / max(n, 1) for state, n in zip(found, counts, strict=True)
+            )
+    return {
+        "gold": _gold(shape, drawn, lambda rewards: rewards),
+        "halves": (
+            _gold(shape, drawn, lambda rewards: rewards[0::2]),
+            _gold(shape, drawn, lambda rewards: rewards[1::2]),
+        ),
+        "fresh": _gold(shape, drawn, lambda rewards: rewards[: num_fresh(len(rewards))]),
+        "rest": _gold(shape, drawn, lambda rewards: rewards[num_fresh(len(rewards)) :]),
+        "seconds": seconds,
+        "num_tokens": num_tokens,
+    }
+
+
+def num_fresh(num_rollouts: int) -> int:
+    """How many of a state's continuations the method `monte_carlo` takes for itself."""
+    return min(NUM_ROLLOUTS, num_rollouts // 2)
+
+
+def _gold(shape: tuple[int, int], drawn: list[tuple[int, int, Array]], pick: Any) -> Gold:
+    values, noise, num_rollouts = np.full(shape, np.nan), np.full(shape, np.nan), np.zeros(shape)
+    for row, k, rewards in drawn:
+        chosen = pick(rewards)
+        num_rollouts[row, k] = len(chosen)
+        if len(chosen):
+            values[row, k] = chosen.mean()
+        if len(chosen) > 1:
+            noise[row, k] = chosen.var(ddof=1) / len(chosen)
+    return Gold(values, noise, num_rollouts)
+
+
+def _others(rewards: Array, groups: Labels) -> Array:
+    """Leave-one-out mean of the group; where it has one member, of all other traces."""
+    if len(rewards) < 2:
+        return np.full(len(rewards), 0.5)
+    sums, counts = np.bincount(groups, rewards), np.bincount(groups)
+    everyone = (rewards.sum() - rewards) / (len(rewards) - 1)
+    num_others = counts[groups] - 1
+    return np.where(num_others > 0, (sums[groups] - rewards) / np.maximum(num_others, 1), everyone)
+
+
+def _check(cut: CuttingRecord, traces: dict[int, TraceRecord]) -> None:
+    rising = all(a < b for a, b in zip(cut.boundaries, cut.boundaries[1:], strict=False))
+    if cut.trace not in traces or not cut.boundaries or cut.boundaries[0] != 0 or not rising:
+        raise ValueError(
+            f"cuttings.jsonl: trace {cut.trace}, cutting {cut.cutting}: boundaries {cut.boundaries} must rise from 0 "
+            "in a trace of traces.jsonl"
+        )
+    if len(cut.characters) != len(cut.boundaries):
+        raise ValueError(
+            f"cuttings.jsonl: trace {cut.trace}, cutting {cut.cutting}: {len(cut.characters)} characters for "
+            f"{len(cut.boundaries)} boundaries"
+        )

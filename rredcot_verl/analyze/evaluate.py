@@ -1,0 +1,218 @@
+"""From measurements to `results.json`: every method, every measure, each with its interval. See docs/analyze.md.
+
+Schema of the results (`schema` = 1), in JSON types. An *interval* is `{estimate, low, high, num, num_groups, reason}`:
+the 95 % percentile interval of a bootstrap over prompts, `num` the states, segments or traces behind it; a number that
+cannot be had is null and `reason` says why.
+
+- `run`: contents of the measurement's `run.json`.
+- `evaluation`: `seed`, `num_resamples`, `confidence`, `cutting` (the one all methods are compared on), `temperature`,
+  `layer` (the one the plugin reads by default, or the last one read; null without hidden states), `seconds`.
+- `data`: `num_traces`, `num_groups`, `num_uniform_groups`, `num_solved`, `num_failed`, `mean_reward`, `num_states`,
+  `mean_segments`, `mean_tokens`, `lines` (`num_checked`, `num_wrong`, `num_counted`, `num_solved_checked`,
+  `num_solved_wrong`).
+- `gold`: `num_rollouts` (`min`, `mean`, `max` a state), `noise` (mean variance of a state's gold value), `variance` (of
+  the values over states), `split_half` and `ceiling`: for each correlation measure an interval; the first is the
+  correlation of two halves of the continuations, the second the correlation with the gold that the true values would
+  reach: sqrt(2 r / (1 + r)) by Spearman-Brown.
+- `chance`: for `chance`, `first_segment`, `last_segment`: `top1`, `rank`, `auc`, each an interval.
+- `grpo`: `snr`: squared mean gradient over the variance of one prompt's; an interval.
+- `methods`: list of
+  `name`, `family`, `about`, `estimator`, `uses_outcome`, `against` (`gold` or `rest`), `coverage` (share of the traces
+  with values), `measures` (name to interval: `measures.NAMES`, and `blame_<top1|rank|auc>` by d_k), `differences`
+  (the same names: this method less `joint:reference` on the same states, paired), `over_chance` (`blame_top1` less
+  chance), `calibration` (bins: `low`, `high`, `num_states`, `mean_value`, `outcome` an interval; null for methods that
+  use the outcome), `credit` (for `reweight` and `td`: `variance.NAMES` and `blame_<top1|rank|auc>` by the final
+  advantage), `cost` (`seconds`, `num_tokens` a trace; `seconds_of_log_prob`, `seconds_of_generation`,
+  `tokens_of_generation` as ratios; all intervals).
+- `costs`: for `generate` and `log_prob`: `seconds`, `num_tokens` a trace, intervals.
+- `ablations`: `segmentation`, `temperature`, `training_size`, `credit`: lists of `{setting, method, measures}`; a list
+  that could not be made is empty and `notes` says why. Forms, proposals, layers and smoothing are `methods`.
+- `examples`: traces with their segments, gold and estimated values, for the page.
+- `notes`: what was left out, and why.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from rredcot_verl.analyze import blame as blame_measures
+from rredcot_verl.analyze.ablations import ablations
+from rredcot_verl.analyze.board import NUM_ROLLOUTS, Board, make_board
+from rredcot_verl.analyze.compare import Comparison, the_gold
+from rredcot_verl.analyze.examples import examples
+from rredcot_verl.analyze.methods import (
+    REFERENCE,
+    SMOOTHED,
+    Method,
+    attribution_methods,
+    baselines,
+    monte_carlo,
+    probe_methods,
+    smoothed,
+)
+from rredcot_verl.analyze.readouts import default_layer, load_hidden, readout_methods
+from rredcot_verl.analyze.records import Measurements
+from rredcot_verl.analyze.statistics import CONFIDENCE, Resamples
+
+SCHEMA = 1
+FEW_PROMPTS = 20
+STRENGTHS = (0.25, 0.5)
+CALIBRATED = (REFERENCE, "geometric:reference", "normalized:union")
+"""Probes that are calibrated; the first is the plugin's default."""
+
+
+def evaluate(
+    measurements: Measurements,
+    *,
+    seed: int = 0,
+    num_resamples: int = 1000,
+    cutting: str | None = None,
+    temperature: float | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Evaluate a folder of measurements.
+
+    Args:
+        measurements: From `records.load`.
+        seed: Of the bootstrap and of the readouts' folds.
+        num_resamples: Resamples of the bootstrap.
+        cutting: The cutting all methods are compared on; None: `main_cutting` of `run.json`, else the one with most
+            measured traces.
+        temperature: The probes' temperature; None: `temperature` of `run.json`, else that of most probes.
+        progress: Called with what is done, how many are done and of how many.
+
+    Returns:
+        The results as this module's docstring describes them, ready for `json.dumps(..., allow_nan=False)`.
+
+    Raises:
+        ValueError: No trace, no cutting, or one of that name or temperature was not measured.
+    """
+    started = time.perf_counter()
+    report = progress or (lambda what, done, total: None)
+    notes: list[str] = []
+    cutting = _main_cutting(measurements, cutting)
+    temperature = _temperature(measurements, temperature)
+    board = make_board(measurements, cutting)
+    if not board.traces:
+        raise ValueError(f"cutting {cutting}: no trace with a segment was measured; there is nothing to evaluate")
+    num_groups = int(len({trace.group for trace in measurements.traces}))
+    resamples = Resamples.draw(num_groups, num_resamples, seed)
+    hidden = load_hidden(measurements, board)
+    layer = None if hidden is None else default_layer(hidden, measurements.run)
+    methods = all_methods(measurements, board, temperature, seed, notes)
+    if num_groups < FEW_PROMPTS:
+        notes.append(
+            f"{num_groups} prompts: a bootstrap over so few gives intervals that are too narrow, and regressions keep "
+            "the group's mean below 10 prompts"
+        )
+    comparison = Comparison(measurements, board, resamples, methods, notes)
+    entries = []
+    for done, method in enumerate(methods):
+        entries.append(comparison.entry(method))
+        report(f"methods ({method.name})", done + 1, len(methods))
+    sections = ablations(measurements, comparison, temperature, seed, notes, report)
+    return {
+        "schema": SCHEMA,
+        "run": measurements.run,
+        "evaluation": {
+            "seed": seed,
+            "num_resamples": num_resamples,
+            "confidence": CONFIDENCE,
+            "cutting": cutting,
+            "temperature": temperature,
+            "layer": layer,
+            "seconds": time.perf_counter() - started,
+        },
+        "data": _data(board, comparison.wrong),
+        "gold": comparison.gold(),
+        "chance": comparison.chance(),
+        "grpo": comparison.grpo(),
+        "methods": entries,
+        "costs": comparison.costs(),
+        "ablations": sections,
+        "examples": examples(board, methods, comparison.wrong, layer),
+        "notes": notes,
+    }
+
+
+def all_methods(
+    measurements: Measurements, board: Board, temperature: float, seed: int, notes: list[str]
+) -> list[Method]:
+    """Every method that the measurements of a board allow; what is missing is noted."""
+    probes = probe_methods(measurements, board, temperature)
+    if not probes:
+        notes.append(f"no probes for {board.cutting} at temperature {temperature:g}: no probe methods, no calibration")
+    attributions = attribution_methods(measurements, board)
+    if not attributions:
+        notes.append("no weights of segments were measured: no attribution methods")
+    rollouts = monte_carlo(board)
+    if not rollouts:
+        notes.append("fewer than two continuations a state: no monte_carlo method, and nothing to compare with")
+    elif np.median(board.fresh.num_rollouts[board.is_state]) < NUM_ROLLOUTS:
+        notes.append(
+            f"fewer than {2 * NUM_ROLLOUTS} continuations a state: monte_carlo takes half of them, fewer than "
+            f"{NUM_ROLLOUTS}"
+        )
+    hidden = load_hidden(measurements, board)
+    if hidden is None:
+        notes.append("no hidden states were measured: no hidden or both")
+    by_name = {method.name: method for method in probes}
+    calibrated = [by_name[name] for name in CALIBRATED if name in by_name]
+    gold = [the_gold(board)] if rollouts else []
+    methods = [*baselines(board), *gold, *rollouts, *probes, *attributions]
+    methods += readout_methods(board, calibrated, hidden, seed=seed)
+    found = {method.name: method for method in methods}
+    methods += [smoothed(board, found[name], s) for name in SMOOTHED if name in found for s in STRENGTHS]
+    return methods
+
+
+def _main_cutting(measurements: Measurements, cutting: str | None) -> str:
+    counts: dict[str, int] = {}
+    for cut in measurements.cuttings:
+        counts[cut.cutting] = counts.get(cut.cutting, 0) + 1
+    if not counts:
+        raise ValueError("cuttings.jsonl: no trace was cut; there is nothing to evaluate")
+    chosen = cutting or measurements.run.get("main_cutting") or max(counts, key=lambda name: counts[name])
+    if chosen not in counts:
+        raise ValueError(f"cutting {chosen!r} was not measured; measured are {sorted(counts)}")
+    return str(chosen)
+
+
+def _temperature(measurements: Measurements, temperature: float | None) -> float:
+    counts: dict[float, int] = {}
+    for record in measurements.probes:
+        counts[record.temperature] = counts.get(record.temperature, 0) + 1
+    chosen = measurements.run.get("temperature") if temperature is None else temperature
+    if chosen is None or (temperature is None and counts and chosen not in counts):
+        chosen = max(counts, key=lambda number: counts[number]) if counts else 1.0
+    if temperature is not None and temperature not in counts:
+        raise ValueError(f"temperature {temperature:g} was not probed; probed are {sorted(counts)}")
+    return float(chosen)
+
+
+def _data(board: Board, wrong: blame_measures.WrongSegments) -> dict[str, Any]:
+    sums = np.bincount(board.groups, board.rewards)
+    counts = np.bincount(board.groups)
+    squares = np.bincount(board.groups, board.rewards**2)
+    present = counts > 0
+    spread = squares[present] / counts[present] - (sums[present] / counts[present]) ** 2
+    return {
+        "num_traces": len(board.traces),
+        "num_groups": int(present.sum()),
+        "num_uniform_groups": int((spread <= 1e-12).sum()),
+        "num_solved": int((~board.failed).sum()),
+        "num_failed": int(board.failed.sum()),
+        "mean_reward": float(np.mean([trace.reward for trace in board.traces])),
+        "num_states": int(board.is_state.sum()),
+        "mean_segments": float(board.num_segments.mean()),
+        "mean_tokens": float(np.mean(board.lengths)),
+        "lines": {
+            "num_checked": wrong.num_checked,
+            "num_wrong": wrong.num_wrong,
+            "num_counted": len(wrong.rows),
+            "num_solved_checked": wrong.num_solved_checked,
+            "num_solved_wrong": wrong.num_solved_wrong,
+        },
+    }

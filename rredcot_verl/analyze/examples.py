@@ -1,0 +1,88 @@
+"""A few traces for the page: what the gold and the estimates say of each segment."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rredcot_verl.analyze.blame import WrongSegments
+from rredcot_verl.analyze.board import Board
+from rredcot_verl.analyze.methods import REFERENCE, Method
+from rredcot_verl.analyze.readouts import READ
+
+NUM_FAILED, NUM_SOLVED = 3, 2
+SHOWN = (REFERENCE, "geometric:reference", "calibrated", "monte_carlo", "attention_attribution")
+
+
+def examples(
+    board: Board, methods: Sequence[Method], wrong: WrongSegments, layer: int | None = None
+) -> list[dict[str, Any]]:
+    """Choose traces and lay out their segments.
+
+    Failed traces with a known wrong line come first, those whose gold says most clearly where the outlook fell; then
+    solved ones whose gold moved most. So they are not typical: they are the ones with something to find. Of the layers
+    read, `layer` is shown.
+
+    Returns:
+        For each: `trace`, `why`, `prompt`, `reward`, `ground_truth`, `methods` (names of the columns), `start`
+        (`gold` and each method's v_0) and `segments`: `text`, `holds_wrong_line`, `gold` (v after the segment; null
+        where unknown), `values` (each method's, in the order of `methods`). The last values are the outcome.
+    """
+    gold = np.where(board.is_state, board.gold.values, np.nan)
+    complete = (np.isfinite(gold) | ~board.is_state).all(axis=1) & (board.num_segments > 1)
+    moves = np.abs(board.segment_rewards(np.nan_to_num(gold)))
+    largest = np.where(board.is_inner, moves, 0.0).max(axis=1)
+    wrong_of = dict(zip(wrong.rows.tolist(), wrong.segments.tolist(), strict=True))
+    order = sorted(np.nonzero(complete)[0].tolist(), key=lambda row: -largest[row])
+    failed = sorted((row for row in order if board.failed[row]), key=lambda row: row not in wrong_of)
+    solved = [row for row in order if not board.failed[row]]
+    shown = _columns(methods, layer)
+    return [
+        _layout(board, shown, row, wrong_of.get(row), "failed" if board.failed[row] else "solved")
+        for row in [*_apart(board, failed, NUM_FAILED), *_apart(board, solved, NUM_SOLVED)]
+    ]
+
+
+def _columns(methods: Sequence[Method], layer: int | None) -> list[Method]:
+    by_name = {method.name: method for method in methods}
+    names = [*SHOWN, *(f"{prefix}{layer}" for prefix in READ)]
+    return [by_name[name] for name in names if name in by_name]
+
+
+def _apart(board: Board, rows: Sequence[int], most: int) -> list[int]:
+    """The first rows, one a prompt."""
+    chosen: dict[int, int] = {}
+    for row in rows:
+        chosen.setdefault(int(board.groups[row]), row)
+    return list(chosen.values())[:most]
+
+
+def _layout(board: Board, shown: Sequence[Method], row: int, wrong: int | None, why: str) -> dict[str, Any]:
+    trace, cut, num = board.traces[row], board.cuts[row], int(board.num_segments[row])
+    outcome = float(board.rewards[row])
+
+    def after(values: Any, k: int) -> float | None:
+        number = outcome if k == num else float(values[row, k])
+        return number if np.isfinite(number) else None
+
+    return {
+        "trace": trace.trace,
+        "why": why,
+        "prompt": trace.prompt,
+        "reward": trace.reward,
+        "ground_truth": trace.ground_truth,
+        "methods": [method.name for method in shown],
+        "start": {
+            "gold": after(board.gold.values, 0),
+            "values": [after(method.values, 0) for method in shown],
+        },
+        "segments": [
+            {
+                "text": trace.response[cut.characters[k - 1] : cut.characters[k]],
+                "holds_wrong_line": wrong == k - 1,
+                "gold": after(board.gold.values, k),
+                "values": [after(method.values, k) for method in shown],
+            }
+            for k in range(1, num + 1)
+        ],
+    }

@@ -1,0 +1,94 @@
+"""What the results say, in sentences made from the numbers, for the top of the page and of the tables."""
+
+from typing import Any
+
+from rredcot_verl.analyze.methods import REFERENCE
+from rredcot_verl.analyze.page_charts import describe, number
+from rredcot_verl.analyze.readouts import READ
+
+Entry = dict[str, Any]
+
+QUESTIONS = (
+    ("spearman_v", "Tracks Monte Carlo over states (Spearman of v)", 1, 2),
+    ("spearman_v_within", "Orders the states of a trace (mean Spearman of v within a trace)", 1, 2),
+    ("spearman_d", "Tracks what a segment changed (Spearman of d)", 1, 2),
+    ("mse", "Is nearest to the true value (mean squared error, the gold's own variance taken out)", -1, 3),
+    ("blame_top1", "Finds the first wrong line (top-1)", 1, 2),
+)
+"""Measure, question, which way is better, digits."""
+
+
+def by_name(results: dict[str, Any]) -> dict[str, Entry]:
+    """Entries of the methods by name."""
+    return {entry["name"]: entry for entry in results["methods"]}
+
+
+def shown(results: dict[str, Any]) -> list[Entry]:
+    """The methods of the charts: without smoothing, further calibrations and further layers, which have tables."""
+    layer = results["evaluation"]["layer"]
+    return [
+        entry
+        for entry in results["methods"]
+        if entry["family"] != "smoothed"
+        and not entry["name"].startswith("calibrated:")
+        and (not entry["name"].startswith(READ) or entry["name"].partition(":")[2] == str(layer))
+    ]
+
+
+def cheap(results: dict[str, Any]) -> list[Entry]:
+    """Methods that need no continuation and do not know the outcome: those that can be compared as forecasts."""
+    return [
+        entry
+        for entry in shown(results)
+        if entry["family"] not in ("monte_carlo", "attribution") and entry["coverage"] > 0.5
+    ]
+
+
+def findings(results: dict[str, Any]) -> list[str]:
+    """One sentence a question, in plain text: the best cheap method, the plugin's default, Monte Carlo and chance.
+
+    The best of many is partly luck: the sentences give its interval and its difference to the default, no more.
+    """
+    methods = by_name(results)
+    sentences = []
+    for name, question, direction, digits in QUESTIONS:
+        known = [entry for entry in cheap(results) if entry["measures"][name]["estimate"] is not None]
+        if not known:
+            reasons = [entry["measures"][name]["reason"] for entry in results["methods"]]
+            reason = next((found for found in reasons if found), "")
+            sentences.append(f"{question}: not measured ({reason or 'no method'}).")
+            continue
+        best = max(known, key=lambda entry: direction * entry["measures"][name]["estimate"])
+        parts = [f"best without continuations is {best['name']} with {describe(best['measures'][name], digits)}"]
+        difference = best["differences"].get(name)
+        if REFERENCE in methods and best["name"] != REFERENCE:
+            parts.append(f"{REFERENCE} has {describe(methods[REFERENCE]['measures'][name], digits)}")
+            if difference is not None and difference["low"] is not None:
+                parts.append(f"difference {describe(difference, digits)}")
+        parts += _limits(results, name, digits)
+        sentences.append(f"{question}: {'; '.join(parts)}.")
+    return [*sentences, *_cost(results)]
+
+
+def _limits(results: dict[str, Any], name: str, digits: int) -> list[str]:
+    parts = []
+    rollouts = by_name(results).get("monte_carlo")
+    if rollouts is not None and rollouts["measures"][name]["estimate"] is not None:
+        parts.append(f"Monte Carlo with few continuations {describe(rollouts['measures'][name], digits)}")
+    if name == "blame_top1" and results["chance"]["chance"]["top1"]["estimate"] is not None:
+        parts.append(f"chance {number(results['chance']['chance']['top1']['estimate'], digits)}")
+    ceiling = results["gold"]["ceiling"].get(name)
+    if ceiling is not None and ceiling["estimate"] is not None:
+        parts.append(f"the gold's noise allows {number(ceiling['estimate'], digits)} at most")
+    return parts
+
+
+def _cost(results: dict[str, Any]) -> list[str]:
+    methods = by_name(results)
+    names = (REFERENCE, "calibrated", f"hidden:{results['evaluation']['layer']}", "monte_carlo")
+    parts = []
+    for name in [name for name in names if name in methods]:
+        ratio = methods[name]["cost"]["seconds_of_generation"]["estimate"]
+        if ratio is not None:
+            parts.append(f"{name} {number(ratio, None)}")
+    return [f"Seconds a trace, as a share of generating it: {', '.join(parts)}."] if parts else []

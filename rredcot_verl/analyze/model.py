@@ -1,0 +1,189 @@
+"""The policy from a HuggingFace folder, and its log-probability passes over packed traces."""
+
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+
+from rredcot_verl.scoring.probe_pack import ProbePack
+from rredcot_verl.scoring.probes import Branch
+from rredcot_verl.scoring.shared_attention import shared_prefix, why_not_shared
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Policy:
+    """A model that is measured.
+
+    Attributes:
+        model: In evaluation mode, on its device.
+        tokenizer: Its tokenizer.
+        eos_token_ids: Tokens that end a response.
+        max_length: Longest sequence it takes, in tokens; None where its config does not say.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    eos_token_ids: tuple[int, ...]
+    max_length: int | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.model.device
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers."""
+        return int(self.model.config.get_text_config(decoder=True).num_hidden_layers)
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def check_folder(path: str) -> Path:
+    """The folder of a model.
+
+    Raises:
+        ValueError: It is not a folder with a `config.json`.
+    """
+    folder = Path(path).expanduser()
+    if not (folder / "config.json").is_file():
+        found = "no such folder" if not folder.is_dir() else "no config.json in it"
+        raise ValueError(f"--model {path}: {found}; expected a HuggingFace folder with model and tokenizer")
+    return folder
+
+
+def fingerprint(folder: Path) -> str:
+    """Tells one model from another without reading all of it: config, sizes, and the ends of the weights."""
+    digest = 0
+    for file in sorted(folder.glob("*")):
+        if file.suffix not in (".json", ".safetensors", ".bin"):
+            continue
+        size = file.stat().st_size
+        digest = zlib.crc32(f"{file.name} {size}".encode(), digest)
+        with file.open("rb") as opened:
+            digest = zlib.crc32(opened.read(1 << 20), digest)
+            opened.seek(max(0, size - (1 << 20)))
+            digest = zlib.crc32(opened.read(), digest)
+    return f"{digest:08x}"
+
+
+def load_policy(folder: Path, device: str, dtype: str) -> Policy:
+    """Load model and tokenizer.
+
+    Args:
+        folder: A HuggingFace folder.
+        device: E.g. `cpu` or `cuda:0`.
+        dtype: A key of `DTYPES`, or `auto`: float32 on a CPU, bfloat16 elsewhere.
+
+    Raises:
+        ValueError: The device is not there, or the folder cannot be loaded.
+    """
+    chosen = DTYPES[dtype if dtype != "auto" else default_dtype(device)]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen)
+        model = model.to(device).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"--model {folder}: cannot be loaded on {device}: {error}") from error
+    stops = model.generation_config.eos_token_id if model.generation_config else None
+    eos = {tokenizer.eos_token_id, *(stops if isinstance(stops, list | tuple) else [stops])} - {None}
+    if not eos:
+        raise ValueError(f"--model {folder}: neither tokenizer nor generation config names an end-of-sequence token")
+    # What is sampled goes by the command line alone.
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return Policy(model, tokenizer, tuple(sorted(eos)), positions)
+
+
+def default_dtype(device: str) -> str:
+    """The numbers of `--dtype auto`."""
+    return "float32" if device.startswith("cpu") else "bfloat16"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass over packed traces with their probes.
+
+    Attributes:
+        pack: The layout.
+        rows: Indices of the tokens whose logits were computed.
+        logits: `(num_rows, vocab_size)`, at temperature 1.
+    """
+
+    pack: ProbePack
+    rows: Tensor
+    logits: Tensor
+
+    def log_probs(self, traces: Sequence[Sequence[int]], temperature: float) -> list[Tensor]:
+        """For each trace `(num_tokens - 1,)` log-probabilities of its tokens but the first; needs all its rows."""
+        found = []
+        for start, trace in zip(self.pack.trace_starts, traces, strict=False):
+            scaled = self.logits[start : start + len(trace) - 1].float() / temperature
+            targets = torch.tensor(list(trace[1:]), device=scaled.device).unsqueeze(1)
+            found.append((scaled.gather(1, targets).squeeze(1) - scaled.logsumexp(1)).cpu())
+        return found
+
+
+@torch.no_grad()
+def run_pack(
+    model: PreTrainedModel,
+    traces: Sequence[Sequence[int]],
+    branches: Sequence[Sequence[Branch]] | None = None,
+    all_rows: bool = True,
+) -> Pass:
+    """Traces, one after the other in one sequence, each seeing itself alone; probes share their trace.
+
+    Args:
+        model: A model that attends through transformers' attention interface.
+        traces: Token ids of each.
+        branches: Probes of each; None for none.
+        all_rows: Whether logits of the traces' own tokens are needed.
+    """
+    pack = ProbePack.build([len(trace) for trace in traces], branches or [[] for _ in traces])
+    rows = pack.rows(all_trace_rows=all_rows)
+    ids = torch.cat([torch.tensor([token for trace in traces for token in trace]), pack.probe_token_ids])
+    device = model.device
+    with shared_prefix(model.config) as current:
+        current.pack = pack.to(device)
+        logits = model(
+            input_ids=ids[None].to(device),
+            position_ids=current.pack.positions[None],
+            use_cache=False,
+            logits_to_keep=rows.to(device),
+        ).logits[0]
+    return Pass(pack, rows, logits)
+
+
+def require_packing(policy: Policy) -> None:
+    """Refuse a model whose traces cannot be packed: the bench reads everything in such passes.
+
+    Raises:
+        ValueError: With the reason.
+    """
+    obstacle = why_not_shared(policy.model.config, policy.device.type)
+    if obstacle is not None:
+        raise ValueError(f"--model: {obstacle}, and the bench computes traces and probes in shared passes only")
+
+
+def describe(policy: Policy, folder: Path) -> dict[str, Any]:
+    """What `run.json` says of the model."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return {
+        "path": str(folder),
+        "type": config.get("model_type"),
+        "num_parameters": policy.num_parameters,
+        "num_layers": policy.num_layers,
+        "hidden_size": policy.model.config.get_text_config(decoder=True).hidden_size,
+        "vocab_size": policy.model.config.get_text_config(decoder=True).vocab_size,
+    }

@@ -1,0 +1,103 @@
+"""The results as Markdown tables, for documents and terminals."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rredcot_verl.analyze.findings import findings
+from rredcot_verl.analyze.page_charts import describe, number
+
+AGREEMENT = (
+    ("Spearman v", "spearman_v"),
+    ("within a trace", "spearman_v_within"),
+    ("Spearman d", "spearman_d"),
+    ("d within a trace", "spearman_d_within"),
+    ("squared error", "mse"),
+    ("bias", "bias"),
+    ("Brier", "brier"),
+    ("ECE", "ece"),
+)
+POSITIONS = tuple(
+    (f"{what} {third}", f"spearman_{what}_{third}") for what in "vd" for third in ("early", "middle", "late")
+)
+BLAME = (("top-1", "blame_top1"), ("mean rank", "blame_rank"), ("AUC", "blame_auc"))
+GRADIENT = (
+    ("variance", "variance"),
+    ("variance, scaled", "variance_scaled"),
+    ("cosine", "cosine_unbiased"),
+    ("signal to noise", "snr"),
+    ("efficiency", "efficiency"),
+    ("top-1 by advantage", "blame_top1"),
+)
+COST = (
+    ("seconds", "seconds"),
+    ("tokens", "num_tokens"),
+    ("seconds over log-prob pass", "seconds_of_log_prob"),
+    ("seconds over generation", "seconds_of_generation"),
+)
+
+
+def render(results: dict[str, Any]) -> str:
+    """Renders the results as Markdown.
+
+    Args:
+        results: What `evaluate` returned, or `results.json`.
+
+    Returns:
+        The document, ending with a newline. Every interval is the 95 % bootstrap over prompts.
+    """
+    data, gold, methods = results["data"], results["gold"], results["methods"]
+    counts = gold["num_rollouts"]
+    noise = (
+        "not known" if gold["noise"] is None else f"{number(gold['noise'], 4)} (values {number(gold['variance'], 3)})"
+    )
+    lines = [
+        "# Credit against Monte Carlo",
+        "",
+        f"{data['num_traces']} traces of {data['num_groups']} prompts, {data['num_states']} states, cut by "
+        f"`{results['evaluation']['cutting']}`; gold: {counts['min']} to {counts['max']} continuations a state, "
+        f"variance of a gold value {noise}. In brackets: 95 % bootstrap over prompts, "
+        f"{results['evaluation']['num_resamples']} resamples, seed {results['evaluation']['seed']}.",
+        "",
+        *[f"- {sentence}" for sentence in findings(results)],
+        "",
+    ]
+    ceiling = gold["ceiling"]
+    limit = {"name": "*gold's noise allows*", "measures": ceiling}
+    lines += _table("Agreement with Monte Carlo and the outcome", AGREEMENT, [limit, *methods], "measures")
+    lines += _table("Spearman by third of the trace", POSITIONS, [limit, *methods], "measures")
+    rules = [
+        {"name": f"*{rule.replace('_', ' ')}*", "measures": {f"blame_{name}": value for name, value in found.items()}}
+        for rule, found in results["chance"].items()
+    ]
+    lines += _table("First wrong line of failed traces, by the most negative d", BLAME, [*rules, *methods], "measures")
+    for form in ("reweight", "td"):
+        entries = [{"name": entry["name"], "measures": entry["credit"][form]} for entry in methods]
+        lines += _table(f"Policy gradient relative to GRPO, credit.form={form}", GRADIENT, entries, "measures")
+    lines += _table("Cost a trace", COST, methods, "cost")
+    for name, rows in results["ablations"].items():
+        columns = GRADIENT if name == "credit" else (*AGREEMENT[:3], *AGREEMENT[4:5], BLAME[0])
+        entries = [{**row, "name": f"{row['setting']}: {row['method']}"} for row in rows]
+        lines += _table(f"Ablation: {name.replace('_', ' ')}", columns, entries, "measures")
+    if results["notes"]:
+        lines += ["## Left out", "", *[f"- {note}" for note in results["notes"]], ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(heading: str, columns: Sequence[tuple[str, str]], entries: Sequence[dict[str, Any]], part: str) -> list[str]:
+    shown = [column for column in columns if any(_known(entry[part].get(column[1])) for entry in entries)]
+    if not shown or not entries:
+        return [f"## {heading}", "", "Not measured.", ""]
+    lines = [f"## {heading}", "", "| method | " + " | ".join(name for name, _ in shown) + " |"]
+    lines.append("|---" * (len(shown) + 1) + "|")
+    for entry in entries:
+        cells = [_cell(entry[part].get(name)) for _, name in shown]
+        lines.append(f"| {entry['name']} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _known(value: dict[str, Any] | None) -> bool:
+    return value is not None and value["estimate"] is not None
+
+
+def _cell(value: dict[str, Any] | None) -> str:
+    return describe(value) if value is not None and value["estimate"] is not None else "-"

@@ -1,0 +1,127 @@
+"""The verifier as verl names it, called outside verl."""
+
+import asyncio
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+DEFAULT_NAME = "compute_score"
+"""What verl calls a custom reward function unless told otherwise."""
+_MAX_CONCURRENCY = 64
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+"""The `extra_info` of a row that has none: one object, as claims with the same one are told to be equal by it."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a verifier is asked about: a response, and the row of the data that holds its prompt.
+
+    Attributes:
+        response: Text of the response.
+        data_source, ground_truth, extra_info: As in verl's rows.
+    """
+
+    response: str
+    data_source: str
+    ground_truth: Any
+    extra_info: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
+
+
+def load_function(name: str | None) -> Callable[..., Any]:
+    """The reward function of a name.
+
+    Args:
+        name: `PATH`, `PATH:FUNCTION`, `pkg://package.module` or `pkg://package.module:FUNCTION`; None for verl's own,
+            which goes by `data_source`. Without FUNCTION it is `compute_score`.
+
+    Raises:
+        ValueError: There is no such file, module or function.
+    """
+    if name is None:
+        from verl.utils.reward_score import default_compute_score
+
+        return default_compute_score
+    from verl.utils.import_utils import load_extern_object
+
+    head, colon, function = name.rpartition(":")
+    # The colon of pkg:// and of a Windows drive names no function.
+    path, function = (head, function) if colon and function.isidentifier() and head != "pkg" else (name, DEFAULT_NAME)
+    is_package = path.startswith("pkg://")
+    if not is_package and not Path(path).expanduser().is_file():
+        raise ValueError(f"--reward-function {name!r}: {path} is no file; expected PATH[:FUNCTION] or pkg://MODULE")
+    if is_package and str(Path.cwd()) not in sys.path:
+        # As in `python -m`, the current folder counts too.
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = load_extern_object(path if is_package else str(Path(path).expanduser()), function)
+    except (ImportError, AttributeError, OSError) as error:
+        raise ValueError(f"--reward-function {name!r}: {error}") from error
+    if not callable(found):
+        raise ValueError(f"--reward-function {name!r}: {function} is {type(found).__name__}, expected a function")
+    return found
+
+
+class Verifier:
+    """Rewards of responses; equal claims are verified once.
+
+    Args:
+        function: verl's `compute_score(data_source, solution_str, ground_truth, extra_info=None, ...)`, plain or async.
+        options: Further keyword arguments of every call.
+    """
+
+    def __init__(self, function: Callable[..., Any], options: Mapping[str, Any] | None = None) -> None:
+        self._function = function
+        self._options = dict(options or {})
+        # One for all calls: verifiers keep semaphores and processes that belong to a loop.
+        self._loop = asyncio.new_event_loop() if inspect.iscoroutinefunction(function) else None
+
+    def rewards(self, claims: Sequence[Claim]) -> list[float]:
+        """Verify responses.
+
+        Raises:
+            ValueError: The verifier gave no finite number.
+        """
+        keys = [(id(claim.extra_info), claim.data_source, str(claim.ground_truth), claim.response) for claim in claims]
+        distinct = list(dict(zip(keys, claims, strict=True)).items())
+        if self._loop is not None:
+            found = self._loop.run_until_complete(self._gather([claim for _, claim in distinct]))
+        else:
+            found = [self._call(claim) for _, claim in distinct]
+        known = {key: _score(result) for (key, _), result in zip(distinct, found, strict=True)}
+        return [known[key] for key in keys]
+
+    def _call(self, claim: Claim) -> Any:
+        return self._function(
+            data_source=claim.data_source,
+            solution_str=claim.response,
+            ground_truth=claim.ground_truth,
+            extra_info=dict(claim.extra_info),
+            **self._options,
+        )
+
+    async def _gather(self, claims: Sequence[Claim]) -> list[Any]:
+        room = asyncio.Semaphore(_MAX_CONCURRENCY)
+
+        async def one(claim: Claim) -> Any:
+            async with room:
+                return await self._call(claim)
+
+        return list(await asyncio.gather(*(one(claim) for claim in claims)))
+
+
+def _score(result: Any) -> float:
+    score = result["score"] if isinstance(result, Mapping) and "score" in result else result
+    # numpy's numbers, and a tuple or list whose first entry is the score, as in verl.
+    score = score[0] if isinstance(score, tuple | list) and score else score
+    try:
+        number = float(score)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"the verifier gave {result!r}, expected a finite number or a dict with a finite 'score'")
+    return number

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Which credit is right, on the quickstart: task and model, RL, and the bench on the policy before and after RL.
+# Arguments go to both calls of the bench (python -m rredcot_verl.analyze --help), e.g. --budget 10m or --num-prompts 16.
+# What is there is not made again: the same command goes on where it stopped. Environment: recipes/common/tiny.sh, and
+#   STEPS=40   optimiser steps of the RL
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+OUT=${OUT:-$PWD/runs/analyze/seed-${SEED:-0}}
+STEPS=${STEPS:-40}
+mkdir -p "$OUT"
+OUT=$(cd "$OUT" && pwd)
+source recipes/common/tiny.sh
+
+export QUICKSTART_DATA=$OUT/data OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+say "task and warm-started model (made once, then taken from $QUICKSTART_DATA)"
+python -m recipes.quickstart.warm_start --out "$QUICKSTART_DATA" --seed "$SEED" "${WARM_START_OPTIONS[@]}"
+
+CHECKPOINTS=$OUT/${RECIPES[0]}/checkpoints
+TRAINED=$CHECKPOINTS/global_step_$STEPS/actor/huggingface
+if [ ! -f "$TRAINED/model.safetensors" ] || [ "$DRY_RUN" = 1 ]; then
+    run_recipes recipes/quickstart QUICKSTART_RUN trainer.total_training_steps="$STEPS" trainer.save_freq="$STEPS" \
+        trainer.default_local_dir="$CHECKPOINTS" "actor_rollout_ref.actor.checkpoint.save_contents=[model,hf_model]"
+fi
+
+# bench FOLDER MODEL TITLE [option...]: on held-out problems, in relative paths, which run.json repeats.
+bench() {
+    local name=$1 model=$2 title=$3
+    shift 3
+    say "bench: $title ($OUT/$name)"
+    python -m rredcot_verl.analyze --model "${model#"$PWD"/}" --prompts "${QUICKSTART_DATA#"$PWD"/}/val.parquet" \
+        --out "${OUT#"$PWD"/}/$name" --title "$title" --seed "$SEED" \
+        --reward-function recipes/quickstart/task.py --line-checker recipes.quickstart.task:check_lines \
+        --num-prompts 64 --group-size 8 --max-response-tokens 64 --rollouts 32 --main-rollouts 128 \
+        --set segmentation.min_tokens=4 --layers all --temperatures 1.0 0.5 2.0 --gradients 512 \
+        --cuttings keyword_entropy-8 keyword_entropy-4 keyword_entropy-2 fixed-8 fixed-4 newline-8 entropy-8 keyword-8 \
+        "$@"
+}
+bench warm_start "$QUICKSTART_DATA/model" "The quickstart's policy after its warm start" "$@"
+bench after_rl "$TRAINED" "The quickstart's policy after $STEPS steps of RL (${RECIPES[0]})" "$@"
+say "done: open $OUT/warm_start/report.html and $OUT/after_rl/report.html"

@@ -1,0 +1,195 @@
+"""The variance of the policy gradient: against verl's own loss, and against batches drawn from the prompts."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from verl.trainer.ppo.core_algos import agg_loss, compute_grpo_outcome_advantage
+
+from rredcot_verl.analyze import variance
+from rredcot_verl.analyze.board import make_board
+from rredcot_verl.analyze.compare import Comparison
+from rredcot_verl.analyze.methods import Method, probe_methods
+from rredcot_verl.analyze.records import CuttingRecord, Measurements, TraceRecord
+from rredcot_verl.analyze.statistics import Resamples
+from tests.analyze.synthetic import CUTTING, write
+
+RANGE = (0.0, 1.0)
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def measurements(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("world") / "m", num_groups=40, num_rollouts=8, hidden=False).load()
+
+
+@pytest.fixture(scope="module")
+def board(measurements):
+    return make_board(measurements, CUTTING)
+
+
+@pytest.fixture(scope="module")
+def sketches(measurements, board):
+    return variance.load_sketches(measurements, board)
+
+
+@pytest.fixture(scope="module")
+def grpo(measurements, board):
+    return variance.advantages(measurements, board, None, variance.settings_for(RANGE, "reweight"))
+
+
+def _compare(board, sketches, credit, grpo, num_resamples=50):
+    resamples = Resamples.draw(40, num_resamples, seed=0)
+    ours, theirs = (variance.gradient(board, sketches, given, 40) for given in (credit, grpo))
+    return {name: m.samples for name, m in variance.compare(board, resamples, sketches, ours, theirs).items()}
+
+
+def test_advantages_of_grpo_are_verls(board, grpo):
+    outcomes = torch.tensor([trace.reward for trace in board.traces]).unsqueeze(1)
+    index = np.array([trace.group for trace in board.traces], dtype=object)
+    expected, _ = compute_grpo_outcome_advantage(outcomes, torch.ones_like(outcomes), index)
+    assert np.abs(np.where(board.is_state, grpo - expected.numpy(), 0.0)).max() == 0.0
+
+
+def test_td_with_constant_values_is_grpo(measurements, board, grpo):
+    means = (np.bincount(board.groups, board.rewards) / np.bincount(board.groups))[board.groups]
+    method = Method("mean", "baseline", "", np.where(board.is_state, means[:, None], np.nan))
+    credit = variance.advantages(measurements, board, method, variance.settings_for(RANGE, "td"))
+    assert np.where(board.is_state, credit, 0.0) == pytest.approx(np.where(board.is_state, grpo, 0.0), abs=1e-5)
+
+
+def test_unpinned_sources_get_no_outcome_on_the_last_segment(measurements, board):
+    methods = {method.name: method for method in probe_methods(measurements, board, 1.0)}
+    settings = variance.settings_for(RANGE, "reweight")
+    last = (np.arange(len(board.traces)), board.num_segments - 1)
+    # vps and the probe it reads have the same values; only what the last segment gets differs.
+    probe, vps = (
+        variance.advantages(measurements, board, methods[name], settings)[last]
+        for name in ("geometric:reference", "vps")
+    )
+    failed = (board.rewards == 0) & (np.abs(vps) > 1e-6)
+    assert (vps[failed] > probe[failed]).all() and failed.any()
+
+
+def test_traces_without_values_keep_grpo(measurements, board, grpo):
+    values = np.where(board.is_state, RNG.random(board.is_state.shape), np.nan)
+    values[::3] = np.nan
+    method = Method("some", "probe", "", values)
+    for form in ("reweight", "td"):
+        credit = variance.advantages(measurements, board, method, variance.settings_for(RANGE, form))
+        same = np.where(board.is_state, credit == grpo, True)
+        assert same[::3].all() and not same[1::3].all()
+
+
+def test_mean_gradient_is_that_of_verls_token_mean_loss():
+    """Exact gradients of a softmax policy in place of sketches."""
+    generator = torch.Generator().manual_seed(0)
+    lengths, cuts = [6, 4, 5], [[0, 2, 6], [0, 4], [0, 1, 3, 5]]
+    features = torch.randn(3, 6, 4, generator=generator)
+    tokens = torch.randint(0, 3, (3, 6), generator=generator)
+    weight = torch.randn(4, 3, generator=generator, requires_grad=True)
+    mask = torch.arange(6) < torch.tensor(lengths).unsqueeze(1)
+    log_probs = (features @ weight).log_softmax(-1).gather(2, tokens.unsqueeze(2)).squeeze(2)
+    credit = np.array([[1.0, -2.0, 0.0], [0.5, 0.0, 0.0], [3.0, -1.0, 0.25]])
+    by_token = torch.zeros(3, 6)
+    vectors = np.zeros((3, 3, 12))
+    for row, own in enumerate(cuts):
+        for k, (start, end) in enumerate(zip(own, own[1:], strict=False)):
+            by_token[row, start:end] = credit[row, k]
+            (found,) = torch.autograd.grad(log_probs[row, start:end].sum(), weight, retain_graph=True)
+            vectors[row, k] = found.flatten()
+    ratio = (log_probs - log_probs.detach()).exp()
+    loss = agg_loss(-by_token * ratio, mask.float(), "token-mean", batch_num_tokens=mask.sum(), dp_size=1)
+    loss.backward()
+
+    traces = [TraceRecord(n, f"p{n}", "", "x" * length, [1], [1] * length, [], 0.0) for n, length in enumerate(lengths)]
+    records = [CuttingRecord(n, "c", own, own) for n, own in enumerate(cuts)]
+    board = make_board(Measurements(None, {}, traces, records), "c")
+    sketches = variance.Sketches(np.ones(3, dtype=bool), vectors)
+    sums = variance.gradient(board, sketches, credit, 3).sums
+    assert -sums.sum(axis=0) / sum(lengths) == pytest.approx(weight.grad.flatten().numpy(), abs=1e-6)
+
+
+def test_variance_is_that_of_batches_of_prompts(board, sketches, grpo):
+    """The mean gradients of resampled batches scatter as the formula says."""
+    own = variance.gradient(board, sketches, grpo, 40)
+    counts = Resamples.draw(40, 4000, seed=1).counts[1:]
+    tokens = np.bincount(board.groups, board.lengths, minlength=40).astype(float)
+    means = (counts @ own.sums) / (counts @ tokens)[:, None]
+    scatter = means.var(axis=0).sum()
+    moments = variance._moments(np.ones((1, 40)), own, tokens)
+    assert moments.variance[0] / 40 == pytest.approx(scatter, rel=0.1)
+
+
+def test_scale_of_the_credit_is_told_apart_from_its_noise(board, sketches, grpo):
+    same, double = _compare(board, sketches, grpo, grpo), _compare(board, sketches, 2 * grpo, grpo)
+    for name, value in (
+        ("variance", 1.0),
+        ("variance_scaled", 1.0),
+        ("cosine", 1.0),
+        ("snr", 1.0),
+        ("efficiency", 1.0),
+    ):
+        assert same[name] == pytest.approx(value), name
+    assert double["variance"] == pytest.approx(4.0)
+    assert double["variance_scaled"] == pytest.approx(1.0) and double["efficiency"] == pytest.approx(1.0)
+
+
+def test_random_credit_has_no_direction_and_right_credit_has_more(measurements, board, sketches, grpo):
+    """In this world only wrong segments have a direction to learn from."""
+    noise = np.random.default_rng(0).normal(size=grpo.shape)
+    found = _compare(board, sketches, noise, grpo)
+    assert found["efficiency"][0] < 0.3 and not found["cosine_unbiased"].size, "the direction of noise is not given"
+    right = np.zeros_like(grpo)
+    for row, trace in enumerate(board.traces):
+        if trace.wrong_from is not None:
+            segment = int(np.searchsorted(board.cuts[row].characters, trace.wrong_from, side="right")) - 1
+            right[row, segment] = min(grpo[row, 0], 0.0)
+    found = _compare(board, sketches, right, grpo)
+    assert found["efficiency"][0] > 2.0 and found["cosine_unbiased"][0] > 0.9
+
+
+def test_too_few_prompts_are_refused(measurements, board, sketches, grpo):
+    few = variance.Sketches(sketches.rows & (board.groups < 5), sketches.vectors)
+    own = variance.gradient(board, few, grpo, 40)
+    found = variance.compare(board, Resamples.draw(40, 5, seed=0), few, own, own)
+    assert {m.interval()["reason"] for m in found.values()} == {variance.TOO_FEW}
+
+
+def test_prompts_without_sketches_do_not_count(measurements, board, sketches, grpo):
+    """Leaving prompts out is the same as not having them."""
+    half = variance.Sketches(sketches.rows & (board.groups < 20), sketches.vectors)
+    fewer = dataclasses.replace(
+        measurements,
+        traces=[trace for trace in measurements.traces if trace.trace < 80],
+        cuttings=[cut for cut in measurements.cuttings if cut.trace < 80],
+    )
+    small = make_board(fewer, CUTTING)
+    credit = np.where(np.arange(board.width) % 2 == 0, grpo, 0.5 * grpo)
+    found = []
+    for place, own, num in ((board, half, 40), (small, variance.load_sketches(fewer, small), 20)):
+        rows = len(place.traces)
+        ours, theirs = (variance.gradient(place, own, given[:rows], num) for given in (credit, grpo))
+        found.append(variance.compare(place, Resamples(np.ones((1, num))), own, ours, theirs))
+    for name in variance.NAMES:
+        assert found[0][name].samples == pytest.approx(found[1][name].samples), name
+
+
+def test_blame_by_advantage_leaves_uniform_groups_out(measurements, board):
+    comparison = Comparison(measurements, board, Resamples.draw(40, 20, seed=0), [], [])
+    method = next(m for m in probe_methods(measurements, board, 1.0) if m.name == "joint:reference")
+    entry = comparison.entry(method)
+    rewards = board.rewards
+    mixed = {g for g in set(board.groups.tolist()) if len(set(rewards[board.groups == g])) > 1}
+    expected = sum(int(board.groups[row]) in mixed for row in comparison.wrong.rows)
+    assert entry["credit"]["reweight"]["blame_top1"]["num"] == expected
+    assert entry["measures"]["blame_top1"]["num"] == len(comparison.wrong.rows) > expected
+    # Within a failed trace reweight orders segments as d does.
+    assert entry["credit"]["reweight"]["blame_top1"]["estimate"] == pytest.approx(
+        comparison.measure(method, _in(board, mixed))["blame_top1"].samples[0]
+    )
+
+
+def _in(board, groups):
+    return np.isin(board.groups, sorted(groups))
