@@ -108,9 +108,9 @@ class Attributor:
         return records
 
     def _num_tokens(self, method: str, task: AttributionTask) -> int:
-        """Tokens computed; a backward pass counts as two forward passes."""
+        """Tokens computed; a backward pass for the embeddings alone counts as one forward pass."""
         if method == "leave_one_out":
             spans = zip(task.boundaries, task.boundaries[1:], strict=False)
             return task.answer_to + sum(task.answer_to - (end - start) for start, end in spans)
-        passes = {"attention_attribution": 1, "input_x_gradient": 3, "integrated_gradients": 3 * self._num_steps}
+        passes = {"attention_attribution": 1, "input_x_gradient": 2, "integrated_gradients": 2 * self._num_steps}
         return passes[method] * task.answer_to

@@ -117,7 +117,8 @@ class ProbeRecord:
         is_group: Whether a rollout of the group gave it.
         log_probs: `[num_states][num_answers]`, nats; null in JSON for -inf.
         lengths: `[num_states][num_answers]` tokens each log-probability sums over.
-        seconds: Time of the pass; null if it was shared with another temperature's.
+        seconds: Time of the pass beyond the plain one, which may come out slightly negative; null if it was shared with
+            another temperature's.
         num_tokens: Tokens forced.
     """
 
@@ -145,7 +146,7 @@ class WeightRecord:
         method: `attention_attribution`, `input_x_gradient`, `integrated_gradients` or `leave_one_out`.
         weights: `num_segments` numbers >= 0.
         seconds: Time it took.
-        num_tokens: Tokens computed: forward, and as many again for a backward pass counted twice.
+        num_tokens: Tokens computed, forward and backward.
     """
 
     FILE: ClassVar[str] = "weights.jsonl"
@@ -164,7 +165,8 @@ class CostRecord:
 
     Attributes:
         trace: Which.
-        what: `generate`, `log_prob` (the plain pass of `old_log_prob`), `hidden` (its surplus with hidden states read).
+        what: `generate`, `log_prob` (the plain pass of `old_log_prob`); its surplus with hidden states read (`hidden`),
+            or with the probes of the reference answer alone (`probe_reference`).
         seconds: Time.
         num_tokens: Tokens.
     """

@@ -14,7 +14,10 @@ GROUND_TRUTH = "reward_model.ground_truth"
 PROBED = ("rredcot", "vps", "mig")
 """Sources whose values are made of probes."""
 
-ATTRIBUTIONS = ("attention_attribution", "gradient_attribution", "leave_one_out")
+ATTENTION_ATTRIBUTION = "attention_attribution"
+GRADIENT_ATTRIBUTION = "gradient_attribution"
+LEAVE_ONE_OUT = "leave_one_out"
+ATTRIBUTIONS = (ATTENTION_ATTRIBUTION, GRADIENT_ATTRIBUTION, LEAVE_ONE_OUT)
 """Sources that weigh segments for the answer."""
 
 MONTE_CARLO = "vineppo"
@@ -286,7 +289,7 @@ class ReadoutConfig(_Block):
     layer: int = Field(-2, description="Decoder layer whose output is read; negative: from the end.")
     dim: int = Field(64, ge=1, le=1024, description="Dimensions that a seeded random projection keeps of it.")
     seed: int = Field(0, ge=0, description="Seed of the projection and of the folds.")
-    num_folds: int = Field(5, ge=2, le=64, description="Folds of prompts; a row is valued by a fit to the others.")
+    num_folds: int = Field(5, ge=3, le=64, description="Folds of prompts; a row is valued by a fit to the others.")
     window: int = Field(8, ge=1, description="Steps, the present one included, whose rows are fitted to.")
     half_life: float | None = Field(
         None, gt=0, description="Steps after which a row counts half; null: all of the window count alike."

@@ -95,7 +95,8 @@ class LogisticFit:
         eta = self._offsets + self._design @ center
         self._curvature = self._second(eta)
         target = self._curvature @ center + self._slope(eta)
-        return torch.linalg.solve(self._curvature + torch.diag_embed(ridges), target.expand(len(ridges), -1))
+        found: Tensor = torch.linalg.solve(self._curvature + torch.diag_embed(ridges), target.expand(len(ridges), -1))
+        return found
 
     def _loss(self, coefficients: Tensor, ridge: Tensor) -> tuple[Tensor, Tensor]:
         eta = self._offsets + self._design @ coefficients
@@ -114,7 +115,8 @@ class LogisticFit:
     def _newton(self, gradient: Tensor, eta: Tensor, ridge: Tensor) -> Tensor:
         if self._curvature is None:
             self._curvature = self._second(eta)
-        return torch.linalg.solve(self._curvature + ridge.diag(), gradient)
+        step: Tensor = torch.linalg.solve(self._curvature + ridge.diag(), gradient)
+        return step
 
 
 def log_likelihood(log_odds: Tensor, outcomes: Tensor) -> Tensor:

@@ -171,7 +171,7 @@ class Fits:
                 else:
                     fit = fit.moved(offsets)
                 penalties = torch.stack([self._penalties(choice) for choice in group])
-                found += [fit.path(part) for part in penalties.split(CHUNK)]
+                found += [fit.path(part) for part in torch.split(penalties, CHUNK)]
             self._kept[choices] = torch.cat(found)
         return self._kept[choices]
 

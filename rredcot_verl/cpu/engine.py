@@ -6,6 +6,7 @@ from torch import nn
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from rredcot_verl.scoring.actor_engine import SharedPrefixMixin
+from rredcot_verl.scoring.attribution_engine import AttributionMixin
 
 
 class CPUFSDPEngineWithLMHead(FSDPEngineWithLMHead):
@@ -26,5 +27,5 @@ class CPUFSDPEngineWithLMHead(FSDPEngineWithLMHead):
             self.engine_config = engine_config
 
 
-class CPUSharedPrefixEngine(SharedPrefixMixin, CPUFSDPEngineWithLMHead):
-    """The same with probes."""
+class CPUSharedPrefixEngine(AttributionMixin, SharedPrefixMixin, CPUFSDPEngineWithLMHead):
+    """The same with probes, hidden states and attributions."""

@@ -13,14 +13,17 @@ from typing import Any
 
 import torch
 import transfer_queue as tq
-from omegaconf import DictConfig
-from tensordict import TensorDict
-from torch import Tensor
 from transfer_queue import KVBatchMeta
 
-from rredcot_verl.config.schema import AttributionConfig, RREDCoTConfig
+from rredcot_verl.config.schema import (
+    ATTENTION_ATTRIBUTION,
+    GRADIENT_ATTRIBUTION,
+    LEAVE_ONE_OUT,
+    AttributionConfig,
+    RREDCoTConfig,
+)
 from rredcot_verl.integration.actor_probes import Records, SeparateSequences, any_planned
-from rredcot_verl.integration.capabilities import why_not_shared
+from rredcot_verl.integration.batch import put_rows
 from rredcot_verl.integration.credit_record import NO_PROPOSAL, PLANNED, SCORED, TOO_LONG, CreditRecord
 from rredcot_verl.integration.group import Group
 from rredcot_verl.integration.response import Response
@@ -31,31 +34,7 @@ from rredcot_verl.scoring.attribution_task import NO_PLAN, AttributionPlan, Attr
 from rredcot_verl.scoring.leave_one_out import leave_one_out_tasks, leave_one_out_weights
 from rredcot_verl.scoring.probes import Elicitation, Proposal
 
-ATTENTION_ATTRIBUTION = "attention_attribution"
-GRADIENT_ATTRIBUTION = "gradient_attribution"
-LEAVE_ONE_OUT = "leave_one_out"
 INTEGRATED_GRADIENTS = "integrated_gradients"
-
-
-def why_not(config: DictConfig, source: str) -> str | None:
-    """Why the training engine of a run cannot weigh segments, with the way out; None where it can.
-
-    Args:
-        config: verl's whole config.
-        source: `attention_attribution`, `gradient_attribution` or `leave_one_out`.
-    """
-    if source == LEAVE_ONE_OUT:
-        return None
-    obstacle = why_not_shared(config)
-    offloads = config.actor_rollout_ref.model.get("enable_activation_offload")
-    if obstacle is None and source == GRADIENT_ATTRIBUTION and offloads:
-        obstacle = "actor_rollout_ref.model.enable_activation_offload=True follows whole training steps"
-    if obstacle is None:
-        return None
-    return (
-        f"algorithm.adv_estimator={source} needs verl's FSDP engine and a model whose traces it can pack: {obstacle}; "
-        f"algorithm.adv_estimator={LEAVE_ONE_OUT} runs on any engine"
-    )
 
 
 @dataclass(frozen=True)
@@ -237,7 +216,7 @@ class AttributionPass:
         if self.source == LEAVE_ONE_OUT:
             self._leave_one_out(batch, records)
             return
-        _put(batch, PLANS, [torch.tensor(_encoded(record), dtype=torch.int64) for record in records])
+        put_rows(batch, PLANS, [torch.tensor(_encoded(record), dtype=torch.int64) for record in records])
         before = dict(batch.extra_info)
         batch.extra_info.update(self._extra_info())
         self.worker_group.compute_log_prob(batch)
@@ -272,7 +251,7 @@ class AttributionPass:
             [] if plan is None else leave_one_out_weights(list(itertools.islice(log_probs, len(plan.boundaries))))
             for plan in plans
         ]
-        _put(batch, WEIGHTS, [torch.tensor(own or [0.0]) for own in weights])
+        put_rows(batch, WEIGHTS, [torch.tensor(own or [0.0]) for own in weights])
 
 
 def weighed(batch: KVBatchMeta, records: Records) -> list[CreditRecord | None]:
@@ -319,11 +298,3 @@ def without_attribution(batch: KVBatchMeta) -> KVBatchMeta:
 
 def _encoded(record: CreditRecord | None) -> Sequence[int]:
     return record.attribution if record is not None and record.status == PLANNED else NO_PLAN
-
-
-def _put(batch: KVBatchMeta, field: str, rows: list[Tensor]) -> None:
-    nested = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
-    fields = TensorDict({field: nested}, batch_size=len(batch))
-    tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
-    if batch.fields is not None and field not in batch.fields:
-        batch.fields = [*batch.fields, field]

@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from verl.utils.config import omega_conf_to_dataclass
 
-from rredcot_verl.config.schema import ReadoutConfig
+from rredcot_verl.config.schema import GRADIENT_ATTRIBUTION, LEAVE_ONE_OUT, ReadoutConfig
 from rredcot_verl.scoring.actor_protocol import MODEL_TYPE
 from rredcot_verl.scoring.hidden import layer_index
 from rredcot_verl.scoring.rollout import SCORING_BACKENDS
@@ -75,6 +75,27 @@ def why_no_hidden(config: DictConfig) -> str | None:
     if model.get("model_type", "language_model") not in ("language_model", MODEL_TYPE):
         return f"actor_rollout_ref.model.model_type={model.model_type}"
     return None
+
+
+def why_no_attribution(config: DictConfig, source: str) -> str | None:
+    """Why the training engine of a run cannot weigh segments, with the way out; None where it can.
+
+    Args:
+        config: verl's whole config.
+        source: One of `config.schema.ATTRIBUTIONS`.
+    """
+    if source == LEAVE_ONE_OUT:
+        return None
+    obstacle = why_not_shared(config)
+    offloads = config.actor_rollout_ref.model.get("enable_activation_offload")
+    if obstacle is None and source == GRADIENT_ATTRIBUTION and offloads:
+        obstacle = "actor_rollout_ref.model.enable_activation_offload=True follows whole training steps"
+    if obstacle is None:
+        return None
+    return (
+        f"algorithm.adv_estimator={source} needs verl's FSDP engine and a model whose traces it can pack: {obstacle}; "
+        f"algorithm.adv_estimator={LEAVE_ONE_OUT} runs on any engine"
+    )
 
 
 def check_layer(config: DictConfig, readout: ReadoutConfig) -> None:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from rredcot_verl.config.schema import ATTRIBUTIONS, MONTE_CARLO, PREFIX, RREDCoTConfig, source_of
+from rredcot_verl.config.schema import ATTRIBUTIONS, LEAVE_ONE_OUT, MONTE_CARLO, PREFIX, RREDCoTConfig, source_of
 from rredcot_verl.integration.capabilities import (
     bypasses_old_log_prob,
     check_layer,
+    why_no_attribution,
     why_no_hidden,
     why_not_shared,
     why_server_cannot_score,
@@ -108,12 +109,10 @@ def _choose_without_probes(config: DictConfig, settings: RREDCoTConfig) -> Engin
     source = source_of(config.algorithm.adv_estimator)
     if source == MONTE_CARLO:
         choice = EngineChoice("rollout", False, "continuations are generated", "continuations")
-    elif source == "leave_one_out":
+    elif source == LEAVE_ONE_OUT:
         choice = EngineChoice("actor", False, "sequences without one segment each", "leave-one-out")
     elif source in ATTRIBUTIONS:
-        from rredcot_verl.integration.attribution_pass import why_not
-
-        obstacle = why_not(config, source)
+        obstacle = why_no_attribution(config, source)
         if obstacle is not None:
             raise ValueError(obstacle)
         choice = EngineChoice("actor", True, "a pass of its own over the traces", source.replace("_", " "))

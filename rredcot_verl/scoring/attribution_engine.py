@@ -8,23 +8,28 @@ in step.
 import contextlib
 import dataclasses
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_name
-from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from rredcot_verl.scoring.actor_protocol import PASS
 from rredcot_verl.scoring.attribution_protocol import ATTENTION, GRADIENT, OPTIONS, PLANS, WEIGHTS
 from rredcot_verl.scoring.attribution_task import NO_PLAN, AttributionTask, decode_plan, encode_plan
 
+if TYPE_CHECKING:
+    from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead as _Engine
+else:
+    # verl's module registers ours when it is loaded, and so must not be loaded from here.
+    _Engine = object
+
 _METHOD = "rredcot_attribution_method"
 """`PASS` of the pass under way: verl's engine and the probes' mixin need not know of it."""
 
 
-class AttributionMixin(FSDPEngineWithLMHead):
+class AttributionMixin(_Engine):
     """Adds attribution passes to an FSDP engine. Stands before `SharedPrefixMixin`, which does not see these passes."""
 
     def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:

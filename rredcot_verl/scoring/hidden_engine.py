@@ -4,19 +4,24 @@ The pass itself is verl's, whatever its attention, kernels or packing: a hook re
 """
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 from verl.utils import tensordict_utils as tu
-from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from rredcot_verl.scoring.actor_protocol import HIDDEN_ONLY, HIDDEN_POSITIONS, HIDDEN_STATES, PASS, READOUT
 from rredcot_verl.scoring.hidden import HiddenStates, hidden_states
 
+if TYPE_CHECKING:
+    from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead as _Engine
+else:
+    # verl's module registers ours when it is loaded, and so must not be loaded from here.
+    _Engine = object
 
-class HiddenStatesMixin(FSDPEngineWithLMHead):
+
+class HiddenStatesMixin(_Engine):
     """Reads hidden states in the log-probability pass of an FSDP engine."""
 
     _hidden: HiddenStates

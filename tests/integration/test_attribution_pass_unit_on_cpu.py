@@ -14,14 +14,15 @@ from transfer_queue import KVBatchMeta
 
 from rredcot_verl.config.schema import parse
 from rredcot_verl.integration import attribution_pass
+from rredcot_verl.integration import batch as batch_module
 from rredcot_verl.integration.attribution_pass import (
     AttributionPass,
     AttributionSource,
     num_tokens,
     weighed,
-    why_not,
     without_attribution,
 )
+from rredcot_verl.integration.capabilities import why_no_attribution
 from rredcot_verl.integration.credit_record import NO_PROPOSAL, PLANNED, SCORED, TOO_LONG, CreditRecord
 from rredcot_verl.integration.response import Response
 from rredcot_verl.scoring.actor_protocol import PASS
@@ -225,7 +226,8 @@ def queue(monkeypatch):
         assert list(keys) == KEYS and partition_id == "train"
         return {name: stored[name] for name in select_fields}
 
-    monkeypatch.setattr(attribution_pass, "tq", SimpleNamespace(kv_batch_put=put, kv_batch_get=get))
+    for module in (batch_module, attribution_pass):
+        monkeypatch.setattr(module, "tq", SimpleNamespace(kv_batch_put=put, kv_batch_get=get))
     return stored
 
 
@@ -363,11 +365,11 @@ OBSTACLES = [
 @pytest.mark.parametrize("key, value, refused", OBSTACLES)
 def test_engines_that_cannot_are_named_before_the_run(config, key, value, refused):
     config = copy.deepcopy(config)
-    assert [why_not(config, source) for source in SOURCES] == [None] * 3
+    assert [why_no_attribution(config, source) for source in SOURCES] == [None] * 3
     with open_dict(config):
         OmegaConf.update(config, key, value, force_add=True)
     for source in SOURCES:
-        reason = why_not(config, source)
+        reason = why_no_attribution(config, source)
         assert (reason is None) == (source not in refused)
         if reason is not None:
             assert f"adv_estimator={source}" in reason and f"{key}={value}" in reason.replace(
