@@ -113,7 +113,7 @@ def warn_of_unused(config: DictConfig, settings: RREDCoTConfig) -> None:
     }
     changed = [name for name, idle in unused.items() if idle and getattr(settings, name) != getattr(default, name)]
     if not settings.reads_probes(source):
-        names = ("proposals", "max_proposals", "max_answer_tokens", "score_opening", "max_closing_tokens")
+        names = ("engine", "share_prefix", "proposals", "max_proposals", "max_answer_tokens", "score_opening")
         changed += [f"self_value.{n}" for n in names if getattr(value, n) != getattr(default.self_value, n)]
     if changed:
         logger.warning(
