@@ -23,6 +23,7 @@ from rredcot_verl.integration.credit_record import NO_PROPOSAL, PLANNED, SCORED,
 from rredcot_verl.scoring.actor_protocol import PASS, PROBE_LOG_PROBS, PROBES, PROBES_ONLY
 from rredcot_verl.scoring.probe_codec import NO_PROBES, encode
 from rredcot_verl.scoring.probes import Branch
+from tests.integration.fake_queue import stand_in
 from tests.scoring.architectures import build_model, naive_scores, random_traces
 
 LENGTHS = (12, 20, 5, 1)
@@ -59,21 +60,7 @@ def model():
 
 @pytest.fixture
 def queue(monkeypatch):
-    """The TransferQueue as a dict of fields."""
-    fields = {"input_ids": torch.nested.as_nested_tensor([torch.tensor(t) for t in TRACES], layout=torch.jagged)}
-
-    def put(keys, partition_id, fields: TensorDict):
-        assert list(keys) == KEYS and partition_id == "train" and len(fields) == len(KEYS)
-        stored.update(fields.items())
-
-    def get(keys, partition_id, select_fields):
-        assert list(keys) == KEYS and partition_id == "train"
-        return {name: stored[name] for name in select_fields}
-
-    stored = dict(fields)
-    for module in (batch_module, actor_probes):
-        monkeypatch.setattr(module, "tq", SimpleNamespace(kv_batch_put=put, kv_batch_get=get))
-    return stored
+    return stand_in(monkeypatch, (batch_module, actor_probes), KEYS, TRACES)
 
 
 def make_batch(fields=None) -> KVBatchMeta:

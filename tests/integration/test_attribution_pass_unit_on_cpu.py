@@ -3,7 +3,6 @@
 import asyncio
 import copy
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +30,7 @@ from rredcot_verl.scoring.attribution_protocol import ATTENTION, GRADIENT, OPTIO
 from rredcot_verl.scoring.attribution_task import NO_PLAN, AttributionPlan, decode_plan, encode_plan
 from rredcot_verl.scoring.probes import Elicitation
 from rredcot_verl.scoring.vocabulary import Vocabulary
+from tests.integration.fake_queue import stand_in
 from tests.scoring.architectures import build_model, random_traces
 from tests.scoring.tiny_tokenizers import byte_level, encode
 
@@ -215,20 +215,7 @@ def model():
 
 @pytest.fixture
 def queue(monkeypatch):
-    """The TransferQueue as a dict of fields."""
-    stored = {"input_ids": torch.nested.as_nested_tensor([torch.tensor(t) for t in TRACES], layout=torch.jagged)}
-
-    def put(keys, partition_id, fields: TensorDict):
-        assert list(keys) == KEYS and partition_id == "train" and len(fields) == len(KEYS)
-        stored.update(fields.items())
-
-    def get(keys, partition_id, select_fields):
-        assert list(keys) == KEYS and partition_id == "train"
-        return {name: stored[name] for name in select_fields}
-
-    for module in (batch_module, attribution_pass):
-        monkeypatch.setattr(module, "tq", SimpleNamespace(kv_batch_put=put, kv_batch_get=get))
-    return stored
+    return stand_in(monkeypatch, (batch_module, attribution_pass), KEYS, TRACES)
 
 
 def make_batch(fields=None) -> KVBatchMeta:

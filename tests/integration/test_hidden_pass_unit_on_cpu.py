@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from omegaconf import OmegaConf
-from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 
 from rredcot_verl.config.schema import ReadoutConfig
@@ -22,6 +21,7 @@ from rredcot_verl.integration.hidden_pass import (
 )
 from rredcot_verl.scoring.actor_protocol import HIDDEN_ONLY, HIDDEN_POSITIONS, HIDDEN_STATES, MODEL_TYPE, PASS, READOUT
 from rredcot_verl.scoring.hidden import hidden_states
+from tests.integration.fake_queue import stand_in
 from tests.scoring.architectures import build_model, random_traces
 from tests.scoring.test_hidden_on_cpu import expected
 
@@ -42,20 +42,7 @@ ASKED = ReadoutConfig(layer=1, dim=6, seed=2)
 
 @pytest.fixture
 def queue(monkeypatch):
-    """The TransferQueue as a dict of fields."""
-    stored = {"input_ids": torch.nested.as_nested_tensor([torch.tensor(t) for t in TRACES], layout=torch.jagged)}
-
-    def put(keys, partition_id, fields: TensorDict):
-        assert list(keys) == KEYS and partition_id == "train" and len(fields) == len(KEYS)
-        stored.update(fields.items())
-
-    def get(keys, partition_id, select_fields):
-        assert list(keys) == KEYS and partition_id == "train"
-        return {name: stored[name] for name in select_fields}
-
-    for module in (batch_module, hidden_pass):
-        monkeypatch.setattr(module, "tq", SimpleNamespace(kv_batch_put=put, kv_batch_get=get))
-    return stored
+    return stand_in(monkeypatch, (batch_module, hidden_pass), KEYS, TRACES)
 
 
 def make_batch(fields=None) -> KVBatchMeta:
