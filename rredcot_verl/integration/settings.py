@@ -102,8 +102,8 @@ def _check_source(source: str, settings: RREDCoTConfig) -> None:
         )
 
 
-def warn_of_unused(config: DictConfig, settings: RREDCoTConfig) -> None:
-    """Say once which settings a run's source does not read, of those that were changed."""
+def unread_settings(config: DictConfig, settings: RREDCoTConfig) -> list[str]:
+    """Keys that the config changes and the run's source does not read."""
     source, value = run_source(config), settings.self_value
     default = RREDCoTConfig()
     unused = {
@@ -115,11 +115,17 @@ def warn_of_unused(config: DictConfig, settings: RREDCoTConfig) -> None:
     if not settings.reads_probes(source):
         names = ("engine", "share_prefix", "proposals", "max_proposals", "max_answer_tokens", "score_opening")
         changed += [f"self_value.{n}" for n in names if getattr(value, n) != getattr(default.self_value, n)]
-    if changed:
+    return [f"{PREFIX}.{name}" for name in changed]
+
+
+def warn_of_unread(config: DictConfig, settings: RREDCoTConfig) -> None:
+    """Say once what the config changes for nothing."""
+    unread = unread_settings(config, settings)
+    if unread:
         logger.warning(
             "rredcot: algorithm.adv_estimator=%s does not read %s, which the config changes",
-            source,
-            ", ".join(f"{PREFIX}.{name}" for name in changed),
+            config.algorithm.adv_estimator,
+            ", ".join(unread),
         )
 
 

@@ -33,7 +33,7 @@ from rredcot_verl.integration.settings import (
     reward_penalty,
     run_source,
     switch_on,
-    warn_of_unused,
+    warn_of_unread,
 )
 from rredcot_verl.integration.traces import CreditedRows, informative_rows, trace_lines, write_traces
 from rredcot_verl.scoring.probes import Elicitation
@@ -53,7 +53,7 @@ class RREDCoTTrainerMixin(PPOTrainer):
         self._calibrator: Calibrator | None = None
         if self.rredcot is not None:
             switch_on(config)
-            warn_of_unused(config, self.rredcot)
+            warn_of_unread(config, self.rredcot)
             self._source = run_source(config)
             if self.rredcot.self_value.calibration != "none" or self.rredcot.self_value.form == "hidden":
                 self._calibrator = Calibrator(self.rredcot)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from rredcot_verl.config.schema import RREDCoTConfig
-from rredcot_verl.integration.settings import active_settings
+from rredcot_verl.integration.settings import active_settings, unread_settings
 from rredcot_verl.preflight.findings import Findings
 from rredcot_verl.preflight.quiet import quiet
 
@@ -76,10 +76,13 @@ def _check_numbers(config: DictConfig, findings: Findings) -> bool:
 def check_settings(config: DictConfig, findings: Findings) -> RREDCoTConfig | None:
     """RREDCoT's own settings; None for a run without it, or with a fault."""
     try:
-        return active_settings(config)
+        settings = active_settings(config)
     except ValueError as error:
         findings.fault(*str(error).splitlines())
         return None
+    for key in unread_settings(config, settings) if settings is not None else []:
+        findings.warn(f"{key}: algorithm.adv_estimator={config.algorithm.adv_estimator} does not read it")
+    return settings
 
 
 def check_with_verl(config: DictConfig, findings: Findings, *, with_model: bool) -> bool:

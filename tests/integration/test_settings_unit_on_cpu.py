@@ -17,7 +17,7 @@ from rredcot_verl.integration.settings import (
     parse_block,
     reward_penalty,
     switch_on,
-    warn_of_unused,
+    warn_of_unread,
 )
 from rredcot_verl.integration.start_up import CheckSettings
 
@@ -308,9 +308,9 @@ def test_monte_carlo_needs_rewards_while_it_rolls_out(config):
 )
 def test_changed_settings_that_are_not_read_are_said_once(config, caplog, estimator, values, named):
     put(config, algorithm__adv_estimator=estimator)
-    warn_of_unused(config, active_settings(config))
+    warn_of_unread(config, active_settings(config))
     assert not caplog.records
     put(config, **{f"algorithm__rredcot__{key}": value for key, value in values.items()})
-    warn_of_unused(config, active_settings(config))
+    warn_of_unread(config, active_settings(config))
     (record,) = caplog.records
     assert f"adv_estimator={estimator} does not read" in record.getMessage() and named in record.getMessage()

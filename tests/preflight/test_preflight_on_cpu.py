@@ -60,6 +60,15 @@ def test_without_rredcot_there_are_no_probes(material):
     assert "verl's own" in page(found) and "probes" not in page(found)
 
 
+def test_peers_are_explained_with_what_they_cost(material):
+    found = inspect(_arguments(material, "algorithm.adv_estimator=vineppo", "algorithm.rredcot.readout.dim=8"))
+    text = " ".join(page(found).split())
+    assert found.findings.faults == []
+    assert "Monte Carlo, 9 continuations from every boundary" in text and "continuations, at most" in text
+    assert "probes, at most" not in text
+    assert "algorithm.rredcot.readout: algorithm.adv_estimator=vineppo does not read it" in text
+
+
 def test_references_are_sampled_from_json_lines_too(material, tmp_path):
     config = inspect(_arguments(material)).config
     from_parquet = sample_references(config, "reward_model.ground_truth")
