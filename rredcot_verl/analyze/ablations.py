@@ -102,7 +102,7 @@ def _training_size(
     hidden = load_hidden(measurements, board)
     num_groups = len(np.unique(board.groups))
     sizes = [size for size in SIZES if size < num_groups] + [num_groups]
-    features: dict[str, dict[str, Any]] = {"position": {}}
+    features: dict[str, dict[str, Any]] = {"position": {"position": True}}
     if probe is not None:
         features["calibrated"] = {"probe": probe.values}
     if hidden is not None:

@@ -259,6 +259,8 @@ class Bench:
     def _finish(self, traces: list[TraceRecord], phases: Phases) -> Measurements:
         store, options = self._store, self._options
         whole = [trace for trace in traces if phases.is_whole(trace)]
+        if options.unread():
+            self._note(f"not read here, where every form has a row of its own: {', '.join(options.unread())}")
         if HIDDEN in options.measured:
             for cutting in options.cuttings:
                 parts = [phases.hidden_part(trace, cutting.name) for trace in whole]

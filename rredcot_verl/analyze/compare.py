@@ -18,6 +18,8 @@ FORMS = ("reweight", "td")
 THE_GOLD = "monte_carlo_gold"
 UNIFORM = 1e-6
 """GRPO advantages below this are rounding in a group whose traces all earn the same."""
+RESTING_ON_OTHERS = ("group_mean", "position", "calibrated", "hidden", "both")
+"""Names of methods whose values start from the mean of the prompt's other traces begin like this."""
 IS_THE_GOLD = "it is the gold itself"
 
 
@@ -167,7 +169,8 @@ class Comparison:
         self, method: Method | None, form: str, *, beta: float = 1.0, penalty: float = 1.0, lam: float = 1.0
     ) -> Array:
         """Advantages of the segments as in training; None is GRPO."""
-        settings = variance.settings_for(reward_range(self.measurements.run), form, beta, penalty)
+        regressed = method is not None and method.name.startswith(RESTING_ON_OTHERS)
+        settings = variance.settings_for(reward_range(self.measurements.run), form, beta, penalty, regressed)
         return variance.advantages(self.measurements, self.board, method, settings, lam)
 
     def _gradient(self, credit: Array) -> Gradient | None:

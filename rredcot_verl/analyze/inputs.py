@@ -1,5 +1,6 @@
 """What the bench is given: prompts to sample from, or traces that were sampled already."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,7 +116,10 @@ def read_traces(paths: Sequence[str], data_source: str, limit: int) -> list[Give
     ]
     if not traces:
         raise ValueError(f"{', '.join(paths)}: no traces")
-    return traces[:limit]
+    # A part of a group would be taken for the group.
+    sizes = [sum(1 for _ in group) for _, group in itertools.groupby(traces, key=lambda each: each.problem.group)]
+    ends = list(itertools.accumulate(sizes))
+    return traces[: max((end for end in ends if end <= limit), default=limit)]
 
 
 def _in_order(files: Iterable[Path]) -> list[Path]:

@@ -57,6 +57,18 @@ class Options:
         main = self.arguments.main_rollouts
         return self.arguments.rollouts if main is None else main, self.arguments.rollouts
 
+    def unread(self) -> list[str]:
+        """Blocks that were changed and do not matter here: the bench has its own rows for what they say."""
+        default = RREDCoTConfig()
+        found = [
+            name for name in ("credit", "readout", "traces") if getattr(self.settings, name) != getattr(default, name)
+        ]
+        names = ("engine", "share_prefix", "form", "calibration", "smoothing", "proposals", "max_proposals")
+        value = self.settings.self_value
+        return found + [
+            f"self_value.{name}" for name in names if getattr(value, name) != getattr(default.self_value, name)
+        ]
+
     def identity(self, model_fingerprint: str) -> dict[str, Any]:
         """What must be equal for two calls to go on with one measurement."""
         chosen = self.arguments

@@ -70,7 +70,7 @@ def fit(
     *,
     probe: Array | None = None,
     hidden: Array | None = None,
-    position: bool = True,
+    position: bool = False,
     batch: int | None = None,
     seed: int = 0,
 ) -> tuple[Array, float]:
@@ -123,7 +123,7 @@ def default_layer(hidden: Hidden, run: dict[str, Any]) -> int:
 
 
 def readout_methods(board: Board, probes: Sequence[Method], hidden: Hidden | None, *, seed: int = 0) -> list[Method]:
-    """`position`, `calibrated` (on each probe given), and for each layer `hidden` and `both`.
+    """`position`, `calibrated` (on each probe, on the first with the position too); for each layer `hidden`, `both`.
 
     Args:
         board: The traces.
@@ -132,7 +132,7 @@ def readout_methods(board: Board, probes: Sequence[Method], hidden: Hidden | Non
         seed: Of the folds.
     """
     nothing = np.zeros(len(board.traces))
-    values, seconds = fit(board, seed=seed)
+    values, seconds = fit(board, position=True, seed=seed)
     methods = [
         _method(
             board, "position", "regression on the position and the group's other outcomes", values, seconds, nothing
@@ -141,17 +141,22 @@ def readout_methods(board: Board, probes: Sequence[Method], hidden: Hidden | Non
     for rank, probe in enumerate(probes):
         values, seconds = fit(board, probe=probe.values, seed=seed)
         name = f"calibrated:{probe.name}" if rank else "calibrated"
-        about = f"regression on {probe.name}, position and the group's other outcomes"
+        about = f"regression on {probe.name} and the group's other outcomes"
         methods.append(_method(board, name, about, values, seconds, probe.seconds, probe.num_tokens))
+        if rank == 0:
+            values, seconds = fit(board, probe=probe.values, position=True, seed=seed)
+            about = f"regression on {probe.name}, position and the group's other outcomes"
+            name = "calibrated+position"
+            methods.append(_method(board, name, about, values, seconds, probe.seconds, probe.num_tokens))
     if hidden is None:
         return methods
     for layer, states in hidden.layers.items():
         values, seconds = fit(board, hidden=states, seed=seed)
-        about = f"regression on the hidden state after layer {layer}, position and the group's other outcomes; no probe"
+        about = f"regression on the hidden state after layer {layer} and the group's other outcomes; no probe"
         methods.append(_method(board, f"hidden:{layer}", about, values, seconds, hidden.seconds, hidden.num_tokens))
         if probes:
             values, seconds = fit(board, probe=probes[0].values, hidden=states, seed=seed)
-            about = f"regression on {probes[0].name}, the hidden state after layer {layer}, position and outcomes"
+            about = f"regression on {probes[0].name}, the hidden state after layer {layer} and outcomes"
             both_seconds = probes[0].seconds + hidden.seconds
             methods.append(_method(board, f"both:{layer}", about, values, seconds, both_seconds, probes[0].num_tokens))
     return methods

@@ -155,6 +155,11 @@ class TraceMaker:
         for place, trace in enumerate(traces):
             prompt_ids = self.encoder.encode(trace.problem)
             response_ids = list(tokenizer.encode(trace.response, add_special_tokens=False))
+            if len(response_ids) > self.max_response_tokens:
+                raise ValueError(
+                    f"--max-response-tokens {self.max_response_tokens}: trace {first + place} has {len(response_ids)} "
+                    "tokens, and its continuations would have no room; give the budget of the run it comes from"
+                )
             if trace.truncated is not True and len(response_ids) < self.max_response_tokens:
                 # Dumps leave it out, and the policy had to write it.
                 response_ids.append(tokenizer.eos_token_id)
@@ -165,6 +170,15 @@ class TraceMaker:
             (record,) = self._records(trace.problem, first + place, prompt_ids, [response_ids], [own])
             self.num_other_rewards += trace.reward is not None and abs(trace.reward - record.reward) > 1e-6
             yield record
+
+    def _check_rewards(self, rewards: Sequence[float]) -> None:
+        low, high = self.elicitation.config.self_value.reward_range
+        outside = [reward for reward in rewards if not low - 1e-6 <= reward <= high + 1e-6]
+        if outside:
+            raise ValueError(
+                f"reward {outside[0]} lies outside self_value.reward_range=[{low}, {high}]; set the range that the "
+                "verifier gives, e.g. --set self_value.reward_range=[-1,1]"
+            )
 
     def _records(
         self,
@@ -177,6 +191,7 @@ class TraceMaker:
         texts = [self.elicitation.vocabulary.decode(ids) for ids in responses]
         with self.watch.measure("verify"):
             rewards = self.verifier.rewards([claim(problem, text) for text in texts])
+        self._check_rewards(rewards)
         question = self.encoder.question(problem)
         ground_truth = problem.ground_truth
         records = []

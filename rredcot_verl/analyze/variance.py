@@ -82,11 +82,19 @@ def load_sketches(measurements: Measurements, board: Board) -> Sketches | None:
     return Sketches(rows, vectors) if rows.any() else None
 
 
-def settings_for(board_range: tuple[float, float], form: str, beta: float = 1.0, penalty: float = 1.0) -> RREDCoTConfig:
-    """Settings of a credit form; the other defaults are the plugin's."""
+def settings_for(
+    board_range: tuple[float, float], form: str, beta: float = 1.0, penalty: float = 1.0, regressed: bool = False
+) -> RREDCoTConfig:
+    """Settings of a credit form; the other defaults are the plugin's.
+
+    Args:
+        board_range: `self_value.reward_range`.
+        form, beta, penalty: Of the `credit` block.
+        regressed: Whether the values rest on the mean of the prompt's other traces, as a readout's do.
+    """
     return RREDCoTConfig(
         credit=CreditConfig(form=form, beta=beta, error_penalty=penalty),  # type: ignore[arg-type]
-        self_value=SelfValueConfig(reward_range=board_range),
+        self_value=SelfValueConfig(reward_range=board_range, calibration="logistic" if regressed else "none"),
     )
 
 

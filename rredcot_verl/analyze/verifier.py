@@ -84,14 +84,17 @@ class Verifier:
         """Verify responses.
 
         Raises:
-            ValueError: The verifier gave no finite number.
+            ValueError: The verifier failed, or gave no finite number.
         """
         keys = [(id(claim.extra_info), claim.data_source, str(claim.ground_truth), claim.response) for claim in claims]
         distinct = list(dict(zip(keys, claims, strict=True)).items())
-        if self._loop is not None:
-            found = self._loop.run_until_complete(self._gather([claim for _, claim in distinct]))
-        else:
-            found = [self._call(claim) for _, claim in distinct]
+        try:
+            if self._loop is not None:
+                found = self._loop.run_until_complete(self._gather([claim for _, claim in distinct]))
+            else:
+                found = [self._call(claim) for _, claim in distinct]
+        except Exception as error:  # noqa: BLE001 - a user's function raises what it likes
+            raise ValueError(f"--reward-function failed: {type(error).__name__}: {error}") from error
         known = {key: _score(result) for (key, _), result in zip(distinct, found, strict=True)}
         return [known[key] for key in keys]
 

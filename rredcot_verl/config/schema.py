@@ -277,7 +277,11 @@ class ReadoutConfig(_Block):
     """The regression behind `self_value.calibration=logistic` and `self_value.form=hidden`."""
 
     use_probe: bool = Field(True, description="Feature: the logit of the value the probes gave; not with form=hidden.")
-    use_position: bool = Field(True, description="Feature: where in the response the boundary stands.")
+    use_position: bool = Field(
+        False,
+        description="Feature: where in the response the boundary stands. Boundaries are spread over the whole "
+        "response, so it knows something of the length still to come, and with it of the outcome.",
+    )
     use_group_mean: bool = Field(
         True, description="Start from the mean reward of the prompt's other rollouts; false: from the batch's mean."
     )
@@ -295,7 +299,9 @@ class ReadoutConfig(_Block):
         None, gt=0, description="Steps after which a row counts half; null: all of the window count alike."
     )
     max_rows: int = Field(
-        16384, ge=1, description="States kept for the fit, the newest; one per boundary of a response."
+        16384,
+        ge=1,
+        description="States kept for the fit, the newest; a step with as many leaves no room.",
     )
 
 
@@ -342,10 +348,13 @@ class RREDCoTConfig(_Block):
             return self.self_value.proposals == "reference"
         return source in ATTRIBUTIONS and self.attribution.target == "reference"
 
+    def regresses(self) -> bool:
+        """Whether values are fitted to the outcomes, starting from the mean of the prompt's other rollouts."""
+        return self.self_value.form == "hidden" or self.self_value.calibration != "none"
+
     def reads_hidden_states(self) -> bool:
         """Whether the training engine reads the policy's hidden states."""
-        value = self.self_value
-        return value.form == "hidden" or (value.calibration != "none" and self.readout.use_hidden)
+        return self.self_value.form == "hidden" or (self.regresses() and self.readout.use_hidden)
 
     @model_validator(mode="after")
     def _readout(self) -> "RREDCoTConfig":

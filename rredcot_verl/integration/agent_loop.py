@@ -1,6 +1,5 @@
 """The agent loop side: probes are scored where responses are generated, while their prefix is in the server's cache."""
 
-import asyncio
 import functools
 import logging
 from typing import Any
@@ -17,6 +16,7 @@ from rredcot_verl.integration.response_scorer import ResponseScorer
 from rredcot_verl.integration.session import SESSION, Session, SessionClient
 from rredcot_verl.integration.settings import max_sequence_length, parse_block
 from rredcot_verl.scoring.answers import look_up
+from rredcot_verl.scoring.rollout import ScoringTimeout
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +94,8 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
             group = self._groups[kwargs["uid"]]
             await group.arrive(kwargs["session_id"], as_member(response))
             return await self._scorer.credit(response, group)
-        except asyncio.TimeoutError:
-            limit = self._scorer.settings.self_value.timeout_s
-            return CreditRecord(FAILED, error=f"no answer within algorithm.rredcot.self_value.timeout_s={limit}")
+        except ScoringTimeout as error:
+            return CreditRecord(FAILED, error=str(error))
         except Exception as error:  # noqa: BLE001 - not swallowed: the trainer raises it
             logger.exception("rredcot: the self-values of a response could not be computed")
             return CreditRecord(FAILED, error=f"{type(error).__name__}: {error}")

@@ -14,7 +14,7 @@ from verl.workers.utils.padding import response_to_nested
 from rredcot_verl.config.schema import ATTRIBUTIONS, PREFIX, RREDCoTConfig
 from rredcot_verl.core.advantage import group_statistics
 from rredcot_verl.core.redistribution import SegmentBatch
-from rredcot_verl.core.sources import attribution_values, mig_values, smooth
+from rredcot_verl.core.sources import UNPINNED, attribution_values, mig_values, smooth
 from rredcot_verl.integration.credit_record import FAILED, KEY, SCORED, CreditRecord
 
 
@@ -53,7 +53,7 @@ class Rows:
         """
         baselines = self._baselines().tolist() if source in ATTRIBUTIONS else [0.0] * len(self.keys)
         values = [
-            smooth(_values(record, source, outcome, baseline), outcome, smoothing)
+            _values(record, source, outcome, baseline, smoothing)
             if record is not None and record.status == SCORED
             else []
             for record, outcome, baseline in zip(self.records, self.outcomes.tolist(), baselines, strict=True)
@@ -68,10 +68,12 @@ class Rows:
         return mean[position]
 
 
-def _values(record: CreditRecord, source: str, outcome: float, baseline: float) -> list[float]:
+def _values(record: CreditRecord, source: str, outcome: float, baseline: float, smoothing: float) -> list[float]:
     if source in ATTRIBUTIONS:
-        return attribution_values(record.weights, outcome, baseline)
-    return mig_values(record.self_values) if source == "mig" else record.self_values
+        return smooth(attribution_values(record.weights, outcome, baseline), outcome, smoothing)
+    values = mig_values(record.self_values) if source == "mig" else record.self_values
+    # Where the outcome is no end of the values, it must not reach into them.
+    return smooth(values, values[-1] if source in UNPINNED else outcome, smoothing)
 
 
 def read_records(batch: KVBatchMeta) -> list[CreditRecord | None]:

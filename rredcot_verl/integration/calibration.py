@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,7 @@ logger = logging.getLogger(__name__)
 FILE = "rredcot_readout.pt"
 """The readout's state in a checkpoint's folder."""
 LONG_RESPONSE = 0.9
-"""Positions are measured against this quantile of the batch's response lengths: a boundary does not know how long its
-own response will become."""
+"""Positions are measured against this quantile of the batch's response lengths, not against the own length."""
 
 
 class Calibrator:
@@ -54,6 +53,7 @@ class Calibrator:
         """
         used = [number for number, record in enumerate(rows.records) if self._is_used(record)]
         if not used:
+            self.readout.report = {}
             return rows
         counts = [len(rows.records[number].segment_boundaries) - 1 for number in used]  # type: ignore[union-attr]
         low, high = self._settings.self_value.reward_range
@@ -115,10 +115,20 @@ def _positions(rows: Rows, used: Sequence[int]) -> Tensor:
     return (torch.tensor(starts, dtype=torch.float64) / lengths.quantile(LONG_RESPONSE)).clamp(max=1.0)
 
 
-def name_prompts(batch: KVBatchMeta) -> list[str]:
-    """A name for each row's prompt that is the same in a later epoch; verl's uid is not."""
+def name_prompts(batch: KVBatchMeta, index: Sequence[Hashable]) -> list[str]:
+    """A name for each row's prompt that is the same in a later epoch; verl's uid is not.
+
+    Args:
+        batch: The batch.
+        index: Group of each row. Rows of a group have one name, though a session's later outputs have longer prompts.
+    """
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["prompts"])
-    return [hashlib.sha256(ids.numpy().tobytes()).hexdigest()[:16] for ids in data["prompts"].unbind()]
+    names: dict[Hashable, str] = {}
+    for group, ids in zip(index, data["prompts"].unbind(), strict=True):
+        # The shortest is the prompt itself.
+        name = f"{len(ids):08d} {hashlib.sha256(ids.numpy().tobytes()).hexdigest()[:16]}"
+        names[group] = min(name, names.get(group, name))
+    return [names[group] for group in index]
 
 
 def checkpoint_folder(config: Any, step: int, resumes: bool = False) -> str:

@@ -65,10 +65,13 @@ class Credit:
     Attributes:
         row_advantages: `(bs,)`, GRPO's advantage of each response.
         segment_advantages: `(bs, num_segments)`.
+        segment_weights: `(bs, num_segments)`, segment advantage over the response's own, before `credit.error_penalty`;
+            1 where the response has none.
     """
 
     row_advantages: Tensor
     segment_advantages: Tensor
+    segment_weights: Tensor
 
 
 @register_adv_est(NAME)
@@ -154,17 +157,38 @@ def compute_credit(
         outcomes.unsqueeze(1), torch.ones(len(finals), 1), groups, norm_adv_by_std_in_grpo=norm_by_std
     )
     row_advantages = row_advantages[:, 0][position]
-    penalty = torch.where(row_advantages < 0, settings.credit.error_penalty, 1.0).unsqueeze(1)
     if settings.credit.form == "reweight":
         num_tokens = segments.num_tokens(response_mask)
         pinned = source not in UNPINNED
         weights = reweight(row_advantages, segments, num_tokens, beta=settings.credit.beta, pinned=pinned)
-        return Credit(row_advantages, penalty * row_advantages.unsqueeze(1) * weights)
+        return _penalised(row_advantages, row_advantages.unsqueeze(1) * weights, settings.credit.error_penalty)
     mean, deviation = group_statistics(outcomes, groups.tolist())
     scale = deviation + EPSILON if norm_by_std else torch.ones_like(deviation)
+    if settings.regresses():
+        mean, scale = _without_the_own(outcomes, mean, scale, groups)
     td = segment_td(segments, mean[position], scale[position], float(algorithm.gamma), float(algorithm.lam))
     # GRPO's own advantage, to the last bit, for a row without values, and in a group too uniform to be scaled up.
     low, high = settings.self_value.reward_range
     uniform = deviation[position] <= SPREAD_TOLERANCE * (high - low)
     advantages = torch.where((segments.scored & ~uniform).unsqueeze(1), td, row_advantages.unsqueeze(1))
-    return Credit(row_advantages, penalty * advantages)
+    return _penalised(row_advantages, advantages, settings.credit.error_penalty)
+
+
+def _without_the_own(outcomes: Tensor, mean: Tensor, scale: Tensor, groups: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Baselines that fit regressed values, which rest on the mean of the *other* rollouts.
+
+    With R - b = (R - b_others) (n - 1) / n a response of one segment keeps GRPO's advantage, and between v_0 and v_1
+    nothing of the own outcome is paid back. A group of one keeps verl's convention.
+    """
+    labels, place, counts = np.unique(groups.astype(str), return_inverse=True, return_counts=True)
+    del labels
+    count = torch.from_numpy(counts[place]).to(mean)
+    others = (count * mean - outcomes) / (count - 1).clamp(min=1)
+    alone = count == 1
+    return torch.where(alone, mean, others), torch.where(alone, scale, scale * count / (count - 1).clamp(min=1))
+
+
+def _penalised(row_advantages: Tensor, segment_advantages: Tensor, error_penalty: float) -> Credit:
+    rows = row_advantages.unsqueeze(1)
+    weights = torch.where(rows != 0, segment_advantages / rows, torch.ones_like(segment_advantages))
+    return Credit(row_advantages, torch.where(rows < 0, error_penalty, 1.0) * segment_advantages, weights)

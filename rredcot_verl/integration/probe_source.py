@@ -36,7 +36,7 @@ class ProbeSource:
         """See `Source`.
 
         Raises:
-            Exception: Whatever the rollout client raises; `asyncio.TimeoutError` for a request that took too long.
+            Exception: Whatever the rollout client raises; `ScoringTimeout` for a request that took too long.
         """
         settings = self._settings.self_value
         known = build_proposals(self._settings, response.references, self._members(group.members.values()))

@@ -111,10 +111,18 @@ def unread_settings(config: DictConfig, settings: RREDCoTConfig) -> list[str]:
         "attribution": source not in ATTRIBUTIONS,
         "readout": value.calibration == "none" and value.form != "hidden",
     }
+    unused["credit"] = str(config.algorithm.adv_estimator) not in SOURCES
     changed = [name for name, idle in unused.items() if idle and getattr(settings, name) != getattr(default, name)]
     if not settings.reads_probes(source):
-        names = ("engine", "share_prefix", "proposals", "max_proposals", "max_answer_tokens", "score_opening")
+        names = ["engine", "share_prefix", "proposals", "max_proposals", "max_answer_tokens", "max_closing_tokens"]
+        names += ["score_opening", "timeout_s", "max_concurrency"]
+        names += [] if settings.needs_references(source) else ["reference_key"]
         changed += [f"self_value.{n}" for n in names if getattr(value, n) != getattr(default.self_value, n)]
+        # Settled by the estimator, so compared with what it settles.
+        changed += ["self_value.form"] if value.form not in ("joint", "hidden") else []
+    elif settings.regresses() and not settings.reads_hidden_states():
+        names = ["layer", "dim"]
+        changed += [f"readout.{n}" for n in names if getattr(settings.readout, n) != getattr(default.readout, n)]
     return [f"{PREFIX}.{name}" for name in changed]
 
 

@@ -23,7 +23,6 @@ class CreditedRows:
 
     Attributes:
         rows, segments, credit: As computed by the trainer.
-        weights: `(bs, num_segments)`, segment advantage over the response's own.
         return_errors: `(bs,)`, |redistributed - R|.
         engine: Who read the probes.
         source: Where the values come from: the name of the advantage estimator.
@@ -32,7 +31,6 @@ class CreditedRows:
     rows: Rows
     segments: SegmentBatch
     credit: Credit
-    weights: Tensor
     return_errors: Tensor
     engine: str
     source: str = "rredcot"
@@ -141,7 +139,7 @@ def _segments(tokenizer: Any, response_ids: list[int], row: int, credited: Credi
             "num_tokens": boundaries[k + 1] - boundaries[k],
             "value": segments.self_values[row, k + 1].item(),
             "segment_reward": segments.segment_rewards[row, k].item(),
-            "weight": credited.weights[row, k].item(),
+            "weight": credited.credit.segment_weights[row, k].item(),
             "advantage": credited.credit.segment_advantages[row, k].item(),
         }
         for k in range(int(segments.num_segments[row]))

@@ -8,12 +8,11 @@ import logging
 import time
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer
 
-from rredcot_verl.config.schema import ATTRIBUTIONS, SOURCES, RREDCoTConfig
+from rredcot_verl.config.schema import ATTRIBUTIONS, PROBED, SOURCES, RREDCoTConfig
 from rredcot_verl.core.metrics import credit_metrics
 from rredcot_verl.core.redistribution import redistribute, return_error
 from rredcot_verl.integration.actor_probes import scored, without_probes
@@ -55,7 +54,7 @@ class RREDCoTTrainerMixin(PPOTrainer):
             switch_on(config)
             warn_of_unread(config, self.rredcot)
             self._source = run_source(config)
-            if self.rredcot.self_value.calibration != "none" or self.rredcot.self_value.form == "hidden":
+            if self.rredcot.regresses():
                 self._calibrator = Calibrator(self.rredcot)
         super().__init__(config)
 
@@ -94,13 +93,11 @@ class RREDCoTTrainerMixin(PPOTrainer):
                 batch = super()._compute_advantage(batch, metrics)
         else:
             batch = super()._compute_advantage(batch, metrics)
-        advantages = credit.row_advantages.unsqueeze(1)
-        weights = torch.where(advantages != 0, credit.segment_advantages / advantages, torch.ones_like(advantages))
         num_tokens = segments.num_tokens(rows.response_mask)
-        for name, value in credit_metrics(segments, num_tokens, weights).items():
+        for name, value in credit_metrics(segments, num_tokens, credit.segment_weights).items():
             metrics[f"rredcot/{name}"] = value
         metrics.update(self._cost_metrics(rows, own_seconds))
-        self._show(batch, CreditedRows(rows, segments, credit, weights, errors, self._engine.label, self._source))
+        self._show(batch, CreditedRows(rows, segments, credit, errors, self._engine.label, self._source))
         return without_probes(batch)
 
     def _show(self, batch: KVBatchMeta, credited: CreditedRows) -> None:
@@ -129,7 +126,7 @@ class RREDCoTTrainerMixin(PPOTrainer):
         check_outcomes(rows, self.rredcot, reward_penalty(self.config))
         if self._calibrator is not None:
             hidden = read_hidden(batch) if self.rredcot.reads_hidden_states() else []
-            rows = self._calibrator.calibrate(rows, name_prompts(batch), hidden, self.global_steps)
+            rows = self._calibrator.calibrate(rows, name_prompts(batch, rows.index.tolist()), hidden, self.global_steps)
             metrics.update({f"rredcot/{name}": value for name, value in self._calibrator.readout.report.items()})
         return rows
 
@@ -149,10 +146,12 @@ class RREDCoTTrainerMixin(PPOTrainer):
         if not records:
             return {}
         if not getattr(self, "_warned_no_proposal", False) and all(r.status == NO_PROPOSAL for r in records):
+            way_out = "check algorithm.rredcot.elicitation.format"
+            if self.rredcot.needs_references(self._source):
+                way_out = f"check algorithm.rredcot.self_value.reference_key={self.rredcot.self_value.reference_key}"
             logger.warning(
-                "rredcot: no response of this step had a useful known answer to probe, so its credit is GRPO's; check "
-                "algorithm.rredcot.self_value.reference_key=%s, or set algorithm.rredcot.self_value.proposals=union",
-                self.rredcot.self_value.reference_key,
+                "rredcot: no response of this step had an answer to measure segments by, so its credit is GRPO's; %s",
+                way_out + (", or set algorithm.rredcot.self_value.proposals=union" if self._source in PROBED else ""),
             )
             self._warned_no_proposal = True
         num_probe_tokens = sum(record.num_probe_tokens for record in records)

@@ -155,8 +155,8 @@ def continuation_rows(config: DictConfig, settings: RREDCoTConfig) -> list[Row]:
     """Tokens that Monte Carlo generates for a response, beside the response's own."""
     samples, longest = settings.monte_carlo, config.data.max_response_length
     num_boundaries = settings.segmentation.num_segments
-    # Boundaries at even distances, each with what is left of the response.
-    most = samples.num_rollouts * longest * (num_boundaries + 1) / 2
+    # Were all boundaries at the start.
+    most = samples.num_rollouts * longest * num_boundaries
     if samples.max_tokens is not None:
         most = min(most, samples.num_rollouts * num_boundaries * samples.max_tokens)
     if samples.max_total_tokens is not None:

@@ -130,7 +130,8 @@ def _export(options: argparse.Namespace, prompts: Sequence[Prompt], thresholds: 
     if chosen.num_unknown:
         text += f", {chosen.num_unknown:,} lack a figure it names"
     if options.data is not None:
-        text += f"; {done.num_unmatched:,} of those kept are not in {options.data}"
+        text += f"; {done.num_unmatched:,} of those kept are not in {options.data}, whose rows that the run never saw "
+        text += "are left out"
         text += "".join(f"\n  not found: {prompt[-100:]!r}" for prompt in done.unmatched)
     sys.stdout.write(text + "\n")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rredcot_verl.report.files import json_lines, number, string
-from rredcot_verl.report.trace import SOLVED_AT
+from rredcot_verl.report.trace import ROUNDING, SOLVED_AT
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Response:
     @property
     def is_failed(self) -> bool:
         """Whether the reward is below that of a solved response."""
-        return self.reward < self.solved_at
+        return self.reward < self.solved_at - ROUNDING
 
 
 def load_responses(files: Sequence[Path], solved_at: float = SOLVED_AT) -> Iterator[Response]:

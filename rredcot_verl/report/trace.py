@@ -6,6 +6,8 @@ from typing import Any
 from rredcot_verl.report.files import ReportError, integer, number, number_or_nan, string, text_or_none
 
 SOLVED_AT = 0.5
+# A dump holds the sum of a response's token-level rewards: 0.99999994 is a 1.
+ROUNDING = 1e-6
 SCORED = "scored"
 DEFAULT_SOURCE = "rredcot"
 # Weights of segments for the answer: their values go from the group's mean reward to the reward, whatever happens.
@@ -81,7 +83,7 @@ class Trace:
     @property
     def is_failed(self) -> bool:
         """Whether the reward is below that of a solved response."""
-        return self.reward < self.solved_at
+        return self.reward < self.solved_at - ROUNDING
 
     @property
     def is_forecast(self) -> bool:

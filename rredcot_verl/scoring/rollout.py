@@ -19,6 +19,10 @@ SCORING_BACKENDS = ("rredcot_cpu", "vllm", "sglang")
 """Rollout backends that can score; the CPU server's name is `rredcot_cpu`."""
 
 
+class ScoringTimeout(RuntimeError):
+    """The server did not score a trace in time."""
+
+
 class Scorer(Protocol):
     """Scores the probes of one trace."""
 
@@ -105,6 +109,9 @@ def _limit(generate: Generate, max_concurrency: int, timeout_s: float) -> Genera
 
     async def limited(**request: Any) -> Any:
         async with slots:
-            return await asyncio.wait_for(generate(**request), timeout_s)
+            try:
+                return await asyncio.wait_for(generate(**request), timeout_s)
+            except asyncio.TimeoutError:
+                raise ScoringTimeout(f"no answer within algorithm.rredcot.self_value.timeout_s={timeout_s}") from None
 
     return limited

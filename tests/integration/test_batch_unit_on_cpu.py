@@ -119,3 +119,26 @@ def test_outcomes_outside_the_range_are_named():
 def test_as_list():
     assert as_list(np.array(["a", None], dtype=object)) == ["a", None]
     assert as_list([{"a": 1}]) == [{"a": 1}]
+
+
+def values_of(monkeypatch, source: str, smoothing: float = 0.0, **fields) -> list[float]:
+    mine = record(status=SCORED, segment_boundaries=[0, 1, 2, 4], **fields)
+    batch = stored(monkeypatch, records=[{}, mine, OTHER_RECORD, mine])
+    return read_rows(batch, read_records(batch)).segments(source, smoothing).self_values[1].tolist()
+
+
+def test_values_by_source(monkeypatch):
+    probabilities = {"self_values": [0.25, 0.75, 0.5]}
+    assert values_of(monkeypatch, "rredcot", **probabilities) == [0.25, 0.75, 0.5, 1.0]
+    assert values_of(monkeypatch, "vps", **probabilities) == [0.25, 0.75, 0.5, 1.0]
+    assert values_of(monkeypatch, "mig", **probabilities) == [0.25, 0.75, 0.75, 1.0]
+    # The session's final rewards are 1 and 0.5: b = 0.75, and the outcome 1 is 0.25 above it.
+    shares = values_of(monkeypatch, "leave_one_out", weights=[1.0, 0.0, 3.0])
+    assert shares == pytest.approx([0.75, 0.8125, 0.8125, 1.0])
+    assert values_of(monkeypatch, "leave_one_out", weights=[0.0, 0.0, 0.0]) == [0.0, 1.0]
+
+
+def test_smoothing_lets_the_outcome_in_only_where_it_is_the_end_of_the_values(monkeypatch):
+    probabilities = {"self_values": [0.25, 0.75, 0.5]}
+    assert values_of(monkeypatch, "rredcot", 0.5, **probabilities) == [0.25, 0.5625, 0.6875, 1.0]
+    assert values_of(monkeypatch, "vps", 0.5, **probabilities) == [0.25, 0.5625, 0.5625, 1.0]

@@ -55,8 +55,8 @@ def probed(values) -> list[CreditRecord]:
 
 def test_biased_values_become_honest_ones():
     outcomes, truth = world()
-    # A forced answer: a lower bound, low early whatever the truth.
-    rows = rows_of(outcomes, probed(truth * torch.tensor([0.05, 0.2, 0.6], dtype=torch.float64)))
+    # A forced answer: a lower bound.
+    rows = rows_of(outcomes, probed(0.1 * truth))
     fitted = values_of(Calibrator(parse(LOGISTIC)).calibrate(rows, PROMPTS, [], step=1))
     before, after = (values_of(rows) - truth).square().mean(), (fitted - truth).square().mean()
     assert after < 0.03 < before / 3

@@ -71,3 +71,36 @@ def test_the_error_penalty_scales_failed_responses_only(form):
     assert torch.allclose(scaled.segment_advantages[failed], 0.25 * plain.segment_advantages[failed])
     assert torch.equal(scaled.segment_advantages[~failed], plain.segment_advantages[~failed])
     assert torch.equal(scaled.row_advantages, plain.row_advantages)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.95, 1.0])
+@pytest.mark.parametrize("outcomes", [[1.0, 0.0], [1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]])
+def test_values_that_know_nothing_pay_nothing_back_of_the_own_outcome(lam, outcomes):
+    """A readout that kept the other rollouts' mean: every segment but the last gets nothing, whatever lambda is."""
+    rewards = torch.tensor(outcomes, dtype=torch.float64)
+    count = len(outcomes)
+    others = ((rewards.sum() - rewards) / (count - 1)).tolist()
+    segments = SegmentBatch.from_rows([[0, 2, 4, 6]] * count, [[mean] * 3 for mean in others], rewards, [6] * count)
+    algorithm = SimpleNamespace(get=lambda name, default=None: default, gamma=1.0, lam=lam)
+    settings = parse({"credit": {"form": "td"}, "self_value": {"calibration": "logistic"}})
+    index = np.array(["a"] * count, dtype=object)
+    found = compute_credit(segments, torch.arange(count), index, torch.ones(count, 6), algorithm, settings)
+    assert torch.allclose(found.segment_advantages[:, 2], found.row_advantages, atol=1e-5)
+    expected = found.row_advantages.unsqueeze(1) * torch.tensor([lam**2, lam])
+    assert torch.allclose(found.segment_advantages[:, :2], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("calibration", ["none", "logistic"])
+def test_td_on_a_single_segment_is_grpo_with_regressed_values_too(calibration):
+    index = np.array(["a", "a", "a", "b"], dtype=object)
+    segments = SegmentBatch.from_rows([[0, 6]] * 4, [[0.3]] * 4, OUTCOMES, [6] * 4)
+    settings = parse({"credit": {"form": "td"}, "self_value": {"calibration": calibration}})
+    found = compute_credit(segments, torch.arange(4), index, torch.ones(4, 6), ALGORITHM, settings)
+    assert torch.allclose(found.segment_advantages[:, 0], found.row_advantages, atol=1e-6)
+
+
+def test_the_weights_are_those_before_the_error_penalty():
+    for penalty in (0.0, 0.5, 3.0):
+        found = credit("rredcot", error_penalty=penalty)
+        assert torch.allclose(found.segment_weights, credit("rredcot").segment_weights)
+        assert torch.allclose(found.segment_weights.mean(dim=1), torch.ones(4))

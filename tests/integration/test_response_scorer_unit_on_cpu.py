@@ -19,6 +19,7 @@ from rredcot_verl.integration.group import Group, Member
 from rredcot_verl.integration.response import Response, as_member
 from rredcot_verl.integration.response_scorer import ResponseScorer
 from rredcot_verl.scoring.probes import Proposal
+from rredcot_verl.scoring.rollout import ScoringTimeout
 from tests.scoring.table_model import FakeServer, TableModel
 from tests.scoring.tiny_tokenizers import byte_level, encode
 
@@ -122,7 +123,7 @@ def test_a_server_that_does_not_answer():
         await asyncio.sleep(60)
 
     scorer = make_scorer({"self_value": {"timeout_s": 0.05}}, generate)
-    with pytest.raises(asyncio.TimeoutError):
+    with pytest.raises(ScoringTimeout, match="timeout_s=0.05"):
         credit(scorer, make_response(scorer))
 
 

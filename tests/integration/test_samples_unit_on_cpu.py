@@ -56,9 +56,13 @@ def credited(**changes) -> CreditedRows:
         records=records,
         is_padding=torch.zeros(4, dtype=torch.bool),
     )
-    credit = SimpleNamespace(row_advantages=torch.tensor([-1.0, 1, 1, 1]), segment_advantages=torch.ones(4, 2))
-    assert {"row_advantages", "segment_advantages"} <= set(Credit.__dataclass_fields__)
-    fields = {"rows": rows, "segments": segments, "credit": credit, "weights": torch.ones(4, 2)}
+    credit = SimpleNamespace(
+        row_advantages=torch.tensor([-1.0, 1, 1, 1]),
+        segment_advantages=torch.ones(4, 2),
+        segment_weights=torch.ones(4, 2),
+    )
+    assert set(vars(credit)) == set(Credit.__dataclass_fields__)
+    fields = {"rows": rows, "segments": segments, "credit": credit}
     return CreditedRows(**fields, return_errors=torch.zeros(4), engine="actor", **changes)
 
 

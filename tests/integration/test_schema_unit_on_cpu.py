@@ -52,7 +52,7 @@ def test_the_defaults_are_the_method():
         },
         "readout": {
             "use_probe": True,
-            "use_position": True,
+            "use_position": False,
             "use_group_mean": True,
             "use_hidden": False,
             "layer": -2,
@@ -90,7 +90,7 @@ def test_the_yaml_repeats_the_defaults():
         ({"self_value": {"smoothing": 1}}, ["self_value.smoothing=1", "less than 1"]),
         ({"self_value": {"calibration": "isotonic"}}, ["calibration='isotonic'", "'none' or 'logistic'"]),
         ({"self_value": {"form": "hidden", "engine": "rollout"}}, ["form=hidden", "engine=actor or auto"]),
-        ({"readout": {"use_probe": False, "use_position": False}}, ["nothing is left to regress on"]),
+        ({"readout": {"use_probe": False}}, ["nothing is left to regress on"]),
         ({"monte_carlo": {"num_rollouts": 0}}, ["monte_carlo.num_rollouts=0", "greater than or equal to 1"]),
         ({"attribution": {"gradient": "saliency"}}, ["gradient='saliency'", "'input_x_gradient'"]),
         ({"credit": {"form": "gae"}}, ["algorithm.rredcot.credit.form='gae'", "'reweight' or 'td'"]),

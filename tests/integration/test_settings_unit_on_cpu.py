@@ -304,10 +304,13 @@ def test_monte_carlo_needs_rewards_while_it_rolls_out(config):
         ("rredcot", {"readout__dim": 3}, "rredcot.readout,"),
         ("vineppo", {"self_value__proposals": "union", "attribution__target": "reference"}, "self_value.proposals"),
         ("leave_one_out", {"monte_carlo__num_rollouts": 3}, "rredcot.monte_carlo,"),
+        ("vineppo", {"self_value__form": "geometric"}, "self_value.form,"),
+        ("vineppo", {"self_value__max_closing_tokens": 9}, "self_value.max_closing_tokens,"),
+        ("gae", {"credit__beta": 3.0, "enable": True}, "rredcot.credit,"),
     ],
 )
 def test_changed_settings_that_are_not_read_are_said_once(config, caplog, estimator, values, named):
-    put(config, algorithm__adv_estimator=estimator)
+    put(config, algorithm__adv_estimator=estimator, algorithm__rredcot__enable=values.get("enable"))
     warn_of_unread(config, active_settings(config))
     assert not caplog.records
     put(config, **{f"algorithm__rredcot__{key}": value for key, value in values.items()})

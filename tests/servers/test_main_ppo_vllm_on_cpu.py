@@ -62,10 +62,11 @@ def test_training_with_vllm(tmp_path, ray_folder, overrides):
     assert run.returncode == 0, run.output[-8000:]
     assert "ScoringVLLMHttpServer" in run.output
     assert len(run.steps) == 2
+    # Random letters may give a step whose groups are all uniform.
+    assert sum(step["rredcot/probes/sum"] for step in run.steps) > 0
+    assert sum(step["rredcot/rows_scored/mean"] for step in run.steps) > 0
     for step in run.steps:
         # The second step's rollouts and probes are those of updated weights.
         assert step["training/rollout_actor_probs_pearson_corr"] > 0.999
-        assert step["rredcot/rows_scored/mean"] > 0
-        assert step["rredcot/probes/sum"] > 0
         assert step["rredcot/return_error/max"] < 1e-6
         assert step["actor/grad_norm"] > 0
