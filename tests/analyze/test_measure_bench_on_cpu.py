@@ -295,3 +295,35 @@ def test_given_traces_are_measured(place, capsys):
     assert all(len(trace.log_probs) == len(trace.response_ids) and max(trace.log_probs) < 0 for trace in found.traces)
     assert found.run["notes"] == load(place / "given").run["notes"] and len(found.run["notes"]) == 2
     assert "note: 1 given traces have another reward" in capsys.readouterr().out
+
+
+def test_a_part_of_a_group_is_no_group(place):
+    rows = [{"prompt": "2+3=", "response": "5", "ground_truth": "5", "uid": str(k // 3)} for k in range(9)]
+    write(place / "groups.jsonl", rows)
+    for limit, expected in ((9, 9), (8, 6), (5, 3), (2, 2)):
+        assert len(read_traces([str(place / "groups.jsonl")], "", limit)) == expected
+
+
+@pytest.mark.parametrize(
+    "response, verifier, words",
+    [
+        ("so it is " * 20 + "Answer: 5", VERIFIER, ["--max-response-tokens 24", "trace 0"]),
+        ("Answer: 5", "def compute_score(**kwargs):\n    return -1.0\n", ["reward -1.0", "reward_range=[0.0, 1.0]"]),
+        ("Answer: 5", "def compute_score(**kwargs):\n    raise OSError('no service')\n", ["OSError: no service"]),
+    ],
+    ids=["too long", "out of range", "verifier fails"],
+)
+def test_what_would_give_wrong_numbers_is_refused(place, response, verifier, words):
+    write(place / "given2.jsonl", [{"prompt": "2+3=", "response": response, "ground_truth": "5", "uid": "u"}] * 3)
+    (place / "verifier2.py").write_text(verifier)
+    arguments = command(place, f"refused-{len(response)}-{len(verifier)}", source=("--traces", "given2.jsonl"))
+    arguments[arguments.index(str(place / "verifier.py"))] = str(place / "verifier2.py")
+    with pytest.raises(ValueError) as raised:
+        measure(read_options(arguments))
+    assert all(word in str(raised.value) for word in words), raised.value
+
+
+def test_settings_that_are_not_read_are_said(place):
+    options = read_options(command(place, "x", "--set", "credit.beta=3", "self_value.smoothing=0.5"))
+    assert options.unread() == ["credit", "self_value.smoothing"]
+    assert read_options(command(place, "x")).unread() == []
