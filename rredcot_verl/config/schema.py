@@ -342,11 +342,16 @@ class RREDCoTConfig(_Block):
         """Whether a run with this source forces known answers."""
         return source in PROBED and self.self_value.form != "hidden"
 
+    def reads_references(self, source: str) -> bool:
+        """Whether the rows' reference answers are used."""
+        if self.reads_probes(source):
+            return self.self_value.proposals != "group"
+        return source in ATTRIBUTIONS and self.attribution.target == "reference"
+
     def needs_references(self, source: str) -> bool:
         """Whether a row without a reference answer can have no segment values."""
-        if self.reads_probes(source):
-            return self.self_value.proposals == "reference"
-        return source in ATTRIBUTIONS and self.attribution.target == "reference"
+        others = self.reads_probes(source) and self.self_value.proposals != "reference"
+        return self.reads_references(source) and not others
 
     def regresses(self) -> bool:
         """Whether values are fitted to the outcomes, starting from the mean of the prompt's other rollouts."""

@@ -116,7 +116,7 @@ def unread_settings(config: DictConfig, settings: RREDCoTConfig) -> list[str]:
     if not settings.reads_probes(source):
         names = ["engine", "share_prefix", "proposals", "max_proposals", "max_answer_tokens", "max_closing_tokens"]
         names += ["score_opening", "timeout_s", "max_concurrency"]
-        names += [] if settings.needs_references(source) else ["reference_key"]
+        names += [] if settings.reads_references(source) else ["reference_key"]
         changed += [f"self_value.{n}" for n in names if getattr(value, n) != getattr(default.self_value, n)]
         # Settled by the estimator, so compared with what it settles.
         changed += ["self_value.form"] if value.form not in ("joint", "hidden") else []

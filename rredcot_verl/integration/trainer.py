@@ -147,7 +147,7 @@ class RREDCoTTrainerMixin(PPOTrainer):
             return {}
         if not getattr(self, "_warned_no_proposal", False) and all(r.status == NO_PROPOSAL for r in records):
             way_out = "check algorithm.rredcot.elicitation.format"
-            if self.rredcot.needs_references(self._source):
+            if self.rredcot.reads_references(self._source):
                 way_out = f"check algorithm.rredcot.self_value.reference_key={self.rredcot.self_value.reference_key}"
             logger.warning(
                 "rredcot: no response of this step had an answer to measure segments by, so its credit is GRPO's; %s",

@@ -74,7 +74,7 @@ def credit_rows(config: DictConfig, settings: RREDCoTConfig | None, choice: Engi
         ("segments", f"{cuts.method}, at most {cuts.num_segments} of at least {cuts.min_tokens} tokens"),
         ("values", _values(source, settings)),
     ]
-    if settings.needs_references(source):
+    if settings.reads_references(source):
         rows.append(("references", value.reference_key))
     if choice is not None:
         rows.append(("read by", f"{choice.label}: {choice.reason}"))
