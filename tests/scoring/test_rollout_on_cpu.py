@@ -9,7 +9,7 @@ import torch
 
 from rredcot_verl.config.schema import SelfValueConfig, parse
 from rredcot_verl.scoring.probes import Branch, Proposal
-from rredcot_verl.scoring.rollout import SCORING_BACKENDS, BranchScorer, make_scorer
+from rredcot_verl.scoring.rollout import SCORING_BACKENDS, BranchScorer, ScoringTimeout, make_scorer
 from rredcot_verl.scoring.self_values import BranchScore, self_values
 from tests.scoring.table_model import FakeServer, TableModel, utilities
 
@@ -125,7 +125,7 @@ def test_waiting_for_a_turn_is_no_part_of_a_requests_time():
         await asyncio.gather(*[scorer.score(f"request-{n}", TRACE, BRANCHES) for n in range(8)])
 
     asyncio.run(run(0.3))
-    with pytest.raises(asyncio.TimeoutError):
+    with pytest.raises(ScoringTimeout):
         asyncio.run(run(0.01))
 
 
