@@ -1,5 +1,6 @@
 """Tiny random models of several architectures, and log-probabilities of probes the slow way."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -69,7 +70,8 @@ def build_model(name: str, seed: int = 0) -> PreTrainedModel:
     """A model with random weights, float32, in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(ARCHITECTURES[name], dtype=torch.float32).eval()
+        # A copy: tests change the config of their model.
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(ARCHITECTURES[name]), dtype=torch.float32).eval()
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=0.3)
