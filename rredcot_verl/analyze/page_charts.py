@@ -269,11 +269,11 @@ def _point_labels(placed: Sequence[tuple[float, float, Row]], right: float, base
     body: list[str] = []
     taken: list[tuple[float, float, float, float]] = [(at - 5, up - 5, at + 5, up + 5) for at, up, _ in placed]
     for at, up, row in sorted(placed, key=lambda item: item[1]):
-        width = 6.1 * len(row.name)
+        width = 6.8 * len(row.name)
         best: tuple[float, float, float] | None = None
         for offset in sorted(range(-150, 151, 6), key=abs):
             for left in (at + 9, at - 9 - width):
-                box = (left, up + offset - 7, left + width, up + offset + 5)
+                box = (left, up + offset - 9, left + width, up + offset + 7)
                 if left < 58 or box[2] > right or box[1] < 4 or box[3] > base - 1:
                     continue
                 if not any(_touch(box, other) for other in taken):
