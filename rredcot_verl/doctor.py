@@ -19,7 +19,7 @@ warnings.simplefilter("ignore")
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 from verl.experimental.reward_loop.reward_manager import registry
 from verl.trainer.ppo.v1 import get_trainer_cls
-from rredcot_verl.config.schema import SOURCES
+from rredcot_verl.config.sources import SOURCES
 print("FOUND" + json.dumps({
     **{f"advantage estimator {name}": name in ADV_ESTIMATOR_REGISTRY for name in SOURCES},
     "reward manager rredcot": "rredcot" in registry.REWARD_MANAGER,

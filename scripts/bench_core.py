@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
-from rredcot_verl.config.schema import CreditConfig, RREDCoTConfig
+from rredcot_verl.config.blocks import CreditConfig
+from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.core.redistribution import SegmentBatch, redistribute
 from rredcot_verl.core.segmentation import Trace, get_segmenter, segment
 from rredcot_verl.integration.estimator import (

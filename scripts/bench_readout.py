@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rredcot_verl.config.schema import ReadoutConfig
+from rredcot_verl.config.blocks import ReadoutConfig
 from rredcot_verl.core.readout import Readout, States
 from rredcot_verl.core.readout_features import HIDDEN_BLOCK, build_features, leave_one_out_means
 

@@ -8,7 +8,7 @@ from rredcot_verl.analyze.budget import Stopwatch
 from rredcot_verl.analyze.model import Policy
 from rredcot_verl.analyze.probes import split_by_size
 from rredcot_verl.analyze.records import TraceRecord, WeightRecord
-from rredcot_verl.config.schema import AttributionConfig
+from rredcot_verl.config.blocks import AttributionConfig
 from rredcot_verl.scoring.answers import find_answer
 from rredcot_verl.scoring.attribution import (
     AttributionTask,

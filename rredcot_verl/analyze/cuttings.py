@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from rredcot_verl.config.schema import RREDCoTConfig, SegmentationConfig, parse
+from rredcot_verl.config.blocks import SegmentationConfig
+from rredcot_verl.config.schema import RREDCoTConfig, parse
 from rredcot_verl.core.segmentation import Trace, get_segmenter, segment
 from rredcot_verl.scoring.probes import Elicitation
 

@@ -17,7 +17,7 @@ from rredcot_verl.analyze.board import Board, Mask
 from rredcot_verl.analyze.methods import Method, cost
 from rredcot_verl.analyze.records import HIDDEN_FOLDER, Measurements
 from rredcot_verl.analyze.statistics import Array
-from rredcot_verl.config.schema import ReadoutConfig
+from rredcot_verl.config.blocks import ReadoutConfig
 from rredcot_verl.core.readout import Readout, States
 from rredcot_verl.core.readout_features import build_features
 

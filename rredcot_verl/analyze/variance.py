@@ -21,7 +21,8 @@ from rredcot_verl.analyze.measures import Measured
 from rredcot_verl.analyze.methods import Method
 from rredcot_verl.analyze.records import GRADIENTS_FOLDER, Measurements
 from rredcot_verl.analyze.statistics import Array, Resamples
-from rredcot_verl.config.schema import CreditConfig, RREDCoTConfig, SelfValueConfig
+from rredcot_verl.config.blocks import CreditConfig, SelfValueConfig
+from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.core.redistribution import SegmentBatch
 from rredcot_verl.integration.estimator import compute_credit
 

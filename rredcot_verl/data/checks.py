@@ -15,7 +15,8 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from rredcot_verl.config.schema import PREFIX, SOURCES, RREDCoTConfig, parse, source_of
+from rredcot_verl.config.schema import PREFIX, RREDCoTConfig, parse
+from rredcot_verl.config.sources import SOURCES, source_of
 from rredcot_verl.data.budget_checks import check_budget
 from rredcot_verl.data.findings import CheckReport, Finding, Tally
 from rredcot_verl.data.load import parquet_paths, read_columns, read_file

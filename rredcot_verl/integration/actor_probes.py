@@ -13,7 +13,7 @@ from torch import Tensor
 from transfer_queue import KVBatchMeta
 from verl.utils import tensordict_utils as tu
 
-from rredcot_verl.config.schema import SelfValueConfig
+from rredcot_verl.config.blocks import SelfValueConfig
 from rredcot_verl.integration.batch import put_rows
 from rredcot_verl.integration.credit_record import PLANNED, SCORED, CreditRecord
 from rredcot_verl.scoring.actor_protocol import PASS, PROBE_LOG_PROBS, PROBES, PROBES_ONLY

@@ -15,13 +15,9 @@ import torch
 import transfer_queue as tq
 from transfer_queue import KVBatchMeta
 
-from rredcot_verl.config.schema import (
-    ATTENTION_ATTRIBUTION,
-    GRADIENT_ATTRIBUTION,
-    LEAVE_ONE_OUT,
-    AttributionConfig,
-    RREDCoTConfig,
-)
+from rredcot_verl.config.blocks import AttributionConfig
+from rredcot_verl.config.schema import RREDCoTConfig
+from rredcot_verl.config.sources import ATTENTION_ATTRIBUTION, GRADIENT_ATTRIBUTION, LEAVE_ONE_OUT
 from rredcot_verl.integration.actor_probes import Records, SeparateSequences, any_planned
 from rredcot_verl.integration.batch import put_rows
 from rredcot_verl.integration.credit_record import NO_PROPOSAL, PLANNED, SCORED, TOO_LONG, CreditRecord

@@ -11,7 +11,8 @@ from torch import Tensor
 from transfer_queue import KVBatchMeta
 from verl.workers.utils.padding import response_to_nested
 
-from rredcot_verl.config.schema import ATTRIBUTIONS, PREFIX, RREDCoTConfig
+from rredcot_verl.config.schema import PREFIX, RREDCoTConfig
+from rredcot_verl.config.sources import ATTRIBUTIONS
 from rredcot_verl.core.advantage import group_statistics
 from rredcot_verl.core.redistribution import SegmentBatch
 from rredcot_verl.core.sources import UNPINNED, attribution_values, mig_values, smooth
@@ -48,7 +49,7 @@ class Rows:
         """The rows' segments; a row without a scored record is one segment.
 
         Args:
-            source: Where the values come from, one of `config.schema.SOURCES`.
+            source: Where the values come from, one of `config.sources.SOURCES`.
             smoothing: See `core.sources.smooth`.
         """
         baselines = self._baselines().tolist() if source in ATTRIBUTIONS else [0.0] * len(self.keys)

@@ -6,7 +6,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from verl.utils.config import omega_conf_to_dataclass
 
-from rredcot_verl.config.schema import GRADIENT_ATTRIBUTION, LEAVE_ONE_OUT, ReadoutConfig
+from rredcot_verl.config.blocks import ReadoutConfig
+from rredcot_verl.config.sources import GRADIENT_ATTRIBUTION, LEAVE_ONE_OUT
 from rredcot_verl.scoring.actor_protocol import MODEL_TYPE
 from rredcot_verl.scoring.hidden import layer_index
 from rredcot_verl.scoring.rollout import SCORING_BACKENDS
@@ -82,7 +83,7 @@ def why_no_attribution(config: DictConfig, source: str) -> str | None:
 
     Args:
         config: verl's whole config.
-        source: One of `config.schema.ATTRIBUTIONS`.
+        source: One of `config.sources.ATTRIBUTIONS`.
     """
     if source == LEAVE_ONE_OUT:
         return None

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from rredcot_verl.config.schema import ATTRIBUTIONS, LEAVE_ONE_OUT, MONTE_CARLO, PREFIX, RREDCoTConfig, source_of
+from rredcot_verl.config.schema import PREFIX, RREDCoTConfig
+from rredcot_verl.config.sources import ATTRIBUTIONS, LEAVE_ONE_OUT, MONTE_CARLO, source_of
 from rredcot_verl.integration.capabilities import (
     bypasses_old_log_prob,
     check_layer,

@@ -147,7 +147,7 @@ def compute_credit(
         response_mask: `(bs, response_length)`.
         algorithm: verl's `algorithm` node; `norm_adv_by_std_in_grpo`, `gamma` and `lam` are read.
         settings: The `algorithm.rredcot` block.
-        source: Where the segments' values come from, one of `config.schema.SOURCES`.
+        source: Where the segments' values come from, one of `config.sources.SOURCES`.
     """
     norm_by_std = bool(algorithm.get("norm_adv_by_std_in_grpo", True))
     finals, position = final_rows.unique(return_inverse=True)

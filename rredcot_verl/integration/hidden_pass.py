@@ -8,7 +8,7 @@ import transfer_queue as tq
 from torch import Tensor
 from transfer_queue import KVBatchMeta
 
-from rredcot_verl.config.schema import ReadoutConfig
+from rredcot_verl.config.blocks import ReadoutConfig
 from rredcot_verl.integration.batch import put_rows
 from rredcot_verl.integration.credit_record import CreditRecord
 from rredcot_verl.scoring.actor_protocol import (

@@ -26,7 +26,9 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from rredcot_verl.config.schema import MONTE_CARLO, PREFIX, MonteCarloConfig, RREDCoTConfig
+from rredcot_verl.config.blocks import MonteCarloConfig
+from rredcot_verl.config.schema import PREFIX, RREDCoTConfig
+from rredcot_verl.config.sources import MONTE_CARLO
 from rredcot_verl.integration.credit_record import SCORED, CreditRecord
 from rredcot_verl.integration.group import Group
 from rredcot_verl.integration.response import Response

@@ -6,7 +6,8 @@ from typing import Any
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
-from rredcot_verl.config.schema import ATTRIBUTIONS, RREDCoTConfig
+from rredcot_verl.config.schema import RREDCoTConfig
+from rredcot_verl.config.sources import ATTRIBUTIONS
 from rredcot_verl.integration.actor_probes import (
     SeparateSequences,
     any_planned,

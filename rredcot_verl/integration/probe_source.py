@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from rredcot_verl.config.schema import RREDCoTConfig, SelfValueConfig
+from rredcot_verl.config.blocks import SelfValueConfig
+from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.integration.credit_record import NO_PROPOSAL, PLANNED, SCORED, TOO_LONG, CreditRecord
 from rredcot_verl.integration.group import Group, Member
 from rredcot_verl.integration.response import Response

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from rredcot_verl.config.schema import ATTRIBUTIONS, MONTE_CARLO, RREDCoTConfig
+from rredcot_verl.config.schema import RREDCoTConfig
+from rredcot_verl.config.sources import ATTRIBUTIONS, MONTE_CARLO
 from rredcot_verl.core.segmentation import Trace, get_segmenter, segment
 from rredcot_verl.integration.attribution_pass import AttributionSource
 from rredcot_verl.integration.credit_record import EMPTY, READOUT, SCORED, UNIFORM_GROUP, CreditRecord
@@ -100,7 +101,7 @@ class HiddenStateSource:
 def make_source(
     config: DictConfig, settings: RREDCoTConfig, elicitation: Elicitation, generate: Generate, max_length: int
 ) -> Source:
-    """The source that `algorithm.adv_estimator` names; see `config.schema.SOURCES`."""
+    """The source that `algorithm.adv_estimator` names; see `config.sources.SOURCES`."""
     rollout, source = config.actor_rollout_ref.rollout, run_source(config)
     if source == MONTE_CARLO:
         return MonteCarloSource(settings.monte_carlo, generate, int(rollout.response_length), max_length)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from rredcot_verl.config.schema import MonteCarloConfig
+from rredcot_verl.config.blocks import MonteCarloConfig
 from rredcot_verl.core.monte_carlo import monte_carlo_value, sampling_order
 from rredcot_verl.integration.continuations import Continuation, ContinuationSampler, State, TokenBudget
 from rredcot_verl.integration.group import Group

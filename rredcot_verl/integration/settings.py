@@ -5,15 +5,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from rredcot_verl.config.schema import (
-    ATTRIBUTIONS,
-    MONTE_CARLO,
-    PREFIX,
-    SOURCES,
-    RREDCoTConfig,
-    parse,
-    source_of,
-)
+from rredcot_verl.config.schema import PREFIX, RREDCoTConfig, parse
+from rredcot_verl.config.sources import ATTRIBUTIONS, MONTE_CARLO, SOURCES, source_of
 from rredcot_verl.core.segmentation import get_segmenter
 from rredcot_verl.integration.capabilities import why_server_cannot_score
 from rredcot_verl.integration.monte_carlo import check_monte_carlo
@@ -50,7 +43,7 @@ def parse_block(config: DictConfig) -> RREDCoTConfig:
 
 
 def run_source(config: DictConfig) -> str:
-    """Where a run's segment values come from, one of `config.schema.SOURCES`."""
+    """Where a run's segment values come from, one of `config.sources.SOURCES`."""
     return source_of(str(OmegaConf.select(config, "algorithm.adv_estimator")))
 
 

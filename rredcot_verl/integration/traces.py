@@ -10,7 +10,7 @@ import transfer_queue as tq
 from torch import Tensor
 from transfer_queue import KVBatchMeta
 
-from rredcot_verl.config.schema import TracesConfig
+from rredcot_verl.config.blocks import TracesConfig
 from rredcot_verl.core.redistribution import SegmentBatch
 from rredcot_verl.integration.batch import Rows, as_list
 from rredcot_verl.integration.estimator import Credit

@@ -12,7 +12,8 @@ from omegaconf import DictConfig
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer
 
-from rredcot_verl.config.schema import ATTRIBUTIONS, PROBED, SOURCES, RREDCoTConfig
+from rredcot_verl.config.schema import RREDCoTConfig
+from rredcot_verl.config.sources import ATTRIBUTIONS, PROBED, SOURCES
 from rredcot_verl.core.metrics import credit_metrics
 from rredcot_verl.core.redistribution import redistribute, return_error
 from rredcot_verl.integration.actor_probes import scored, without_probes

@@ -8,7 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rredcot_verl.config.schema import MONTE_CARLO, RREDCoTConfig
+from rredcot_verl.config.schema import RREDCoTConfig
+from rredcot_verl.config.sources import MONTE_CARLO
 from rredcot_verl.data.checks import with_template
 from rredcot_verl.data.lengths import load_tokenizer
 from rredcot_verl.integration.engine_choice import EngineChoice, choose_engine

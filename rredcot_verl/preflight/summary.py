@@ -2,7 +2,8 @@
 
 from omegaconf import DictConfig
 
-from rredcot_verl.config.schema import ATTRIBUTIONS, MONTE_CARLO, SOURCES, RREDCoTConfig
+from rredcot_verl.config.schema import RREDCoTConfig
+from rredcot_verl.config.sources import ATTRIBUTIONS, MONTE_CARLO, SOURCES
 from rredcot_verl.data.checks import files_of
 from rredcot_verl.integration.engine_choice import EngineChoice
 from rredcot_verl.integration.settings import run_source

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from rredcot_verl.config.schema import ElicitationConfig
+from rredcot_verl.config.blocks import ElicitationConfig
 from rredcot_verl.rewards.code_tests import CodeTests, parse_tests
 from rredcot_verl.rewards.sandbox.client import SandboxError
 from rredcot_verl.rewards.sandbox.fusion import judge_by_service

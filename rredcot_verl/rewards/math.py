@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from rredcot_verl.config.schema import ElicitationConfig
+from rredcot_verl.config.blocks import ElicitationConfig
 from rredcot_verl.rewards.math_equivalence import MAX_ANSWER_CHARACTERS, Verdict, decide_quickly, simplified
 from rredcot_verl.rewards.verifier_processes import LateOrDeadError, VerifierProcesses
 from rredcot_verl.rewards.verl_arguments import VERL_ARGUMENTS

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rredcot_verl.config.schema import ElicitationConfig
+from rredcot_verl.config.blocks import ElicitationConfig
 from rredcot_verl.scoring.boxed import find_box, find_boxes_in_a_row
 from rredcot_verl.scoring.thinking import Thinking, final_part_start
 

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from rredcot_verl.config.schema import SelfValueConfig
+from rredcot_verl.config.blocks import SelfValueConfig
 from rredcot_verl.scoring.probes import Branch
 from rredcot_verl.scoring.self_values import BranchScore
 

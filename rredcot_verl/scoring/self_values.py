@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rredcot_verl.config.schema import SelfValueConfig
+from rredcot_verl.config.blocks import SelfValueConfig
 from rredcot_verl.core.self_value import geometric_value, joint_value, normalized_value
 from rredcot_verl.scoring.probes import Branch
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rredcot_verl.config.schema import ATTRIBUTIONS
+from rredcot_verl.config.sources import ATTRIBUTIONS
 from rredcot_verl.integration import compat
 from rredcot_verl.report.trace import WEIGHT_SOURCES
 

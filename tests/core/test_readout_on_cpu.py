@@ -8,7 +8,7 @@ import pytest
 import torch
 from verl.trainer.ppo.v1.utils import MetricsAggregator
 
-from rredcot_verl.config.schema import ReadoutConfig
+from rredcot_verl.config.blocks import ReadoutConfig
 from rredcot_verl.core.advantage import group_statistics, segment_td
 from rredcot_verl.core.readout import Readout, States
 from rredcot_verl.core.readout_features import build_features, leave_one_out_means

@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 from transfer_queue import KVBatchMeta
 
-from rredcot_verl.config.schema import ReadoutConfig
+from rredcot_verl.config.blocks import ReadoutConfig
 from rredcot_verl.integration import batch as batch_module
 from rredcot_verl.integration import hidden_pass
 from rredcot_verl.integration.capabilities import check_layer, why_no_hidden

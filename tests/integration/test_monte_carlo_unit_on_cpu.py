@@ -7,7 +7,8 @@ import logging
 import pytest
 from omegaconf import OmegaConf
 
-from rredcot_verl.config.schema import MonteCarloConfig, parse
+from rredcot_verl.config.blocks import MonteCarloConfig
+from rredcot_verl.config.schema import parse
 from rredcot_verl.integration.credit_record import NO_PROPOSAL, SCORED, UNIFORM_GROUP, CreditRecord
 from rredcot_verl.integration.group import Group, Member
 from rredcot_verl.integration.monte_carlo import MonteCarloSource, check_monte_carlo, monte_carlo_metrics

@@ -7,7 +7,8 @@ import pytest
 import torch
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, compute_grpo_outcome_advantage
 
-from rredcot_verl.config.schema import SOURCES, parse
+from rredcot_verl.config.schema import parse
+from rredcot_verl.config.sources import SOURCES
 from rredcot_verl.core.redistribution import SegmentBatch
 from rredcot_verl.integration.estimator import compute_credit
 

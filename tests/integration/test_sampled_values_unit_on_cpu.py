@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rredcot_verl.config.schema import MonteCarloConfig
+from rredcot_verl.config.blocks import MonteCarloConfig
 from rredcot_verl.cpu.model import RolloutModel
 from rredcot_verl.cpu.server import RolloutServer, ServerLimits
 from rredcot_verl.integration.continuations import ContinuationSampler, State, TokenBudget

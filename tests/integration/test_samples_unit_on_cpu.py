@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rredcot_verl.config.schema import TracesConfig
+from rredcot_verl.config.blocks import TracesConfig
 from rredcot_verl.core.redistribution import SegmentBatch
 from rredcot_verl.integration import traces as traces_module
 from rredcot_verl.integration.batch import Rows

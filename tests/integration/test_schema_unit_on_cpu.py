@@ -5,7 +5,8 @@ from importlib.resources import files
 import pytest
 import yaml
 
-from rredcot_verl.config.schema import DEFAULT_KEYWORDS, parse
+from rredcot_verl.config.blocks import DEFAULT_KEYWORDS
+from rredcot_verl.config.schema import parse
 
 
 def as_plain(value):

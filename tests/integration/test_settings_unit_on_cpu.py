@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf, open_dict
 
-from rredcot_verl.config.schema import SOURCES
+from rredcot_verl.config.sources import SOURCES
 from rredcot_verl.integration.settings import (
     AGENT_LOOP_MANAGER,
     OUTCOME_ESTIMATORS,

@@ -6,7 +6,7 @@ import inspect
 import numpy as np
 import pytest
 
-from rredcot_verl.config.schema import ElicitationConfig
+from rredcot_verl.config.blocks import ElicitationConfig
 from rredcot_verl.rewards.math import compute_score, why_unusable
 from rredcot_verl.scoring.answers import BUILT_IN, find_answer, formats_of
 from rredcot_verl.scoring.boxed import boxes_in_a_row

@@ -6,7 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from rredcot_verl.config.schema import ElicitationConfig, parse
+from rredcot_verl.config.blocks import ElicitationConfig
+from rredcot_verl.config.schema import parse
 from rredcot_verl.scoring.answers import BOXED, BUILT_IN, canonical, find_answer, formats_of, reference_answers
 from rredcot_verl.scoring.boxed import boxes_in_a_row
 from rredcot_verl.scoring.thinking import Thinking

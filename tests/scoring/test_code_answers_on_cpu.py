@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from rredcot_verl.config.schema import GROUND_TRUTH, parse
+from rredcot_verl.config.blocks import GROUND_TRUTH
+from rredcot_verl.config.schema import parse
 from rredcot_verl.scoring.answers import (
     PROGRAM,
     canonical_program,

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rredcot_verl.config.schema import SelfValueConfig, parse
+from rredcot_verl.config.blocks import SelfValueConfig
+from rredcot_verl.config.schema import parse
 from rredcot_verl.scoring.probes import Branch, Proposal
 from rredcot_verl.scoring.rollout import SCORING_BACKENDS, BranchScorer, ScoringTimeout, make_scorer
 from rredcot_verl.scoring.self_values import BranchScore, self_values

@@ -1,0 +1,294 @@
+"""The blocks of `algorithm.rredcot`: strict, frozen, and the only place where a default is written in Python."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+GROUND_TRUTH = "reward_model.ground_truth"
+
+DEFAULT_KEYWORDS = (
+    "wait",
+    "hmm",
+    "but",
+    "so",
+    "therefore",
+    "thus",
+    "hence",
+    "however",
+    "alternatively",
+    "instead",
+    "first",
+    "second",
+    "next",
+    "then",
+    "now",
+    "finally",
+    "let me",
+    "let's",
+    "maybe",
+    "actually",
+    "because",
+    "since",
+    "suppose",
+    "check",
+)
+
+
+class Block(BaseModel):
+    """What is unknown, ill-typed or not finite is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class SegmentationConfig(Block):
+    """How a response is cut into segments. The hybrid rule is the paper's; keywords, counts and lengths are ours."""
+
+    method: str = Field(
+        "keyword_entropy",
+        min_length=1,
+        description="`keyword_entropy`, `fixed`, `newline`, `keyword`, `entropy`, a name given to "
+        "`rredcot_verl.core.segmentation.register_segmenter` in every process, or `package.module:function`.",
+    )
+    num_segments: int = Field(8, ge=1, le=256, description="Most segments of a response, the answer's included.")
+    min_tokens: int = Field(8, ge=1, description="Shortest segment, in tokens; shorter ones are merged.")
+    max_tokens: int | None = Field(
+        None, ge=1, description="Longest segment, in tokens; longer ones are cut if `num_segments` allows; null: any."
+    )
+    keywords: tuple[str, ...] = Field(
+        DEFAULT_KEYWORDS, strict=False, description="A segment may start at one of these words (any case)."
+    )
+
+    @model_validator(mode="after")
+    def _lengths(self) -> "SegmentationConfig":
+        if self.max_tokens is not None and self.max_tokens < 2 * self.min_tokens:
+            raise ValueError(
+                f"segmentation.max_tokens={self.max_tokens} must be null or at least twice "
+                f"segmentation.min_tokens={self.min_tokens}, or a long segment could not be cut in two"
+            )
+        if any(not word.strip() for word in self.keywords):
+            raise ValueError(f"segmentation.keywords={list(self.keywords)} holds an empty word")
+        return self
+
+
+class ElicitationConfig(Block):
+    """How the answer is asked for at a prefix: close the thinking block if one is open, then open the answer."""
+
+    format: Literal["auto", "boxed", "hash", "plain", "code", "custom"] = Field(
+        "auto",
+        description="`boxed`: \\boxed{}; `hash`: #### (GSM8K); `plain`: Answer:; `auto`: of these three the one a "
+        "response itself uses or, where it has no answer, the one most responses used so far; `code`: the last fenced "
+        "block of Python; `custom`: the three fields below.",
+    )
+    opening: str | None = Field(
+        None, min_length=1, description="custom: text that opens the answer, e.g. '\\nResult:'."
+    )
+    pattern: str | None = Field(
+        None, min_length=1, description="custom: regular expression of opening and answer, the answer in group 1."
+    )
+    closing: tuple[str, ...] = Field(
+        (), strict=False, description="custom: texts that end an answer, besides the end-of-sequence tokens."
+    )
+    think_open: str = Field("<think>", min_length=1, description="Text of the token that opens a thinking block.")
+    think_close: str = Field("</think>", min_length=1, description="Text of the token that closes a thinking block.")
+
+    @model_validator(mode="after")
+    def _custom(self) -> "ElicitationConfig":
+        given = [name for name in ("opening", "pattern") if getattr(self, name) is not None]
+        if self.format == "custom" and len(given) < 2:
+            raise ValueError("elicitation.format=custom needs elicitation.opening and elicitation.pattern")
+        if self.format != "custom" and (given or self.closing):
+            raise ValueError(
+                f"elicitation.{(given or ['closing'])[0]} is set but elicitation.format={self.format}; it needs "
+                "elicitation.format=custom"
+            )
+        return self
+
+
+class SelfValueConfig(Block):
+    """How the outlook v_k = E[R | s_k] at a boundary is estimated from the log-probability of known answers."""
+
+    engine: Literal["auto", "actor", "rollout"] = Field(
+        "auto",
+        description="Who reads the log-probabilities. `actor`: the training engine, in the pass that computes "
+        "old_log_prob; `rollout`: the rollout server, while others still generate; `auto`: the actor where it can "
+        "share prefixes, else the rollout server where that can score, else the actor with separate sequences.",
+    )
+    share_prefix: bool = Field(
+        True,
+        description="actor: one pass for a trace with all its probes; false: every probe is a sequence of its own, as "
+        "it is where the engine cannot share (Megatron, Ulysses, fused kernels).",
+    )
+    form: Literal["auto", "joint", "normalized", "geometric", "hidden"] = Field(
+        "auto",
+        description="`joint`: probability mass on useful answers (the paper's sum, one term per distinct answer); "
+        "`normalized`: that mass over the mass of all proposals (ours); `geometric`: exp of the mean log-probability a "
+        "token (ours); `hidden`: no probes, a regression on the policy's hidden state (ours, see readout); `auto`: "
+        "joint, and for the estimators vps and mig geometric, which is theirs.",
+    )
+    calibration: Literal["none", "logistic"] = Field(
+        "none",
+        description="`logistic`: regress the verified outcome on what is known at a boundary, cross-fitted by prompt "
+        "(ours, see readout). form=hidden is that regression already.",
+    )
+    smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the mean of its two neighbours in a value between the first and the outcome (ours); 0: "
+        "off. Redistributed rewards still sum to the outcome.",
+    )
+    proposals: Literal["reference", "group", "union"] = Field(
+        "reference",
+        description="Which answers are probed: the ground truth, the distinct verified answers of the prompt's own "
+        "rollouts, or both.",
+    )
+    reference_key: str = Field(
+        GROUND_TRUTH,
+        min_length=1,
+        description="Where a row of the data keeps its reference answers (one or a list), as a dotted path. Where the "
+        "ground truth is not an answer (unit tests), the key of the reference solutions.",
+    )
+    max_proposals: int = Field(4, ge=1, le=64, description="Most distinct answers probed at a boundary.")
+    max_answer_tokens: int = Field(
+        64, ge=1, description="Longest answer probed, in tokens; longer ones are dropped and counted."
+    )
+    max_closing_tokens: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="actor with separate sequences only: most closing tokens summed, one sequence each. A shared "
+        "prefix and the rollout servers sum all of them; vLLM the 128 likeliest, or all with our logits processor.",
+    )
+    score_opening: bool = Field(
+        False,
+        description="true: the probability of the elicitation text counts too, the paper's p(u|s_k); false: it is "
+        "forced, i.e. given (ours).",
+    )
+    probe_uniform_groups: bool = Field(
+        False, description="true: probe groups that are all right or all wrong too (for metrics; no gradient)."
+    )
+    reward_range: tuple[float, float] = Field(
+        (0.0, 1.0),
+        strict=False,
+        description="Lowest and highest reward the verifier gives, e.g. [-1, 1] for "
+        "verl's DAPO score. verl's own penalty for overlong responses may go below it.",
+    )
+    timeout_s: float = Field(
+        600.0, gt=0, description="rollout: seconds after which the scoring of a trace that is under way has failed."
+    )
+    max_concurrency: int = Field(
+        64,
+        ge=1,
+        description="rollout: traces being scored at once, per agent loop worker. A vLLM server gives their requests "
+        "at most a quarter of max_num_seqs.",
+    )
+
+    @model_validator(mode="after")
+    def _combinations(self) -> "SelfValueConfig":
+        if self.form == "normalized" and self.proposals == "reference":
+            raise ValueError(
+                "self_value.form=normalized with self_value.proposals=reference is always 1: the mass on correct "
+                "answers is divided by the mass on all of them, so it needs self_value.proposals=group or union"
+            )
+        if self.form == "normalized" and self.max_proposals < 2:
+            raise ValueError("self_value.form=normalized needs self_value.max_proposals of at least 2, got 1")
+        low, high = self.reward_range
+        if not low < high:
+            raise ValueError(f"self_value.reward_range=[{low}, {high}] must be [lowest, highest] with lowest < highest")
+        if self.form == "hidden" and self.engine == "rollout":
+            raise ValueError(
+                "self_value.form=hidden with self_value.engine=rollout: hidden states are read on the training engine; "
+                "set self_value.engine=actor or auto"
+            )
+        return self
+
+
+class CreditConfig(Block):
+    """How segment values become advantages."""
+
+    form: Literal["reweight", "td"] = Field(
+        "reweight",
+        description="`reweight`: GRPO's advantage times a positive weight of mean 1; `td`: segment-level GAE with "
+        "algorithm.gamma and algorithm.lam.",
+    )
+    beta: float = Field(1.0, ge=0, le=20, description="reweight: strength; 0 is GRPO exactly. Unit: 1 / reward.")
+    error_penalty: float = Field(
+        1.0,
+        ge=0,
+        le=10,
+        description="Factor on the advantages of responses whose GRPO advantage is negative: below 1 blame counts less "
+        "than praise (ours); 1: off.",
+    )
+
+
+class MonteCarloConfig(Block):
+    """Continuations from every boundary, for `algorithm.adv_estimator=vineppo`."""
+
+    num_rollouts: int = Field(9, ge=1, le=1024, description="Continuations from each boundary; 9 is VinePPO's.")
+    max_tokens: int | None = Field(
+        None, ge=1, description="Longest continuation, in tokens; null: what is left of the response's budget."
+    )
+    max_total_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens generated for one response at most; boundaries beyond are left out, evenly; null: any.",
+    )
+    max_concurrency: int = Field(64, ge=1, description="Continuations under way at once, per agent loop worker.")
+
+
+class AttributionConfig(Block):
+    """Weights of the segments for the answer, for the estimators `attention_attribution`, `gradient_attribution` and
+    `leave_one_out`."""
+
+    target: Literal["own", "reference"] = Field(
+        "own", description="Whose answer: the one the response gives, or the reference answer in its place."
+    )
+    layers: Literal["all", "last"] = Field("all", description="attention: which layers are averaged.")
+    gradient: Literal["input_x_gradient", "integrated_gradients"] = Field(
+        "input_x_gradient", description="gradient: one backward pass, or the mean along the way from a zero input."
+    )
+    num_steps: int = Field(8, ge=1, le=256, description="integrated_gradients: points along the way, a pass each.")
+
+
+class ReadoutConfig(Block):
+    """The regression behind `self_value.calibration=logistic` and `self_value.form=hidden`."""
+
+    use_probe: bool = Field(True, description="Feature: the logit of the value the probes gave; not with form=hidden.")
+    use_position: bool = Field(
+        False,
+        description="Feature: where in the response the boundary stands. Boundaries are spread over the whole "
+        "response, so it knows something of the length still to come, and with it of the outcome.",
+    )
+    use_group_mean: bool = Field(
+        True, description="Start from the mean reward of the prompt's other rollouts; false: from the batch's mean."
+    )
+    use_hidden: bool = Field(
+        False,
+        description="Feature: the policy's hidden state at the last token before the boundary, read in the pass that "
+        "computes old_log_prob; always with form=hidden.",
+    )
+    layer: int = Field(-2, description="Decoder layer whose output is read; negative: from the end.")
+    dim: int = Field(64, ge=1, le=1024, description="Dimensions that a seeded random projection keeps of it.")
+    seed: int = Field(0, ge=0, description="Seed of the projection and of the folds.")
+    num_folds: int = Field(5, ge=3, le=64, description="Folds of prompts; a row is valued by a fit to the others.")
+    window: int = Field(8, ge=1, description="Steps, the present one included, whose rows are fitted to.")
+    half_life: float | None = Field(
+        None, gt=0, description="Steps after which a row counts half; null: all of the window count alike."
+    )
+    max_rows: int = Field(
+        16384,
+        ge=1,
+        description="States kept for the fit, the newest; a step with as many leaves no room.",
+    )
+
+
+class TracesConfig(Block):
+    """Credited traces written for people and for `python -m rredcot_verl.report`."""
+
+    dir: str | None = Field(None, min_length=1, description="Folder for <step>.jsonl; null: none are written.")
+    freq: int = Field(1, ge=1, description="Write every this many steps.")
+    num_traces: int = Field(64, ge=1, description="Most responses written a step.")
+    samples_freq: int | None = Field(
+        None, ge=1, description="Send credited responses to the trackers every this many steps; null: never."
+    )
+    num_samples: int = Field(4, ge=1, le=64, description="Most responses sent.")
