@@ -1,14 +1,16 @@
 """The readout on a training batch: who is fitted to, who is valued, in which units, and what a checkpoint holds."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from rredcot_verl.config.schema import parse
+from rredcot_verl.integration import calibration
 from rredcot_verl.integration.batch import Rows
-from rredcot_verl.integration.calibration import Calibrator, checkpoint_folder
+from rredcot_verl.integration.calibration import Calibrator, checkpoint_folder, name_prompts
 from rredcot_verl.integration.credit_record import EMPTY, READOUT, SCORED, UNIFORM_GROUP, CreditRecord
 
 NUM_PROMPTS, GROUP, LENGTH = 40, 8, 12
@@ -138,6 +140,21 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(tmp_path, caplog):
     other.load(str(tmp_path / "global_step_1"))
     assert ["no such file" in record.getMessage() for record in caplog.records] == [True, False]
     assert "other features" in caplog.records[1].getMessage()
+
+
+def test_a_prompt_has_one_name_in_every_epoch_and_for_every_output_of_its_sessions(monkeypatch):
+    prompt, other, longer = [5, 6, 7], [5, 6, 8], [5, 6, 7, 1, 2, 3]
+
+    def names(uids, prompts):
+        data = {"prompts": torch.nested.as_nested_tensor([torch.tensor(p) for p in prompts], layout=torch.jagged)}
+        monkeypatch.setattr(calibration, "tq", SimpleNamespace(kv_batch_get=lambda **kwargs: data))
+        return name_prompts(SimpleNamespace(keys=uids, partition_id="train"), uids)
+
+    # The second output of a session starts from a prompt that holds the first one.
+    first = names(["u", "u", "v"], [prompt, longer, other])
+    again = names(["x", "y", "y"], [other, longer, prompt])
+    assert first[0] == first[1] == again[1] == again[2]
+    assert first[2] == again[0] != first[0]
 
 
 @dataclasses.dataclass
