@@ -30,7 +30,7 @@ print("FOUND" + json.dumps({
 
 def check_version() -> str | None:
     """verl's version is the one the contract was read from."""
-    from rredcot_verl.integration.compat import REQUIRED_VERL
+    from rredcot_verl.compat import REQUIRED_VERL
 
     try:
         found = version("verl")
@@ -41,7 +41,7 @@ def check_version() -> str | None:
 
 def check_contract() -> str | None:
     """Every verl symbol relied on is there."""
-    from rredcot_verl.integration.compat import CPU_SYMBOLS, SYMBOLS, check_symbols
+    from rredcot_verl.compat import CPU_SYMBOLS, SYMBOLS, check_symbols
 
     faults = check_symbols({**SYMBOLS, **CPU_SYMBOLS})
     return f"{'; '.join(faults)}; {REINSTALL}" if faults else None
@@ -70,7 +70,7 @@ def check_overlay() -> str | None:
     from hydra import compose, initialize_config_module
     from hydra.errors import HydraException
 
-    from rredcot_verl.integration.settings import active_settings
+    from rredcot_verl.run.settings import active_settings
 
     try:
         with initialize_config_module("rredcot_verl.config", version_base=None):
@@ -103,7 +103,7 @@ def check_vllm() -> str | None:
     """If vLLM is installed, it has what the scoring server relies on."""
     if importlib.util.find_spec("vllm") is None:
         return None
-    from rredcot_verl.integration.compat import VLLM_SYMBOLS, check_symbols
+    from rredcot_verl.compat import VLLM_SYMBOLS, check_symbols
 
     faults = check_symbols(VLLM_SYMBOLS)
     return "; ".join(faults) + "; self_value.engine=rollout needs another version of vLLM" if faults else None

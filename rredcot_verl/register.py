@@ -12,10 +12,10 @@ from types import ModuleType
 from wrapt import when_imported
 
 HOOKS: dict[str, str] = {
-    "verl.trainer.ppo.core_algos": "rredcot_verl.integration.registration:register_estimator",
-    "verl.experimental.reward_loop.reward_manager": "rredcot_verl.integration.registration:register_reward_manager",
-    "verl.trainer.ppo.v1": "rredcot_verl.integration.registration:register_trainers",
-    "verl.workers.engine.fsdp.transformer_impl": "rredcot_verl.integration.registration:register_engine",
+    "verl.trainer.ppo.core_algos": "rredcot_verl.registration:register_estimator",
+    "verl.experimental.reward_loop.reward_manager": "rredcot_verl.registration:register_reward_manager",
+    "verl.trainer.ppo.v1": "rredcot_verl.registration:register_trainers",
+    "verl.workers.engine.fsdp.transformer_impl": "rredcot_verl.registration:register_engine",
 }
 """verl module -> the function that registers with it once it is imported."""
 

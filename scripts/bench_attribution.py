@@ -35,7 +35,7 @@ from self_value_bench.passes import plain
 from self_value_bench.work import build_model, make_traces
 from transformers import PreTrainedModel
 
-from rredcot_verl.scoring.attribution import (
+from rredcot_verl.passes.attribution import (
     AttributionTask,
     attention_attribution,
     gradient_attribution,

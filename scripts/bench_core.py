@@ -28,7 +28,7 @@ from rredcot_verl.config.blocks import CreditConfig
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.core.redistribution import SegmentBatch, redistribute
 from rredcot_verl.core.segmentation import Trace, get_segmenter, segment
-from rredcot_verl.integration.estimator import (
+from rredcot_verl.trainer.estimator import (
     SegmentContext,
     compute_credit,
     compute_rredcot_advantage,

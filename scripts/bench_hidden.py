@@ -28,7 +28,7 @@ from self_value_bench.work import SHAPES, build_model, make_traces
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rredcot_verl.scoring.hidden import HiddenStates, hidden_states
+from rredcot_verl.passes.hidden_states import HiddenStates, hidden_states
 
 
 class TimedStates(HiddenStates):

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from rredcot_verl.config.blocks import ReadoutConfig
-from rredcot_verl.core.readout import Readout, States
-from rredcot_verl.core.readout_features import HIDDEN_BLOCK, build_features, leave_one_out_means
+from rredcot_verl.readout.features import HIDDEN_BLOCK, build_features, leave_one_out_means
+from rredcot_verl.readout.readout import Readout, States
 
 NUISANCES = 6
 PARTS = ("seconds", "methods", "poor", "noise", "selection", "drift", "reliability")

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rredcot_verl.scoring.answers import BUILT_IN, find_answer
-from rredcot_verl.scoring.attribution import (
+from rredcot_verl.answers.grammar import BUILT_IN, find_answer
+from rredcot_verl.passes.attribution import (
     AttributionTask,
     answer_log_probs,
     attention_attribution,
@@ -28,7 +28,7 @@ from rredcot_verl.scoring.attribution import (
     gradient_contributions,
     leave_one_out_attribution,
 )
-from rredcot_verl.scoring.vocabulary import Vocabulary
+from rredcot_verl.probes.vocabulary import Vocabulary
 
 
 def read_tasks(path: Path, tokenizer: Any, most: int) -> list[AttributionTask]:

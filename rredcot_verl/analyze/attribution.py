@@ -1,4 +1,4 @@
-"""Weights of the segments for the answer, by the peers' functions in `rredcot_verl.scoring.attribution`."""
+"""Weights of the segments for the answer, by the peers' functions in `rredcot_verl.passes.attribution`."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,15 +8,15 @@ from rredcot_verl.analyze.budget import Stopwatch
 from rredcot_verl.analyze.model import Policy
 from rredcot_verl.analyze.probes import split_by_size
 from rredcot_verl.analyze.records import TraceRecord, WeightRecord
+from rredcot_verl.answers.grammar import find_answer
 from rredcot_verl.config.blocks import AttributionConfig
-from rredcot_verl.scoring.answers import find_answer
-from rredcot_verl.scoring.attribution import (
+from rredcot_verl.passes.attribution import (
     AttributionTask,
     attention_attribution,
     gradient_attribution,
     leave_one_out_attribution,
 )
-from rredcot_verl.scoring.probes import Elicitation
+from rredcot_verl.probes.elicitation import Elicitation
 
 METHODS = ("attention_attribution", "input_x_gradient", "integrated_gradients", "leave_one_out")
 

@@ -27,10 +27,10 @@ from rredcot_verl.analyze.sampling import Sampler
 from rredcot_verl.analyze.store import Store, check_identity, only_traces
 from rredcot_verl.analyze.traces import PromptEncoder, TraceMaker, claim
 from rredcot_verl.analyze.verifier import Verifier, load_function
+from rredcot_verl.answers.grammar import formats_of
+from rredcot_verl.probes.elicitation import Elicitation
+from rredcot_verl.probes.vocabulary import Vocabulary
 from rredcot_verl.report.line_checker import LineChecker, load_line_checker
-from rredcot_verl.scoring.answers import formats_of
-from rredcot_verl.scoring.probes import Elicitation
-from rredcot_verl.scoring.vocabulary import Vocabulary
 
 _SHARE_OF_TRACES = 0.5
 """Of the budget at most, for making the traces."""

@@ -8,7 +8,7 @@ import torch
 from rredcot_verl.config.blocks import SegmentationConfig
 from rredcot_verl.config.schema import RREDCoTConfig, parse
 from rredcot_verl.core.segmentation import Trace, get_segmenter, segment
-from rredcot_verl.scoring.probes import Elicitation
+from rredcot_verl.probes.elicitation import Elicitation
 
 DEFAULT_ABLATION = (
     "fixed-8",

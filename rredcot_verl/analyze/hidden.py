@@ -1,4 +1,4 @@
-"""Hidden states at the states' last tokens, as the readout of `rredcot_verl.core.readout` gets them in training."""
+"""Hidden states at the states' last tokens, as the readout of `rredcot_verl.readout.readout` gets them in training."""
 
 import contextlib
 import itertools
@@ -11,7 +11,7 @@ from rredcot_verl.analyze.budget import Stopwatch
 from rredcot_verl.analyze.model import Policy, run_pack
 from rredcot_verl.analyze.probes import split_by_size
 from rredcot_verl.analyze.records import CostRecord, TraceRecord
-from rredcot_verl.scoring.hidden import decoder_layers, hidden_states, layer_index
+from rredcot_verl.passes.hidden_states import decoder_layers, hidden_states, layer_index
 
 Arrays = dict[str, np.ndarray]
 

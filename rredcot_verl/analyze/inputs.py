@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rredcot_verl.analyze.verifier import NOTHING
+from rredcot_verl.answers.grammar import look_up
 from rredcot_verl.data.load import Row, data_files, read_file
-from rredcot_verl.scoring.answers import look_up
 
 
 @dataclass(frozen=True)

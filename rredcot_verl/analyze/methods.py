@@ -14,7 +14,7 @@ from rredcot_verl.analyze.board import Board, Mask
 from rredcot_verl.analyze.records import CostRecord, Measurements, ProbeRecord, WeightRecord
 from rredcot_verl.analyze.statistics import Array
 from rredcot_verl.core.self_value import geometric_value, joint_value, normalized_value
-from rredcot_verl.core.sources import attribution_values, mig_values, smooth
+from rredcot_verl.core.values import attribution_values, mig_values, smooth
 
 REFERENCE = "joint:reference"
 """What differences are taken to: the plugin's default."""

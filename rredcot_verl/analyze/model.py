@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from rredcot_verl.scoring.probe_pack import ProbePack
-from rredcot_verl.scoring.probes import Branch
-from rredcot_verl.scoring.shared_attention import shared_prefix, why_not_shared
+from rredcot_verl.passes.probe_pack import ProbePack
+from rredcot_verl.passes.shared_attention import shared_prefix, why_not_shared
+from rredcot_verl.probes.elicitation import Branch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -8,7 +8,7 @@ from rredcot_verl.analyze.records import RolloutRecord, TraceRecord
 from rredcot_verl.analyze.sampling import Continuation, Request, Sampler
 from rredcot_verl.analyze.traces import ROLLOUT_STREAM, claim
 from rredcot_verl.analyze.verifier import Verifier
-from rredcot_verl.scoring.vocabulary import Vocabulary
+from rredcot_verl.probes.vocabulary import Vocabulary
 
 
 class MonteCarlo:

@@ -15,7 +15,7 @@ from rredcot_verl.analyze.options import HIDDEN, PROBES, Options
 from rredcot_verl.analyze.probes import Answers, Prober
 from rredcot_verl.analyze.records import GRADIENTS_FOLDER, HIDDEN_FOLDER, CostRecord, Measurements, TraceRecord
 from rredcot_verl.analyze.store import Store
-from rredcot_verl.scoring.probes import ReadAnswer
+from rredcot_verl.probes.elicitation import ReadAnswer
 
 
 @dataclass

@@ -10,11 +10,11 @@ from rredcot_verl.analyze.budget import Stopwatch
 from rredcot_verl.analyze.inputs import Problem
 from rredcot_verl.analyze.model import Pass, Policy, run_pack
 from rredcot_verl.analyze.records import CostRecord, ProbeRecord, TraceRecord
+from rredcot_verl.answers.grammar import canonical_form, look_up, reference_answers
 from rredcot_verl.config.blocks import GROUND_TRUTH
 from rredcot_verl.config.schema import RREDCoTConfig, parse
-from rredcot_verl.scoring.answers import canonical_form, look_up, reference_answers
-from rredcot_verl.scoring.probe_pack import count_probe_tokens, read_probes
-from rredcot_verl.scoring.probes import Branch, Elicitation, Proposal, ReadAnswer, build_proposals
+from rredcot_verl.passes.probe_pack import count_probe_tokens, read_probes
+from rredcot_verl.probes.elicitation import Branch, Elicitation, Proposal, ReadAnswer, build_proposals
 
 _MOST_ANSWERS = 64
 

@@ -18,8 +18,8 @@ from rredcot_verl.analyze.methods import Method, cost
 from rredcot_verl.analyze.records import HIDDEN_FOLDER, Measurements
 from rredcot_verl.analyze.statistics import Array
 from rredcot_verl.config.blocks import ReadoutConfig
-from rredcot_verl.core.readout import Readout, States
-from rredcot_verl.core.readout_features import build_features
+from rredcot_verl.readout.features import build_features
+from rredcot_verl.readout.readout import Readout, States
 
 SIZES = (16, 32, 64, 128, 256)
 """Prompts in a batch, for the ablation over training-set sizes; those below the number of prompts are run."""
@@ -28,7 +28,7 @@ READ = ("hidden:", "both:")
 
 
 LONG_RESPONSE = 0.9
-"""Positions are measured against this quantile of the response lengths, as in `integration.calibration`: a state does
+"""Positions are measured against this quantile of the response lengths, as in `trainer.calibration`: a state does
 not know how long its own response will become."""
 
 

@@ -11,8 +11,8 @@ from rredcot_verl.analyze.model import Policy, run_pack
 from rredcot_verl.analyze.records import CostRecord, TraceRecord
 from rredcot_verl.analyze.sampling import Request, Sampler
 from rredcot_verl.analyze.verifier import Claim, Verifier
+from rredcot_verl.probes.elicitation import Elicitation, ReadAnswer
 from rredcot_verl.report.line_checker import LineChecker
-from rredcot_verl.scoring.probes import Elicitation, ReadAnswer
 
 SAMPLE_STREAM, ROLLOUT_STREAM = 0, 1
 """First number of the random streams of traces and of their continuations."""

@@ -24,7 +24,7 @@ from rredcot_verl.analyze.statistics import Array, Resamples
 from rredcot_verl.config.blocks import CreditConfig, SelfValueConfig
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.core.redistribution import SegmentBatch
-from rredcot_verl.integration.estimator import compute_credit
+from rredcot_verl.trainer.estimator import compute_credit
 
 NAMES = ("variance", "variance_scaled", "cosine", "cosine_unbiased", "snr", "efficiency")
 """All relative to GRPO but the cosines, with mu and V the mean and the variance above, and <,> without a prompt's

@@ -27,7 +27,7 @@ def reweight(
         segments: The segments of the batch.
         num_tokens: `(bs, num_segments)`, tokens of each segment that the policy wrote.
         beta: Strength, in 1 / reward.
-        pinned: Whether the last segment counts with d_K = R - v_{K-1}; otherwise with 0 (`core.sources.UNPINNED`).
+        pinned: Whether the last segment counts with d_K = R - v_{K-1}; otherwise with 0 (`core.values.UNPINNED`).
 
     Returns:
         `(bs, num_segments)` float32 weights, 1 for a row that was not scored.

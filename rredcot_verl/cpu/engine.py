@@ -5,8 +5,8 @@ import dataclasses
 from torch import nn
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-from rredcot_verl.scoring.actor_engine import SharedPrefixMixin
-from rredcot_verl.scoring.attribution_engine import AttributionMixin
+from rredcot_verl.passes.attribution_engine import AttributionMixin
+from rredcot_verl.passes.engine import SharedPrefixMixin
 
 
 class CPUFSDPEngineWithLMHead(FSDPEngineWithLMHead):

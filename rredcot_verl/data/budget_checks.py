@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rredcot_verl.answers.grammar import AnswerFormat, canonical_form, reference_answers
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.data.findings import CheckReport, Finding, Tally
 from rredcot_verl.data.lengths import NotRenderable, render
-from rredcot_verl.scoring.answers import AnswerFormat, canonical_form, reference_answers
 
 _PLACEHOLDER = "2"
 """Stands for an answer where no reference is known."""
@@ -31,8 +31,8 @@ def check_budget(
         prompt: A prompt of the data: a chat template may open a thinking block, which a probe closes first.
         template_kwargs: What the chat template is given.
     """
-    from rredcot_verl.scoring.probes import Elicitation, JoinError, Proposal
-    from rredcot_verl.scoring.vocabulary import Vocabulary
+    from rredcot_verl.probes.elicitation import Elicitation, JoinError, Proposal
+    from rredcot_verl.probes.vocabulary import Vocabulary
 
     report = CheckReport()
     try:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rredcot_verl.answers.grammar import look_up
 from rredcot_verl.data.code_cases import (
     call_cases,
     call_tests,
@@ -16,7 +17,6 @@ from rredcot_verl.data.code_cases import (
     with_typing,
 )
 from rredcot_verl.data.rows import CodeProblem, Unusable
-from rredcot_verl.scoring.answers import look_up
 
 Row = Mapping[str, Any]
 

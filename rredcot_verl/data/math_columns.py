@@ -4,9 +4,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rredcot_verl.answers.boxed import find_box
+from rredcot_verl.answers.grammar import look_up
 from rredcot_verl.data.rows import MathProblem, Unusable
-from rredcot_verl.scoring.answers import look_up
-from rredcot_verl.scoring.boxed import find_box
 
 Row = Mapping[str, Any]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rredcot_verl.answers.grammar import look_up
 from rredcot_verl.data.findings import CheckReport, Finding, Tally
 from rredcot_verl.data.lengths import (
     NoChatTemplate,
@@ -16,7 +17,6 @@ from rredcot_verl.data.lengths import (
     render,
 )
 from rredcot_verl.data.verify import why_unusable
-from rredcot_verl.scoring.answers import look_up
 
 GROUND_TRUTH = "reward_model.ground_truth"
 MAX_MEASURED = 512

@@ -11,9 +11,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from rredcot_verl.config.schema import RREDCoTConfig
-from rredcot_verl.integration.settings import active_settings, unread_settings
 from rredcot_verl.preflight.findings import Findings
 from rredcot_verl.preflight.quiet import quiet
+from rredcot_verl.run.settings import active_settings, unread_settings
 
 _RAISED_BY_VERL = (AssertionError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, HydraException)
 _MODEL = "actor_rollout_ref.model"

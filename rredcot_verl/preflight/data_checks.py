@@ -7,11 +7,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from rredcot_verl.answers.grammar import look_up
 from rredcot_verl.data.checks import check_files, files_of
 from rredcot_verl.data.load import num_parquet_rows, read_columns
 from rredcot_verl.preflight.findings import Findings
 from rredcot_verl.preflight.quiet import quiet
-from rredcot_verl.scoring.answers import look_up
 
 NUM_SAMPLED_ROWS = 256
 """Rows whose references the probe estimate reads."""

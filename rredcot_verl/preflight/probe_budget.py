@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from rredcot_verl.answers.grammar import AnswerFormat, canonical_form, formats_of, reference_answers
 from rredcot_verl.config.schema import RREDCoTConfig
-from rredcot_verl.scoring.answers import AnswerFormat, canonical_form, formats_of, reference_answers
 
 TRAINING_PASSES = 5
 """Forward passes' worth of work on a response in a step: old_log_prob 1, forward 1, recomputed 1, backward 2."""

@@ -12,8 +12,6 @@ from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.config.sources import MONTE_CARLO
 from rredcot_verl.data.checks import with_template
 from rredcot_verl.data.lengths import load_tokenizer
-from rredcot_verl.integration.engine_choice import EngineChoice, choose_engine
-from rredcot_verl.integration.settings import run_source
 from rredcot_verl.preflight import config_checks, data_checks, summary
 from rredcot_verl.preflight.composition import compose_as_main_ppo
 from rredcot_verl.preflight.findings import Findings
@@ -22,6 +20,8 @@ from rredcot_verl.preflight.model import ModelFacts, read_facts, why_no_model
 from rredcot_verl.preflight.probe_budget import probe_budget
 from rredcot_verl.preflight.quiet import quiet
 from rredcot_verl.preflight.table import Row, bullets, section
+from rredcot_verl.run.engine_choice import EngineChoice, choose_engine
+from rredcot_verl.run.settings import run_source
 
 GPU_MEMORY = "GPU_MEMORY_GIB"
 """Environment variable: memory of a GPU for the estimates, in GiB."""

@@ -5,13 +5,13 @@ from omegaconf import DictConfig
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.config.sources import ATTRIBUTIONS, MONTE_CARLO, SOURCES
 from rredcot_verl.data.checks import files_of
-from rredcot_verl.integration.engine_choice import EngineChoice
-from rredcot_verl.integration.settings import run_source
 from rredcot_verl.preflight.data_checks import num_rows
 from rredcot_verl.preflight.memory import SERVER_OVERHEAD_GIB, ServerMemory, TrainingMemory
 from rredcot_verl.preflight.model import ModelFacts, lora_rank
 from rredcot_verl.preflight.probe_budget import ProbeBudget
 from rredcot_verl.preflight.table import Row, count, percent, plural
+from rredcot_verl.run.engine_choice import EngineChoice
+from rredcot_verl.run.settings import run_source
 
 
 def settings_rows(config: DictConfig, facts: ModelFacts | None) -> list[Row]:

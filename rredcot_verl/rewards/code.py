@@ -3,7 +3,7 @@
     reward.custom_reward_function.path=pkg://rredcot_verl.rewards.code
     reward.custom_reward_function.name=compute_score
 
-The program is found where the probes find it (`scoring.answers`, format `code`). What holds it, and what does not:
+The program is found where the probes find it (`answers.grammar`, format `code`). What holds it, and what does not:
 docs/sandbox.md.
 """
 
@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from rredcot_verl.answers.grammar import AnswerFormat, find_answer, formats_of
+from rredcot_verl.answers.thinking import Thinking
 from rredcot_verl.config.blocks import ElicitationConfig
 from rredcot_verl.rewards.code_tests import CodeTests, parse_tests
 from rredcot_verl.rewards.sandbox.client import SandboxError
@@ -20,8 +22,6 @@ from rredcot_verl.rewards.sandbox.fusion import judge_by_service
 from rredcot_verl.rewards.sandbox.judge import Verdict, judge
 from rredcot_verl.rewards.sandbox.options import Options
 from rredcot_verl.rewards.verl_arguments import VERL_ARGUMENTS
-from rredcot_verl.scoring.answers import AnswerFormat, find_answer, formats_of
-from rredcot_verl.scoring.thinking import Thinking
 
 __all__ = ["CodeTests", "SandboxError", "Verdict", "compute_score", "run_program", "run_program_sync", "why_unusable"]
 

@@ -3,7 +3,7 @@
     reward.custom_reward_function.path=pkg://rredcot_verl.rewards.math
     reward.custom_reward_function.name=compute_score
 
-The answer is found where the probes find it (`scoring.answers`). Plain numbers, words and choices are compared by exact
+The answer is found where the probes find it (`answers.grammar`). Plain numbers, words and choices are compared by exact
 rules at once, everything else in processes of its own with a time limit; see docs/results/math_verifier.md.
 """
 
@@ -12,13 +12,13 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from rredcot_verl.answers.boxed import boxes_in_a_row
+from rredcot_verl.answers.grammar import AnswerFormat, find_answer, formats_of, reference_answers
+from rredcot_verl.answers.thinking import Thinking
 from rredcot_verl.config.blocks import ElicitationConfig
 from rredcot_verl.rewards.math_equivalence import MAX_ANSWER_CHARACTERS, Verdict, decide_quickly, simplified
 from rredcot_verl.rewards.verifier_processes import LateOrDeadError, VerifierProcesses
 from rredcot_verl.rewards.verl_arguments import VERL_ARGUMENTS
-from rredcot_verl.scoring.answers import AnswerFormat, find_answer, formats_of, reference_answers
-from rredcot_verl.scoring.boxed import boxes_in_a_row
-from rredcot_verl.scoring.thinking import Thinking
 
 TIMEOUT_S = 5.0
 NUM_PROCESSES = 2

@@ -13,9 +13,9 @@ from verl.utils.torch_functional import entropy_from_logits, logprobs_from_logit
 
 from rredcot_verl.cpu.scoring import Branch as ServerBranch
 from rredcot_verl.cpu.scoring import score_branches
-from rredcot_verl.scoring.probe_pack import ProbePack, read_probes
-from rredcot_verl.scoring.probes import Branch
-from rredcot_verl.scoring.shared_attention import shared_prefix
+from rredcot_verl.passes.probe_pack import ProbePack, read_probes
+from rredcot_verl.passes.shared_attention import shared_prefix
+from rredcot_verl.probes.elicitation import Branch
 from self_value_bench.work import Work, pack_traces
 
 ProbeScores = list[list[float]]
@@ -59,7 +59,7 @@ def shared(
     budget: int,
     own: bool,
 ) -> tuple[list[Tensor], ProbeScores]:
-    """The traces with their probes in shared-prefix passes, as `rredcot_verl.scoring.actor_engine` makes them.
+    """The traces with their probes in shared-prefix passes, as `rredcot_verl.passes.engine` makes them.
 
     Args:
         model: The policy.

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
-from rredcot_verl.scoring.probe_pack import count_probe_tokens
-from rredcot_verl.scoring.probes import Branch
+from rredcot_verl.passes.probe_pack import count_probe_tokens
+from rredcot_verl.probes.elicitation import Branch
 
 NUM_CLOSING_TOKENS = 64
 

@@ -19,12 +19,12 @@ from rredcot_verl.analyze.records import TraceRecord
 from rredcot_verl.analyze.verifier import Claim, Verifier, load_function
 from rredcot_verl.config.schema import parse
 from rredcot_verl.core.self_value import geometric_value, joint_value
-from rredcot_verl.scoring.hidden import project, random_projection
-from rredcot_verl.scoring.probes import Elicitation
-from rredcot_verl.scoring.self_values import BranchScore, self_values
-from rredcot_verl.scoring.vocabulary import Vocabulary
-from tests.integration.test_response_scorer_unit_on_cpu import make_response, make_scorer
-from tests.scoring.tiny_tokenizers import byte_level
+from rredcot_verl.passes.hidden_states import project, random_projection
+from rredcot_verl.probes.elicitation import Elicitation
+from rredcot_verl.probes.values import BranchScore, self_values
+from rredcot_verl.probes.vocabulary import Vocabulary
+from tests.agent.test_scorer_on_cpu import make_response, make_scorer
+from tests.probes.tiny_tokenizers import byte_level
 from tests.tiny_model import build_tiny_model, make_tokenizer
 
 MODEL = build_tiny_model()

@@ -12,7 +12,7 @@ from rredcot_verl.analyze.monte_carlo import MonteCarlo
 from rredcot_verl.analyze.records import TraceRecord
 from rredcot_verl.analyze.sampling import Request, Sampler
 from rredcot_verl.analyze.verifier import Verifier
-from rredcot_verl.scoring.vocabulary import Vocabulary
+from rredcot_verl.probes.vocabulary import Vocabulary
 from tests.tiny_model import build_tiny_model, make_tokenizer
 
 MODEL = build_tiny_model()

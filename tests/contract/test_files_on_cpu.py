@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from rredcot_verl.config.schema import RREDCoTConfig, parse
-from rredcot_verl.integration.settings import active_settings, parse_block
+from rredcot_verl.run.settings import active_settings, parse_block
 
 ROOT = Path(__file__).parents[2]
 YAMLS = sorted([*(ROOT / "rredcot_verl").rglob("*.yaml"), *(ROOT / "recipes").rglob("*.yaml")])

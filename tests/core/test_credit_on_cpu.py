@@ -14,7 +14,7 @@ from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 from rredcot_verl.config.schema import RREDCoTConfig, parse
 from rredcot_verl.core.advantage import EPSILON, group_statistics, reweight, segment_td
 from rredcot_verl.core.redistribution import SegmentBatch, expand_to_tokens, redistribute, return_error
-from rredcot_verl.integration.estimator import (
+from rredcot_verl.trainer.estimator import (
     SegmentContext,
     compute_credit,
     compute_rredcot_advantage,
@@ -540,7 +540,7 @@ def test_it_is_registered_with_verl_and_called_by_verls_own_compute_advantage():
 @pytest.mark.parametrize("std", [True, False])
 @pytest.mark.parametrize("form", ["reweight", "td"])
 def test_sessions_of_several_outputs_share_their_final_outputs_advantage_as_in_verl(std, form):
-    from rredcot_verl.integration.batch import _final_rows
+    from rredcot_verl.trainer.batch import _final_rows
 
     # Session a_0 has three outputs, in any order; only final outputs enter the statistics.
     keys = ["a_0_2", "a_1_0", "a_0_0", "b_0_1", "b_1_0", "a_0_1", "b_0_0", "a_2_0"]

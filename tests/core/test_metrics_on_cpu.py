@@ -9,9 +9,9 @@ from verl.trainer.ppo.v1.utils import MetricsAggregator
 
 from rredcot_verl.core.metrics import credit_metrics
 from rredcot_verl.core.redistribution import SegmentBatch
-from rredcot_verl.integration.credit_record import NO_PROPOSAL, SCORED, CreditRecord
-from rredcot_verl.integration.engine_choice import EngineChoice
-from rredcot_verl.integration.trainer import RREDCoTTrainerMixin
+from rredcot_verl.run.engine_choice import EngineChoice
+from rredcot_verl.sources.record import NO_PROPOSAL, SCORED, CreditRecord
+from rredcot_verl.trainer.trainer import RREDCoTTrainerMixin
 
 SEGMENTS = SegmentBatch.from_rows(
     [[0, 2, 6], [0, 1, 2, 3], []], [[0.25, 0.5], [0.5, 0.75, 0.25], []], torch.tensor([1.0, 0.0, 1.0]), [6, 3, 4]

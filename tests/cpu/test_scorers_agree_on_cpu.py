@@ -10,11 +10,11 @@ import torch
 from rredcot_verl.config.schema import parse
 from rredcot_verl.cpu.model import RolloutModel
 from rredcot_verl.cpu.server import RolloutServer, ServerLimits
-from rredcot_verl.scoring.probes import Elicitation, Proposal
-from rredcot_verl.scoring.rollout import BranchScorer
-from rredcot_verl.scoring.self_values import self_values
-from rredcot_verl.scoring.vocabulary import Vocabulary
-from tests.scoring.table_model import utilities
+from rredcot_verl.probes.elicitation import Elicitation, Proposal
+from rredcot_verl.probes.values import self_values
+from rredcot_verl.probes.vocabulary import Vocabulary
+from rredcot_verl.servers.client import BranchScorer
+from tests.passes.table_model import utilities
 from tests.servers.fake_vllm import FakeVLLM
 from tests.tiny_model import build_tiny_model, make_tokenizer
 

@@ -24,7 +24,7 @@ def test_chosen_by_the_environment_it_stands_under_verls_names():
         "from verl.checkpoint_engine import CheckpointEngineRegistry\n"
         "from verl.trainer.ppo.v1 import PPOTrainer, PPOTrainerSeparateAsync, get_trainer_cls\n"
         "from rredcot_verl.cpu.separate_async import CPUSeparateAsyncMixin\n"
-        "from rredcot_verl.integration.trainer import ProbePassMixin, RREDCoTTrainerMixin\n"
+        "from rredcot_verl.trainer.trainer import ProbePassMixin, RREDCoTTrainerMixin\n"
         "order = get_trainer_cls('separate_async').__mro__\n"
         "assert CPUSeparateAsyncMixin in order and order.count(RREDCoTTrainerMixin) == 1\n"
         "classes = (RREDCoTTrainerMixin, PPOTrainerSeparateAsync, ProbePassMixin, PPOTrainer)\n"

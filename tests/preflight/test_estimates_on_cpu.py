@@ -6,13 +6,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from rredcot_verl.config.schema import parse
+from rredcot_verl.passes.probe_pack import count_probe_tokens
 from rredcot_verl.preflight.composition import compose_as_main_ppo
 from rredcot_verl.preflight.memory import GIB, server_memory, training_memory
 from rredcot_verl.preflight.model import read_facts
 from rredcot_verl.preflight.probe_budget import probe_budget
-from rredcot_verl.scoring.probe_pack import count_probe_tokens
-from rredcot_verl.scoring.probes import Elicitation, Proposal
-from rredcot_verl.scoring.vocabulary import Vocabulary
+from rredcot_verl.probes.elicitation import Elicitation, Proposal
+from rredcot_verl.probes.vocabulary import Vocabulary
 from tests.preflight.material import make_model_folder
 from tests.tiny_model import make_tokenizer
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from rredcot_verl.integration.settings import active_settings
+from rredcot_verl.run.settings import active_settings
 
 FOLDER = Path(__file__).parents[2] / "recipes/code/tiny"
 

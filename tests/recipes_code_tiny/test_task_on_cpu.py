@@ -186,8 +186,8 @@ def test_probes_open_and_close_as_the_warm_start_teaches(tokenizer):
     from recipes.code.tiny import warm_start
     from recipes.code.tiny.analyse import recipe_settings
     from rredcot_verl.config.schema import parse
-    from rredcot_verl.scoring.probes import Elicitation, Proposal
-    from rredcot_verl.scoring.vocabulary import Vocabulary
+    from rredcot_verl.probes.elicitation import Elicitation, Proposal
+    from rredcot_verl.probes.vocabulary import Vocabulary
 
     elicitation = Elicitation(Vocabulary(tokenizer), parse(recipe_settings()))
     problem = task.make_problem(random.Random(1))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from rredcot_verl.answers.boxed import boxes_in_a_row
+from rredcot_verl.answers.grammar import BUILT_IN, find_answer
 from rredcot_verl.rewards.math import compute_score
 from rredcot_verl.rewards.math_equivalence import decide_quickly, simplified
-from rredcot_verl.scoring.answers import BUILT_IN, find_answer
-from rredcot_verl.scoring.boxed import boxes_in_a_row
 from tests.rewards.math_cases import CASES
 
 PUBLISHED = json.loads((Path(__file__).parent / "math_verify_cases.json").read_text(encoding="utf-8"))["cases"]

@@ -6,10 +6,10 @@ import inspect
 import numpy as np
 import pytest
 
+from rredcot_verl.answers.boxed import boxes_in_a_row
+from rredcot_verl.answers.grammar import BUILT_IN, find_answer, formats_of
 from rredcot_verl.config.blocks import ElicitationConfig
 from rredcot_verl.rewards.math import compute_score, why_unusable
-from rredcot_verl.scoring.answers import BUILT_IN, find_answer, formats_of
-from rredcot_verl.scoring.boxed import boxes_in_a_row
 
 KEYS = ["score", "acc", "pred", "answer_start", "timed_out"]
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from rredcot_verl.servers.sglang_requests import branch_request, parse_score_request, read_answer, score_branches
-from tests.scoring.table_model import TableModel
+from tests.passes.table_model import TableModel
 
 VOCAB_SIZE = 20
 REPOSITORY = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from rredcot_verl.servers.vllm_forced import NUM_CHANNELS, SHIFT, paths_of
 from rredcot_verl.servers.vllm_requests import completion_of, parse_score_request
 from rredcot_verl.servers.vllm_rows import ForcedRequest, replace_rows
 from rredcot_verl.servers.vllm_tree import MAX_TOKEN_IDS, places_of
-from tests.scoring.table_model import TableModel
+from tests.passes.table_model import TableModel
 from tests.servers.fake_vllm import FakeVLLM
 
 MODEL = TableModel(vocab_size=12)

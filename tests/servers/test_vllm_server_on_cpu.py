@@ -14,7 +14,7 @@ pytest.importorskip("vllm")
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import MAX_LOGPROB_TOKEN_IDS
 
-from rredcot_verl.integration import compat
+from rredcot_verl import compat
 from rredcot_verl.servers.vllm_forced import PROCESSOR
 from rredcot_verl.servers.vllm_tree import MAX_TOKEN_IDS
 from tests.servers.vllm_server import make_model, serve

@@ -13,17 +13,17 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rredcot_verl.agent.scorer import ResponseScorer
+from rredcot_verl.answers.grammar import look_up
 from rredcot_verl.config.schema import RREDCoTConfig, parse
 from rredcot_verl.cpu.generation import GeneratedSequence, generate_batch
 from rredcot_verl.cpu.sampling import SamplingParams
 from rredcot_verl.cpu.scoring import Branch, BranchLogProbs, parse_branches, score_branches
-from rredcot_verl.integration.credit_record import SCORED, CreditRecord
-from rredcot_verl.integration.group import Group
-from rredcot_verl.integration.response import Response, as_member
-from rredcot_verl.integration.response_scorer import ResponseScorer
 from rredcot_verl.report.data import Segment, Trace
 from rredcot_verl.rewards.code import compute_score
-from rredcot_verl.scoring.answers import look_up
+from rredcot_verl.sources.group import Group
+from rredcot_verl.sources.record import SCORED, CreditRecord
+from rredcot_verl.sources.response import Response, as_member
 
 MAX_RESPONSE_TOKENS = 96
 MAX_LENGTH = 512

@@ -1,1 +1,0 @@
-"""The only part that knows verl and Ray."""

@@ -1,0 +1,1 @@
+"""Passes of the training engine that read probes, hidden states or attributions, and the engine that runs them."""

@@ -1,0 +1,1 @@
+"""Known answers forced after every prefix: the tokens forced, how they travel, the values they make."""

@@ -1,0 +1,356 @@
+"""Probes: known answers, forced after every prefix of a trace.
+
+A probe closes the thinking block if one is open, opens the answer, gives the answer, and asks whether it ends there.
+The trace's own tokens are never re-encoded; only what is appended is encoded.
+"""
+
+import functools
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rredcot_verl.answers.grammar import (
+    AnswerFormat,
+    FoundAnswer,
+    canonical_form,
+    find_answer,
+    formats_of,
+    inside_fence,
+    reference_answers,
+)
+from rredcot_verl.answers.thinking import Thinking
+from rredcot_verl.config.schema import RREDCoTConfig
+from rredcot_verl.probes.vocabulary import Vocabulary
+
+JOIN_ANCHOR = "1 + 1 = 2"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A known answer. `utility` is its verified reward mapped to [0, 1]."""
+
+    text: str
+    utility: float
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One probe: the trace up to `position`, then `token_ids`, then any of `closing_token_ids`.
+
+    An answer may have two branches at a boundary: one that ends after its last token, and one whose closing tokens hold
+    its last token too ("}}" ends both \\frac{1}{2} and the box around it). Their probabilities add up.
+
+    Attributes:
+        state: Index k of the boundary.
+        proposal: Index of the answer.
+        position: Length of the prefix, in tokens of prompt and response.
+        token_ids: What is forced after the prefix.
+        answer_from: Index in `token_ids` where the answer starts, after its opening.
+        scored_from: Index in `token_ids` from which log-probabilities count; what comes before is given.
+        closing_token_ids: Tokens that end the answer, the ones seen most often first.
+    """
+
+    state: int
+    proposal: int
+    position: int
+    token_ids: tuple[int, ...]
+    answer_from: int
+    scored_from: int
+    closing_token_ids: tuple[int, ...]
+
+
+class JoinError(ValueError):
+    """A text that the tokenizer cannot append to a prefix without changing it."""
+
+
+@dataclass(frozen=True)
+class _Suffix:
+    """The tokens of an answer and its opening, and the tokens that end the answer together with its last one."""
+
+    token_ids: tuple[int, ...]
+    answer_from: int
+    merged_closing_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Situation:
+    """What decides how an answer is opened at a prefix.
+
+    Attributes:
+        thinking: A thinking block is open.
+        new_line: The prefix ends a line.
+        at_answer: The response's own answer starts here.
+        fenced: A fenced block is open.
+    """
+
+    thinking: bool
+    new_line: bool
+    at_answer: bool
+    fenced: bool
+
+
+@dataclass(frozen=True)
+class ReadAnswer:
+    """The final answer of a response in tokens: its format, text, and the offset of the first token of its opening."""
+
+    format: str
+    text: str
+    start: int
+
+
+class Elicitation:
+    """Finds answers in responses and builds the tokens that ask for one.
+
+    Args:
+        vocabulary: Tables of the policy's tokenizer.
+        config: The `algorithm.rredcot` block.
+
+    Raises:
+        JoinError: The tokenizer cannot append an opening to a prefix without changing the text.
+        ValueError: No token of the vocabulary could end an answer.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, config: RREDCoTConfig) -> None:
+        self.vocabulary = vocabulary
+        self.config = config
+        self.formats = formats_of(config.elicitation)
+        self._think_open = vocabulary.special_id(config.elicitation.think_open)
+        self._think_close = vocabulary.special_id(config.elicitation.think_close)
+        self._closings = {name: self._closing_ids(answer_format) for name, answer_format in self.formats.items()}
+        self._seen_closings: dict[str, Counter[int]] = {name: Counter() for name in self.formats}
+        self._seen_formats: Counter[str] = Counter()
+        self._anchor = self._encode(JOIN_ANCHOR)
+        self._suffix = functools.lru_cache(maxsize=4096)(self._build_suffix)
+        can_think = self._think_open is not None and self._think_close is not None
+        yes_and_no = (False, True)
+        self._situations = {
+            name: [
+                _Situation(*facts)
+                for facts in itertools.product(
+                    yes_and_no if can_think else (False,),
+                    yes_and_no,
+                    yes_and_no,
+                    yes_and_no if answer_format.fence else (False,),
+                )
+            ]
+            for name, answer_format in self.formats.items()
+        }
+        for name in self.formats:
+            for situation in self._situations[name]:
+                self._suffix(name, "2", situation)
+
+    def read(self, response_ids: Sequence[int], prompt_ids: Sequence[int] = ()) -> ReadAnswer | None:
+        """Find the final answer of a response, and remember which token ended it."""
+        text = self.vocabulary.decode(response_ids)
+        found = find_answer(text, self.formats, self.thinking_after(prompt_ids))
+        if found is None:
+            return None
+        self._seen_formats[found.format] += 1
+        self._remember_closing(response_ids, text, found)
+        start = self.vocabulary.offset_of(response_ids, text, found.start)
+        return ReadAnswer(found.format, found.text, start)
+
+    def thinking_after(self, prompt_ids: Sequence[int]) -> Thinking:
+        """How a response to this prompt marks what it only thinks."""
+        tags = self.config.elicitation
+        return Thinking(tags.think_open, tags.think_close, self._in_thinking(prompt_ids, ()))
+
+    def think_end(self, response_ids: Sequence[int]) -> int:
+        """Offset of the first token after the last end of thinking; the response length where there is none."""
+        if self._think_close is None or self._think_close not in response_ids:
+            return len(response_ids)
+        return len(response_ids) - list(reversed(response_ids)).index(self._think_close)
+
+    def format_for(self, answer: ReadAnswer | None) -> str:
+        """The format to ask in: the response's own, else the one seen most often so far, else the first."""
+        if answer is not None:
+            return answer.format
+        return self._seen_formats.most_common(1)[0][0] if self._seen_formats else next(iter(self.formats))
+
+    def branches(
+        self,
+        prompt_ids: Sequence[int],
+        response_ids: Sequence[int],
+        boundaries: Sequence[int],
+        proposals: Sequence[Proposal],
+        format_name: str,
+        answer_start: int,
+    ) -> list[Branch]:
+        """Probes of every answer at every boundary but the last, whose value is the outcome itself.
+
+        Args:
+            prompt_ids: Prompt tokens.
+            response_ids: Response tokens.
+            boundaries: `num_segments + 1` offsets in the response.
+            proposals: Answers to force.
+            format_name: Format to ask in.
+            answer_start: Offset of the response's own answer opening (the response length if it has none).
+
+        Returns:
+            One or two branches for each boundary and proposal, boundary by boundary.
+
+        Raises:
+            JoinError: An answer cannot be appended; see `can_append`.
+        """
+        closing = self._rank(self._closings[format_name], format_name)
+        score_opening = self.config.self_value.score_opening
+        result = []
+        fenced = self._inside_fence(response_ids, boundaries, format_name)
+        for state, boundary in enumerate(boundaries[:-1]):
+            situation = _Situation(
+                thinking=self._in_thinking(prompt_ids, response_ids[:boundary]),
+                # A response starts where the chat template has put what separates it from the prompt.
+                new_line=boundary == 0 or self.vocabulary.ends_line(response_ids[boundary - 1]),
+                at_answer=boundary == answer_start,
+                # Where the response opens its answer inside a block, it has given that one up itself.
+                fenced=fenced[state] and boundary != answer_start,
+            )
+            for number, proposal in enumerate(proposals):
+                suffix = self._suffix(format_name, proposal.text, situation)
+                scored_from = 0 if score_opening else suffix.answer_from
+                endings = [(suffix.token_ids, closing)]
+                if suffix.merged_closing_token_ids:
+                    merged = self._rank(suffix.merged_closing_token_ids, format_name)
+                    endings.append((suffix.token_ids[:-1], merged))
+                for token_ids, closing_ids in endings:
+                    position = len(prompt_ids) + boundary
+                    result.append(
+                        Branch(state, number, position, token_ids, suffix.answer_from, scored_from, closing_ids)
+                    )
+        return result
+
+    def can_append(self, answer: str, format_name: str) -> bool:
+        """Whether the tokenizer can write an answer after every opening it may need without changing it."""
+        try:
+            for situation in self._situations[format_name]:
+                self._suffix(format_name, answer, situation)
+        except JoinError:
+            return False
+        return True
+
+    def _opening(self, answer_format: AnswerFormat, situation: _Situation) -> str:
+        opening = answer_format.opening
+        if situation.thinking:
+            opening = "\n" + self.config.elicitation.think_close + "\n\n" + opening.lstrip("\n")
+        elif situation.at_answer:
+            # Here the response itself opened its answer: so does the probe, in as many words.
+            opening = answer_format.marker
+        if situation.fenced:
+            opening = "\n" + answer_format.fence + "\n\n" + opening.lstrip("\n")
+        return opening.lstrip("\n") if situation.new_line else opening
+
+    def _build_suffix(self, format_name: str, answer: str, situation: _Situation) -> _Suffix:
+        answer_format = self.formats[format_name]
+        opening = self._opening(answer_format, situation)
+        given = self._continue_text(opening)
+        token_ids = self._continue_text(opening + answer_format.lead + answer)
+        # Where the opening's last token merges with the answer's first, the merged token is the answer's.
+        shared = 0
+        while shared < len(given) and token_ids[shared] == given[shared]:
+            shared += 1
+        last = self.vocabulary.texts[token_ids[-1]]
+        merged = self.vocabulary.starting_with([last + text for text in answer_format.closing])
+        return _Suffix(tuple(token_ids), shared, tuple(merged) if len(token_ids) > shared else ())
+
+    def _continue_text(self, text: str) -> list[int]:
+        """Encode text that continues a prefix, and check the join: some tokenizers put a space before a text."""
+        token_ids = self._encode(text)
+        if self._joins(token_ids, text):
+            return token_ids
+        anchored = self._encode(JOIN_ANCHOR + text)
+        token_ids = anchored[len(self._anchor) :]
+        if anchored[: len(self._anchor)] != self._anchor or not self._joins(token_ids, text):
+            raise JoinError(
+                f"elicitation: this tokenizer cannot continue a prefix with {text!r} without changing the text; set "
+                "algorithm.rredcot.elicitation.format=custom with an opening that starts a new line"
+            )
+        return token_ids
+
+    def _joins(self, token_ids: list[int], text: str) -> bool:
+        return bool(self.vocabulary.tokenizer.decode(self._anchor + token_ids) == JOIN_ANCHOR + text)
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.vocabulary.tokenizer.encode(text, add_special_tokens=False))
+
+    def _closing_ids(self, answer_format: AnswerFormat) -> list[int]:
+        ids = self.vocabulary.starting_with(answer_format.closing)
+        if answer_format.ends_at_eos:
+            ids = [*self.vocabulary.end_of_sequence_ids(), *ids]
+        # Short texts first: what a model writes most often stands first until responses show otherwise.
+        ids.sort(key=lambda token_id: len(self.vocabulary.texts[token_id]))
+        if not ids:
+            raise ValueError(
+                f"elicitation.format={answer_format.name}: no token of this tokenizer starts with one of "
+                f"{list(answer_format.closing)}, so no answer could end"
+            )
+        return list(dict.fromkeys(ids))
+
+    def _remember_closing(self, response_ids: Sequence[int], text: str, found: FoundAnswer) -> None:
+        index = self.vocabulary.offset_of(response_ids, text, found.end)
+        if index < len(response_ids):
+            self._seen_closings[found.format][response_ids[index]] += 1
+
+    def _rank(self, closing_ids: Sequence[int], format_name: str) -> tuple[int, ...]:
+        """The tokens that responses ended their answers with most often first."""
+        seen = self._seen_closings[format_name]
+        return tuple(sorted(closing_ids, key=lambda token_id: -seen[token_id]))
+
+    def _inside_fence(self, response_ids: Sequence[int], boundaries: Sequence[int], format_name: str) -> list[bool]:
+        """Whether a fenced block is open at each boundary but the last."""
+        if not self.formats[format_name].fence:
+            return [False] * (len(boundaries) - 1)
+        # Decoded segment by segment: decoding is what costs on a long response.
+        segments = [
+            self.vocabulary.decode(response_ids[start:end]) for start, end in itertools.pairwise((0, *boundaries[:-1]))
+        ]
+        think_close = self.config.elicitation.think_close
+        return [inside_fence(text, think_close) for text in itertools.accumulate(segments)]
+
+    def _in_thinking(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> bool:
+        if self._think_open is None or self._think_close is None:
+            return False
+        for token_id in (*reversed(response_ids), *reversed(prompt_ids)):
+            if token_id in (self._think_open, self._think_close):
+                return token_id == self._think_open
+        return False
+
+
+def build_proposals(config: RREDCoTConfig, references: object, members: Sequence[tuple[str, float]]) -> list[Proposal]:
+    """The distinct answers to probe, useful ones first, references before the group's own.
+
+    Args:
+        config: The `algorithm.rredcot` block.
+        references: What the row holds under `self_value.reference_key`.
+        members: For every response of the group with an answer, its text and its utility in [0, 1].
+
+    Returns:
+        At most `self_value.max_proposals`; empty where no useful answer is known, as every value would be 0.
+    """
+    settings = config.self_value
+    canonical = canonical_form(config.elicitation)
+    found: dict[str, tuple[str, list[float]]] = {}
+    if settings.proposals in ("reference", "union"):
+        found = {text: (text, [1.0]) for text in reference_answers(references, canonical)}
+    reference_keys = set(found)
+    if settings.proposals in ("group", "union"):
+        for text, utility in members:
+            key = canonical(text)
+            if key and key not in reference_keys:
+                # A program's canonical form is its text; an answer is forced as its response spelled it.
+                spelled = key if config.elicitation.format == "code" else text.strip()
+                found.setdefault(key, (spelled, []))[1].append(utility)
+    proposals = [
+        # Of equal utility a reference goes first, then the answer that was given most often.
+        (len(members) + 1 if key in reference_keys else len(utilities), Proposal(text, sum(utilities) / len(utilities)))
+        for key, (text, utilities) in found.items()
+    ]
+    useful = [entry for entry in proposals if entry[1].utility > 0]
+    useless = [entry for entry in proposals if entry[1].utility == 0] if settings.form == "normalized" else []
+    if not useful:
+        return []
+    for entries in (useful, useless):
+        entries.sort(key=lambda entry: (-entry[1].utility, -entry[0]))
+    # A normalised value needs a wrong answer to compare with.
+    keep = max(1, settings.max_proposals - len(useless[:1]))
+    return [proposal for _, proposal in (useful[:keep] + useless)[: settings.max_proposals]]

@@ -1,0 +1,258 @@
+"""The readout: a regression of verified outcomes on what is known of a state, for `self_value.calibration=logistic` and
+`self_value.form=hidden` (ours).
+
+v_k is the fitted E[R | what is known at boundary k]. What is fitted, and how it stays blind to a row's own prompt, is
+in `readout_crossfit`; the columns are in `readout_features`. Here is what a training run adds: earlier steps.
+"""
+
+import logging
+import time
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rredcot_verl.readout.crossfit import cross_fit
+from rredcot_verl.readout.folds import assign_folds, digest, shuffled
+from rredcot_verl.readout.sample import INFINITE, Sample, standardised
+
+logger = logging.getLogger(__name__)
+
+
+class ReadoutSettings(Protocol):
+    """What is read of `algorithm.rredcot.readout`."""
+
+    @property
+    def use_group_mean(self) -> bool: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def window(self) -> int: ...
+    @property
+    def half_life(self) -> float | None: ...
+    @property
+    def num_folds(self) -> int: ...
+    @property
+    def max_rows(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class States:
+    """The measured states of a batch of responses: s_0 .. s_{K-1} of each.
+
+    Attributes:
+        features: `(num_states, num_features)`, finite; see `readout_features.build_features`.
+        group_means: `(num_states,)` in [0, 1], mean outcome of the prompt's other rollouts; NaN where there is none.
+        outcomes: `(num_states,)` in [0, 1], R of the state's response.
+        groups: Prompt of each state. It names the prompt itself, the same in a later epoch: a label made anew each
+            step would let a fit see the same prompt's earlier outcomes, and the folds would differ from run to run.
+            Compared by their text.
+        rows: `(num_states,)` int64, number of the response in the batch.
+        blocks: `(num_features,)` int64, columns that share a ridge strength; None: all.
+        num_others: `(num_states,)`, how many rollouts `group_means` is the mean of; None: counted in `rows`.
+
+    Raises:
+        ValueError: Shapes that do not fit, numbers that are not finite or out of range.
+    """
+
+    features: Tensor
+    group_means: Tensor
+    outcomes: Tensor
+    groups: Sequence[Hashable]
+    rows: Tensor
+    blocks: Tensor | None = None
+    num_others: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.groups)
+        if self.features.ndim != 2 or self.features.size(0) != count:
+            raise ValueError(f"features {tuple(self.features.shape)}: expected ({count}, num_features)")
+        for name in ("group_means", "outcomes", "rows", "num_others"):
+            values = getattr(self, name)
+            if values is not None and values.shape != (count,):
+                raise ValueError(f"{name} {tuple(values.shape)}: expected ({count},)")
+        if self.blocks is not None and self.blocks.shape != self.features.shape[1:]:
+            raise ValueError(f"blocks {tuple(self.blocks.shape)}: expected ({self.features.size(1)},)")
+        if not bool(self.features.isfinite().all()):
+            bad = (~self.features.isfinite()).any(dim=0).nonzero().flatten().tolist()
+            raise ValueError(
+                f"features hold NaN or infinity in columns {bad[:10]}: a missing value would be wrong credit"
+            )
+        known = self.group_means[~self.group_means.isnan()]
+        for name, values in (("outcomes", self.outcomes), ("group_means", known)):
+            if not bool(((values >= 0) & (values <= 1)).all()):
+                raise ValueError(f"{name} must lie in [0, 1], got {values.min().item()} to {values.max().item()}")
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of one or several steps, in the order they came."""
+
+    features: Tensor
+    group_means: Tensor
+    num_others: Tensor
+    outcomes: Tensor
+    weights: Tensor
+    prompts: Tensor
+    steps: Tensor
+
+    def __getitem__(self, places: Tensor) -> "_Rows":
+        return _Rows(*(getattr(self, name)[places] for name in _FIELDS))
+
+    def __len__(self) -> int:
+        return self.outcomes.numel()
+
+    @classmethod
+    def join(cls, parts: Sequence["_Rows"]) -> "_Rows":
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in _FIELDS))
+
+
+_FIELDS = tuple(_Rows.__dataclass_fields__)
+
+
+class Readout:
+    """Values states by a cross-fitted regression over the batch and a bounded buffer of earlier steps.
+
+    Deterministic: the values depend on the settings, the states handed in so far and nothing else; the order of rows
+    changes them by rounding only. Drift is met by `window` (older steps are forgotten) and `half_life` (they count
+    less).
+
+    Args:
+        settings: `algorithm.rredcot.readout`.
+        tag: What else the meaning of the columns depends on (the layer, the value form). A saved state with another
+            tag is not used.
+    """
+
+    def __init__(self, settings: ReadoutSettings, tag: str = "") -> None:
+        self._settings = settings
+        self._tag = tag
+        self._buffer: _Rows | None = None
+        self.report: dict[str, float] = {}
+        """Scalars of the last fit, named for verl's aggregation; empty before the first."""
+
+    def fit_predict(self, states: States, step: int) -> Tensor:
+        """Value the states of one batch, then keep them for the fits of later batches.
+
+        There is no way to value states without handing over their outcomes: a value is honest because the fit behind it
+        left the state's prompt out, which needs both at once.
+
+        Args:
+            states: The batch. Every response counts 1, shared evenly by its states: a response cut into many segments
+                is no more evidence than one cut into few.
+            step: The trainer's step; rows of steps up to `step - window` are forgotten.
+
+        Returns:
+            `(num_states,)` float64 in [0, 1]. Where the features know nothing, or there is too little to fit to, the
+            mean outcome of the prompt's other rollouts exactly (without any, the mean of the other prompts').
+        """
+        started = time.perf_counter()
+        if not len(states.groups):
+            self.report = {}
+            return torch.zeros(0, dtype=torch.float64)
+        batch = self._rows(states, step)
+        earlier = self._earlier(batch, step)
+        rows = batch if earlier is None else _Rows.join([batch, earlier])
+        distinct, prompts = torch.unique(rows.prompts, return_inverse=True)
+        age = (step - rows.steps).clamp(min=0).double()
+        half_life = self._settings.half_life
+        decay = torch.ones_like(age) if half_life is None else 0.5 ** (age / half_life)
+        fitted = cross_fit(
+            Sample(
+                design=standardised(rows.features),
+                blocks=torch.zeros(rows.features.size(1), dtype=torch.int64)
+                if states.blocks is None
+                else states.blocks,
+                group_means=rows.group_means,
+                num_others=rows.num_others,
+                outcomes=rows.outcomes,
+                weights=rows.weights * decay,
+                prompts=prompts,
+                folds=assign_folds(rows.prompts, self._settings.num_folds, self._settings.seed),
+            )
+        )
+        self._buffer = self._newest(rows, step + 1, self._settings.max_rows)
+        ridges = [ridge for choice in fitted.choices for ridge in choice.ridges if ridge < INFINITE]
+        self.report = {
+            "readout_rows/mean": float(len(rows)),
+            "readout_prompts/mean": float(distinct.numel()),
+            "readout_gain/mean": fitted.gain,
+            "readout_group_mean_kept/mean": _share([not any(choice.used) for choice in fitted.choices]),
+            "readout_seconds/mean": time.perf_counter() - started,
+        }
+        if ridges:
+            self.report["readout_log10_ridge/mean"] = float(torch.tensor(ridges).log10().mean())
+        return fitted.values[: len(batch)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The buffer, as plain tensors: at most `max_rows` rows, float32 features."""
+        rows = {} if self._buffer is None else {name: getattr(self._buffer, name).clone() for name in _FIELDS}
+        return {"tag": self._tag, "seed": self._settings.seed, "rows": rows}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore `state_dict`; the values that follow are those of the run that was not interrupted, bit for bit.
+
+        A state whose tag or seed is not this readout's holds columns of another meaning: it is left, with a warning.
+        """
+        self._buffer = None
+        if (state["tag"], state["seed"]) != (self._tag, self._settings.seed):
+            logger.warning(
+                "rredcot: the saved readout was made with other features (%s, seed %s); starting with an empty buffer",
+                state["tag"],
+                state["seed"],
+            )
+        elif state["rows"]:
+            self._buffer = _Rows(*(state["rows"][name].clone() for name in _FIELDS))
+
+    def _rows(self, states: States, step: int) -> _Rows:
+        _, response, count = torch.unique(states.rows, return_inverse=True, return_counts=True)
+        prompts = digest(states.groups)
+        means, others = states.group_means.double(), states.num_others
+        if others is None:
+            responses = torch.unique(torch.stack([prompts, states.rows.long()], dim=1), dim=0)
+            distinct, sizes = torch.unique(responses[:, 0], return_counts=True)
+            # A mean was taken over at least one rollout, even if that one has no states here.
+            others = (sizes[torch.searchsorted(distinct, prompts)] - 1).clamp(min=1)
+        if not self._settings.use_group_mean:
+            means = torch.full_like(means, float("nan"))
+        return _Rows(
+            # float32 in the checkpoint; what it cannot hold is clipped by the standardisation anyway.
+            features=states.features.double().clamp(-1e30, 1e30).float(),
+            group_means=means,
+            num_others=others.double() * ~means.isnan(),
+            outcomes=states.outcomes.double(),
+            weights=1.0 / count[response].double(),
+            prompts=prompts,
+            steps=torch.full_like(prompts, step),
+        )
+
+    def _earlier(self, batch: _Rows, step: int) -> _Rows | None:
+        buffer = self._buffer
+        if buffer is None:
+            return None
+        if buffer.features.size(1) != batch.features.size(1):
+            logger.warning(
+                "rredcot: the readout's features are now %s columns, the earlier steps' %s; they are left out",
+                batch.features.size(1),
+                buffer.features.size(1),
+            )
+            return None
+        return self._newest(buffer, step, max(0, self._settings.max_rows - len(batch)))
+
+    def _newest(self, rows: _Rows, step: int, limit: int) -> _Rows:
+        """Rows of the window as a fit at `step` sees it, newest first; of the step that does not fit, whole prompts."""
+        inside = rows.steps > step - self._settings.window
+        rows = rows[inside]
+        if len(rows) <= limit:
+            return rows
+        distinct, prompt = torch.unique(rows.prompts, return_inverse=True)
+        place = torch.empty_like(distinct)
+        place[shuffled(distinct, self._settings.seed)] = torch.arange(distinct.numel())
+        newest_first = (rows.steps.max() - rows.steps) * distinct.numel() + place[prompt]
+        _, block, sizes = torch.unique(newest_first, return_inverse=True, return_counts=True)
+        return rows[(sizes.cumsum(0) <= limit)[block]]
+
+
+def _share(flags: list[bool]) -> float:
+    return sum(flags) / max(1, len(flags))

@@ -1,0 +1,117 @@
+"""What the engines of a run can do, read off its config before any worker is started."""
+
+import copy
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from verl.utils.config import omega_conf_to_dataclass
+
+from rredcot_verl.config.blocks import ReadoutConfig
+from rredcot_verl.config.sources import GRADIENT_ATTRIBUTION, LEAVE_ONE_OUT
+from rredcot_verl.passes.hidden_states import layer_index
+from rredcot_verl.passes.protocol import MODEL_TYPE
+from rredcot_verl.servers import vllm_settings
+from rredcot_verl.servers.client import SCORING_BACKENDS
+
+
+def bypasses_old_log_prob(config: DictConfig) -> bool:
+    """Whether verl takes the rollout's log-probabilities for `old_log_prob` and makes no pass of its own."""
+    correction = config.algorithm.get("rollout_correction")
+    return bool(correction and correction.get("bypass_mode", False))
+
+
+def why_not_shared(config: DictConfig) -> str | None:
+    """Why the training engine of a run cannot score probes in one pass with their trace; None where it can."""
+    from rredcot_verl.passes.shared_attention import why_not_shared as why_not_this_model
+
+    actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
+    if actor.strategy not in ("fsdp", "fsdp2"):
+        return f"actor_rollout_ref.actor.strategy={actor.strategy}"
+    sizes = (actor.get("ulysses_sequence_parallel_size"), actor.fsdp_config.get("ulysses_sequence_parallel_size"))
+    if any(size and size > 1 for size in sizes):
+        return f"ulysses_sequence_parallel_size={max(size or 1 for size in sizes)} splits sequences over ranks"
+    if model.get("use_fused_kernels"):
+        return "actor_rollout_ref.model.use_fused_kernels=True makes no logits"
+    if model.get("model_type", "language_model") not in ("language_model", MODEL_TYPE):
+        return f"actor_rollout_ref.model.model_type={model.model_type}"
+    return why_not_this_model(hf_config(model), str(config.trainer.device))
+
+
+def why_server_cannot_score(config: DictConfig) -> str | None:
+    """Why the rollout servers of a run cannot score probes; None where they can."""
+    rollout, mode = config.actor_rollout_ref.rollout, config.trainer.v1.trainer_mode
+    if mode != "sync":
+        return (
+            f"with trainer.v1.trainer_mode={mode!r} responses are generated ahead, so the server would read their "
+            "probes under older weights than those that compute old_log_prob"
+        )
+    if rollout.name not in SCORING_BACKENDS:
+        return f"actor_rollout_ref.rollout.name={rollout.name!r} cannot score probes, only {list(SCORING_BACKENDS)} can"
+    if rollout.name == "vllm":
+        try:
+            vllm_settings.check(config)
+        except ValueError as error:
+            return str(error)
+    if rollout.name == "sglang" and rollout.temperature != 1.0:
+        return f"SGLang scores at temperature 1, not at actor_rollout_ref.rollout.temperature={rollout.temperature}"
+    if rollout.name == "sglang" and OmegaConf.select(rollout, "disaggregation.enabled"):
+        return "actor_rollout_ref.rollout.disaggregation.enabled=True: the server that holds the prefix is another one"
+    return None
+
+
+def why_no_hidden(config: DictConfig) -> str | None:
+    """Why the training engine of a run cannot give hidden states; None where it can.
+
+    The pass is verl's own, so flash attention, fused kernels, padding, LoRA and Ulysses are all right, and models whose
+    probes cannot share a prefix too.
+    """
+    actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
+    if actor.strategy == "megatron":
+        return (
+            "actor_rollout_ref.actor.strategy=megatron: its layers lie on pipeline stages of which only the last gives "
+            "results, and its tokens are dealt out over tensor- and context-parallel ranks; fsdp and fsdp2 can"
+        )
+    if actor.strategy not in ("fsdp", "fsdp2"):
+        return f"actor_rollout_ref.actor.strategy={actor.strategy}; fsdp and fsdp2 can"
+    if model.get("model_type", "language_model") not in ("language_model", MODEL_TYPE):
+        return f"actor_rollout_ref.model.model_type={model.model_type}"
+    return None
+
+
+def why_no_attribution(config: DictConfig, source: str) -> str | None:
+    """Why the training engine of a run cannot weigh segments, with the way out; None where it can.
+
+    Args:
+        config: verl's whole config.
+        source: One of `config.sources.ATTRIBUTIONS`.
+    """
+    if source == LEAVE_ONE_OUT:
+        return None
+    obstacle = why_not_shared(config)
+    offloads = config.actor_rollout_ref.model.get("enable_activation_offload")
+    if obstacle is None and source == GRADIENT_ATTRIBUTION and offloads:
+        obstacle = "actor_rollout_ref.model.enable_activation_offload=True follows whole training steps"
+    if obstacle is None:
+        return None
+    return (
+        f"algorithm.adv_estimator={source} needs verl's FSDP engine and a model whose traces it can pack: {obstacle}; "
+        f"algorithm.adv_estimator={LEAVE_ONE_OUT} runs on any engine"
+    )
+
+
+def check_layer(config: DictConfig, readout: ReadoutConfig) -> None:
+    """Refuse a layer that the run's model does not have, before any worker is started.
+
+    Raises:
+        ValueError: Names the key, the layer and how many there are.
+    """
+    text_config = hf_config(config.actor_rollout_ref.model).get_text_config(decoder=True)
+    layer_index(readout.layer, text_config.num_hidden_layers)
+
+
+def hf_config(model: DictConfig) -> Any:
+    """The model's own config, without its tokenizer."""
+    without_tokenizer = copy.deepcopy(model)
+    with open_dict(without_tokenizer):
+        without_tokenizer.load_tokenizer = False
+    return omega_conf_to_dataclass(without_tokenizer).hf_config

@@ -1,0 +1,117 @@
+"""Reading probes' log-probabilities from the rollout server, through verl's own client: one request a trace.
+
+The server computes the probes on the prefix it has in its cache: the embedded CPU server in batches of its own, vLLM
+and SGLang by requests inside their servers (`rredcot_verl.servers`).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from rredcot_verl.config.blocks import SelfValueConfig
+from rredcot_verl.probes.elicitation import Branch
+from rredcot_verl.probes.values import BranchScore
+
+Generate = Callable[..., Awaitable[Any]]
+"""`LLMServerClient.generate(request_id, *, prompt_ids, sampling_params) -> TokenOutput`."""
+
+SCORING_BACKENDS = ("rredcot_cpu", "vllm", "sglang")
+"""Rollout backends that can score; the CPU server's name is `rredcot_cpu`."""
+
+
+class ScoringTimeout(RuntimeError):
+    """The server did not score a trace in time."""
+
+
+class Scorer(Protocol):
+    """Scores the probes of one trace."""
+
+    async def score(self, request_id: str, trace_ids: list[int], branches: Sequence[Branch]) -> list[BranchScore]:
+        """Score branches of a trace; `request_id` routes to the server that holds its prefix."""
+        ...
+
+
+class BranchScorer:
+    """One request a trace: the server takes the trace with all its branches.
+
+    Args:
+        generate: The client's.
+        temperature: The rollout's, which divides the logits.
+    """
+
+    def __init__(self, generate: Generate, temperature: float) -> None:
+        self._generate = generate
+        self._temperature = temperature
+
+    async def score(self, request_id: str, trace_ids: list[int], branches: Sequence[Branch]) -> list[BranchScore]:
+        """See `Scorer`.
+
+        Raises:
+            RuntimeError: The server's answer does not fit what was asked.
+        """
+        output = await self._generate(
+            request_id=request_id,
+            prompt_ids=trace_ids,
+            sampling_params={
+                "temperature": self._temperature,
+                "score_branches": [_to_request(branch) for branch in branches],
+            },
+        )
+        results = output.extra_fields.get("branch_log_probs")
+        if results is None:
+            raise RuntimeError(
+                "the rollout server generated instead of scoring probes: it is not one of rredcot_verl.servers"
+            )
+        if len(results) != len(branches):
+            raise RuntimeError(f"the rollout server scored {len(results)} of {len(branches)} probes")
+        return [_to_score(branch, result) for branch, result in zip(branches, results, strict=True)]
+
+
+def _to_request(branch: Branch) -> dict[str, Any]:
+    return {
+        "position": branch.position,
+        "token_ids": list(branch.token_ids),
+        "scored_from": branch.scored_from,
+        # As it is: branches share it, and what is one object here is sent once.
+        "closing_token_ids": branch.closing_token_ids,
+    }
+
+
+def _to_score(branch: Branch, result: Mapping[str, Any]) -> BranchScore:
+    found, expected = len(result["token_log_probs"]), len(branch.token_ids)
+    if found != expected:
+        raise RuntimeError(f"the rollout server gave {found} log-probabilities of a probe, expected {expected}")
+    return BranchScore(
+        token_log_probs=result["token_log_probs"],
+        closing_log_prob=result["closing_log_prob"],
+        num_forward_tokens=result.get("num_forward_tokens", expected),
+        num_recomputed_tokens=result.get("num_recomputed_tokens", 0),
+    )
+
+
+def make_scorer(rollout_name: str, generate: Generate, config: SelfValueConfig, temperature: float) -> Scorer:
+    """The scorer for a rollout backend.
+
+    Raises:
+        ValueError: The backend cannot score.
+    """
+    if rollout_name not in SCORING_BACKENDS:
+        raise ValueError(
+            f"actor_rollout_ref.rollout.name={rollout_name!r} cannot score probes; self_value.engine=rollout works "
+            f"with {list(SCORING_BACKENDS)}"
+        )
+    return BranchScorer(_limit(generate, config.max_concurrency, config.timeout_s), temperature)
+
+
+def _limit(generate: Generate, max_concurrency: int, timeout_s: float) -> Generate:
+    """At most so many requests under way; the time a request waits for its turn does not count as its own."""
+    slots = asyncio.Semaphore(max_concurrency)
+
+    async def limited(**request: Any) -> Any:
+        async with slots:
+            try:
+                return await asyncio.wait_for(generate(**request), timeout_s)
+            except asyncio.TimeoutError:
+                raise ScoringTimeout(f"no answer within algorithm.rredcot.self_value.timeout_s={timeout_s}") from None
+
+    return limited

@@ -1,0 +1,1 @@
+"""Where the values of segments come from: one object a source."""

@@ -1,0 +1,174 @@
+"""The source behind `algorithm.adv_estimator=vineppo`: Monte Carlo values, by rolling out again from every boundary.
+
+VinePPO (Kazemnejad et al., arXiv 2410.01679): v_k is the mean verified reward of independent continuations of state
+s_k, sampled from the policy (9 in the paper's main setting); an unbiased estimate of E[R | s_k]. The RREDCoT paper
+compares with the same idea under the name MC-GRPO. VinePPO's advantage is one step of temporal difference,
+v_k - v_{k-1} for all tokens of a reasoning step, and not divided by a deviation:
+
+    algorithm.adv_estimator=vineppo +algorithm.rredcot.credit.form=td algorithm.lam=0
+    algorithm.norm_adv_by_std_in_grpo=False +algorithm.rredcot.segmentation.method=newline
+
+Ours is everything around the estimate, so that sources differ in the values alone: the default credit stays `reweight`,
+the default cuts `keyword_entropy`, v_K is pinned to R, `td` takes the group's mean outcome for the value of the
+prompt's state, groups that are all right or all wrong are not sampled, the prompt's state is sampled once for all
+rollouts of the prompt, an equal text is verified once for a prompt, and there is `max_total_tokens`.
+
+Cost: about num_rollouts * num_segments / 2 times the tokens of the response, generated, and up to num_rollouts *
+num_segments more texts to verify.
+
+Under which weights: those of the rollout server when a response is finished, the ones R itself comes from (in the
+asynchronous modes, possibly a newer version that arrived meanwhile). In `sync` mode they are the policy's. So v_k and R
+are outcomes of one policy in every mode, old as the response is; `algorithm.rollout_correction` corrects for that.
+"""
+
+import logging
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from rredcot_verl.config.blocks import MonteCarloConfig
+from rredcot_verl.config.schema import PREFIX, RREDCoTConfig
+from rredcot_verl.config.sources import MONTE_CARLO
+from rredcot_verl.servers.client import Generate
+from rredcot_verl.sources.group import Group
+from rredcot_verl.sources.record import SCORED, CreditRecord
+from rredcot_verl.sources.response import Response
+from rredcot_verl.sources.sampled_values import Estimate, Job, MonteCarlo
+
+logger = logging.getLogger(__name__)
+
+ESTIMATOR = f"algorithm.adv_estimator={MONTE_CARLO}"
+
+
+class MonteCarloSource:
+    """Segment values of a response from continuations of its states; a `Source`.
+
+    Args:
+        settings: The `algorithm.rredcot.monte_carlo` block.
+        generate: `LLMServerClient.generate`.
+        response_length: `rollout.response_length`, tokens.
+        max_length: Longest sequence the rollout server takes, tokens.
+    """
+
+    needs_all = False
+
+    def __init__(self, settings: MonteCarloConfig, generate: Generate, response_length: int, max_length: int) -> None:
+        self._settings = settings
+        self._monte_carlo = MonteCarlo(settings, generate, response_length, max_length)
+        self._reported = False
+
+    async def record(self, response: Response, group: Group, boundaries: list[int]) -> CreditRecord:
+        """See `Source`.
+
+        Raises:
+            ValueError: The response cannot be continued by generating, or a reward is no number.
+            Exception: Whatever client and verifier raise.
+        """
+        if response.verify is None or response.reward is None:
+            raise ValueError(
+                f"{ESTIMATOR} verifies continuations with verl's reward manager, while responses are rolled out; the "
+                "reward of this response comes later, or from its agent loop"
+            )
+        check_single_turn(response.response_mask)
+        job = Job(
+            prompt_ids=response.prompt_ids,
+            response_ids=response.response_ids,
+            reward=response.reward,
+            request_id=response.request_id,
+            sampling_params=response.sampling_params,
+            group=group,
+            verify=response.verify,
+        )
+        estimate = await self._monte_carlo.values(job, boundaries)
+        self._report(estimate)
+        return CreditRecord(
+            SCORED,
+            segment_boundaries=estimate.boundaries,
+            self_values=estimate.values,
+            standard_errors=estimate.standard_errors,
+            num_probes=estimate.num_rollouts,
+            num_probe_tokens=estimate.num_tokens,
+            num_recomputed_tokens=sum(state.num_recomputed_tokens for state in estimate.paid),
+            num_cut_short=sum(state.num_cut_short for state in estimate.paid),
+            num_weight_versions=len(estimate.weight_versions),
+            num_dropped_boundaries=estimate.num_dropped_boundaries,
+        )
+
+    def _report(self, estimate: Estimate) -> None:
+        if estimate.num_dropped_boundaries and not self._reported:
+            self._reported = True
+            logger.warning(
+                "rredcot: %s.monte_carlo.max_total_tokens=%s allowed to sample %d of the %d boundaries of a response; "
+                "the segments of the others join. rredcot/dropped_boundaries/sum counts them from here on",
+                PREFIX,
+                self._settings.max_total_tokens,
+                len(estimate.states),
+                len(estimate.states) + estimate.num_dropped_boundaries,
+            )
+
+
+def check_single_turn(response_mask: Sequence[int]) -> None:
+    """Refuse a response with observations in it: its environment would have to go on too, not the policy alone.
+
+    Raises:
+        ValueError: A token that the policy did not write stands before one that it wrote.
+    """
+    num_written = sum(map(bool, response_mask))
+    if not all(response_mask[:num_written]):
+        raise ValueError(
+            f"{ESTIMATOR} continues a response by generating, and this one has observations between its own tokens "
+            "(tools, several turns), which only its environment could give; use algorithm.adv_estimator=rredcot, whose "
+            "probes need no environment"
+        )
+
+
+def check_monte_carlo(config: DictConfig, settings: RREDCoTConfig) -> None:
+    """Refuse a run whose states cannot be sampled, before any worker is started.
+
+    Raises:
+        ValueError: Names key, value and what is allowed.
+    """
+    rollout, block = config.actor_rollout_ref.rollout, settings.monte_carlo
+    if rollout.get("full_determinism", False):
+        raise ValueError(
+            f"{ESTIMATOR} with actor_rollout_ref.rollout.full_determinism=True: verl gives every request the same "
+            "seed, so all continuations of a state would be one; set it to False"
+        )
+    loop, multi_turn = rollout.agent.get("default_agent_loop"), rollout.multi_turn.get("enable", False)
+    if multi_turn or loop == "tool_agent":
+        raise ValueError(
+            f"{ESTIMATOR} with actor_rollout_ref.rollout.multi_turn.enable={multi_turn} and "
+            f"agent.default_agent_loop={loop}: a response is continued by generating, without tools or further turns; "
+            "use algorithm.adv_estimator=rredcot, whose probes need neither"
+        )
+    longest = min(block.max_tokens or rollout.response_length, rollout.response_length)
+    least = block.num_rollouts * longest
+    if block.max_total_tokens is not None and block.max_total_tokens < least:
+        raise ValueError(
+            f"{PREFIX}.monte_carlo.max_total_tokens={block.max_total_tokens} does not allow to sample the prompt's own "
+            f"state: monte_carlo.num_rollouts={block.num_rollouts} continuations of up to {longest} tokens may need "
+            f"{least}; raise it to at least that, or lower monte_carlo.num_rollouts or monte_carlo.max_tokens"
+        )
+
+
+def monte_carlo_metrics(records: Sequence[CreditRecord]) -> dict[str, float]:
+    """What the estimates of a step are worth, for the trainer's metrics; nothing where no response was sampled.
+
+    Args:
+        records: Records of the step's responses.
+
+    Returns:
+        `monte_carlo_standard_error/mean`: standard error of a value, mean over all sampled states, in units of reward;
+        `monte_carlo_cut_short/mean`: share of continuations that reached their limit and may not be finished;
+        `monte_carlo_weight_versions/max`: most versions of the weights behind the values of one response.
+    """
+    sampled = [record for record in records if record.standard_errors]
+    errors = [error for record in sampled for error in record.standard_errors]
+    if not errors:
+        return {}
+    num_rollouts = sum(record.num_probes for record in sampled)
+    return {
+        "rredcot/monte_carlo_standard_error/mean": sum(errors) / len(errors),
+        "rredcot/monte_carlo_cut_short/mean": sum(record.num_cut_short for record in sampled) / max(1, num_rollouts),
+        "rredcot/monte_carlo_weight_versions/max": float(max(record.num_weight_versions for record in sampled)),
+    }

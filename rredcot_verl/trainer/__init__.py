@@ -1,0 +1,1 @@
+"""The trainer's process: from records to values, credit, metrics and traces."""

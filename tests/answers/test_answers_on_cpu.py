@@ -1,0 +1,231 @@
+"""Final answers in text."""
+
+import random
+import time
+
+import numpy as np
+import pytest
+
+from rredcot_verl.answers.boxed import boxes_in_a_row
+from rredcot_verl.answers.grammar import BOXED, BUILT_IN, canonical, find_answer, formats_of, reference_answers
+from rredcot_verl.answers.thinking import Thinking
+from rredcot_verl.config.blocks import ElicitationConfig
+from rredcot_verl.config.schema import parse
+
+
+@pytest.mark.parametrize(
+    "text, answer, name",
+    [
+        ("so \\boxed{15}.", "15", "boxed"),
+        ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}", "boxed"),
+        ("\\boxed{1} no, \\boxed{2} then", "2", "boxed"),
+        ("\\boxed{7} and then \\boxed{8", "7", "boxed"),
+        ("\\boxed{\\boxed{5}}", "5", "boxed"),
+        ("\\boxed{a\nb}", "a\nb", "boxed"),
+        # A box that stays empty, or is never closed, is none.
+        ("\\boxed{7} \\boxed{} \\boxed{ }", "7", "boxed"),
+        ("\\boxed{\\boxed{} 5}", "\\boxed{} 5", "boxed"),
+        ("\\boxed{7 and } so \\boxed{\\boxed{8}", "8", "boxed"),
+        ("} \\boxed{7} }", "7", "boxed"),
+        ("3 + 4 = 7\n#### 7", "7", "hash"),
+        ("#### -3.5 apples", "-3.5", "hash"),
+        ("#### $12\n", "$12", "hash"),
+        ("#### 1\n#### 1,234  \nbye", "1,234", "hash"),
+        ("The answer: 4 apples\n", "4 apples", "plain"),
+        ("Answer: 4\nAnswer:\t5", "5", "plain"),
+        ("Answer: 4 \t\nbye", "4", "plain"),
+        ("**Answer: 4**\n", "4", "plain"),
+        ("**Answer:** 4 \n", "4", "plain"),
+        ("Answer: 2 * 3", "2 * 3", "plain"),
+        # `auto` prefers a box, wherever it stands.
+        ("Answer: \\boxed{4}", "4", "boxed"),
+        ("\\boxed{4}\n#### 5\nAnswer: 6", "4", "boxed"),
+        ("Answer: 6\n#### 5", "5", "hash"),
+    ],
+)
+def test_the_last_answer_is_found(text, answer, name):
+    found = find_answer(text, dict(BUILT_IN))
+    assert found is not None and (found.text, found.format) == (answer, name)
+    assert text[found.answer_start : found.end] == answer
+    assert text[found.start :].startswith(BUILT_IN[name].marker) or name == "plain"
+    assert found.start < found.answer_start <= found.end <= len(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *["", "no answer", "\\boxed{", "\\boxed{}", "\\boxed{ }", "\\boxed{\\boxed{}}"[:-1], "####", "#### \n5"],
+        *["#### five", "##### 5", "Answer:\n5", "Answer: **", "myanswer: 5"],
+    ],
+)
+def test_there_may_be_no_answer(text):
+    assert find_answer(text, dict(BUILT_IN)) is None
+
+
+def test_one_format_only_and_a_custom_one():
+    text = "#### 4\nResult: 12 km; done"
+    assert find_answer(text, formats_of(ElicitationConfig(format="boxed"))) is None
+    config = ElicitationConfig(format="custom", opening="\nResult: ", pattern=r"Result: ([^;]+)", closing=(";",))
+    formats = formats_of(config)
+    found = find_answer(text, formats)
+    assert (found.text, found.format, text[found.start : found.answer_start]) == ("12 km", "custom", "Result: ")
+    custom = formats["custom"]
+    # The answer's own first token would hold the space.
+    assert (custom.opening, custom.marker, custom.lead, custom.closing) == ("\nResult:", "Result:", " ", (";",))
+    assert custom.ends_at_eos
+
+
+@pytest.mark.parametrize("pattern, message", [("Result: (", "not a regular expression"), ("Result: .+", "in a group")])
+def test_a_faulty_pattern_is_named(pattern, message):
+    with pytest.raises(ValueError, match=f"elicitation.pattern=.*{message}"):
+        formats_of(ElicitationConfig(format="custom", opening="Result:", pattern=pattern))
+
+
+@pytest.mark.parametrize(
+    "answer, expected",
+    [
+        (" 42 ", "42"),
+        ("42.", "42"),
+        ("$42$", "42"),
+        ("1,234,567", "1234567"),
+        ("1,23", "1,23"),
+        ("(1, 2)", "(1, 2)"),
+        ("3.50", "3.50"),
+        ("\\boxed{42}", "42"),
+        ("\\text{yes}", "yes"),
+        ("\\dfrac{1}{2}", "\\frac{1}{2}"),
+        ("\\tfrac12", "\\frac12"),
+        ("a  b\n c", "a b c"),
+        ("", ""),
+        ("$5$.", "5"),
+        ("\\boxed{5}.", "5"),
+        ("$\\boxed{\\text{ yes. }}$.", "yes"),
+        ("\\boxed{1} and \\boxed{2}", "\\boxed{1} and \\boxed{2}"),
+        ("10,\\!000", "10000"),
+    ],
+)
+def test_canonical(answer, expected):
+    assert canonical(answer) == expected
+    assert canonical(expected) == expected
+
+
+FRAGMENTS = ["$", ".", " ", "\n", "5", "1,234", "1", ",", "000", "x", "-", "{", "}", "\\boxed{", "\\text{", "\\mbox{"]
+FRAGMENTS += ["\\mathrm{", "\\frac", "\\dfrac", "\\tfrac"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [[], ["\\!"]],
+    ids=["plain", "negative_space"],
+)
+def test_a_canonical_answer_stays_as_it_is(more):
+    rng = random.Random(0)
+    for _ in range(5000):
+        once = canonical("".join(rng.choice([*FRAGMENTS, *more]) for _ in range(rng.randint(1, 7))))
+        assert canonical(once) == once
+
+
+@pytest.mark.parametrize(
+    "ground_truth, expected",
+    [
+        ("1,234", ["1234"]),
+        (42, ["42"]),
+        (0.5, ["0.5"]),
+        (["4", "4.0", " 4 "], ["4", "4.0"]),
+        (("a",), ["a"]),
+        ([], []),
+        ("", []),
+        (None, []),
+        (True, []),
+        ({"tests": []}, []),
+        (["4", {"x": 1}], []),
+        # As Parquet gives them.
+        (np.int64(42), ["42"]),
+        (np.float32(0.5), ["0.5"]),
+        (np.str_("1,234"), ["1234"]),
+        (np.bool_(True), []),
+        (np.array(4), ["4"]),
+        (np.array(["4", "4.0", " 4 "]), ["4", "4.0"]),
+        (np.array(["4", "5"], dtype=object), ["4", "5"]),
+        (np.array([4, 5]), ["4", "5"]),
+        (np.array([{"x": 1}], dtype=object), []),
+        (np.array([]), []),
+        ([np.str_("4")], ["4"]),
+        ([np.int64(4), "5"], ["4", "5"]),
+    ],
+)
+def test_reference_answers(ground_truth, expected):
+    assert reference_answers(ground_truth) == expected
+
+
+def test_yaml_and_default_formats_agree():
+    assert list(formats_of(parse({}).elicitation)) == ["boxed", "hash", "plain"]
+
+
+def test_a_response_that_repeats_an_open_box_is_searched_quickly():
+    """Responses that loop are common in training, and the search runs on the agent loop's own thread."""
+    for text, expected in (("\\boxed{" * 5000, None), ("\\boxed{" * 5000 + "5}", "5"), ("{" * 20000, None)):
+        started = time.process_time()
+        found = BOXED.find(text)
+        # Milliseconds; a search that starts again at each of them takes seconds.
+        assert time.process_time() - started < 0.5
+        assert (found and text[found[1] : found[2]]) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#### Step 1: add\n2 + 3 = 5\nAnswer: 5",
+        "##### Note\nAnswer: 5",
+        "##### 1. Note\nAnswer: 5",
+        "#### 1. Add\n2 + 3 = 5\nAnswer: 5",
+    ],
+)
+def test_a_markdown_heading_is_no_answer(text):
+    assert find_answer(text, dict(BUILT_IN)).text == "5"
+
+
+@pytest.mark.parametrize("text", ["so 4.\nAnswer: **4**", "Answer: 3, no.\nAnswer: **4**\n"])
+def test_an_answer_in_bold_type_is_found(text):
+    assert canonical(find_answer(text, dict(BUILT_IN)).text).strip("*") == "4"
+
+
+@pytest.mark.parametrize(
+    "text, prompt_opens, answer",
+    [
+        ("<think>\\boxed{1}</think>\\boxed{2}", False, "2"),
+        ("<think>\\boxed{1}</think>none", False, None),
+        ("<think>\\boxed{1}", False, None),
+        ("\\boxed{1}</think>so \\boxed{2}", True, "2"),
+        ("\\boxed{1}", True, None),
+        ("\\boxed{1}", False, "1"),
+        ("<think>a</think>\\boxed{1}<think>\\boxed{2}", False, None),
+    ],
+)
+def test_an_answer_inside_a_thinking_block_is_not_final(text, prompt_opens, answer):
+    found = find_answer(text, dict(BUILT_IN), Thinking(prompt_opens=prompt_opens))
+    assert (found and found.text) == answer
+    assert found is None or text[found.answer_start : found.end] == answer
+
+
+@pytest.mark.parametrize(
+    "text, answers",
+    [
+        ("\\boxed{1}", ["1"]),
+        ("\\boxed{1} and \\boxed{2}.", ["1", "2"]),
+        ("$\\boxed{1}$, $\\boxed{\\frac{1}{2}}$ or $\\boxed{3}$", ["1", "\\frac{1}{2}", "3"]),
+        ("\\boxed{1}\\text{ and }\\boxed{1}", ["1"]),
+        ("so \\boxed{5}.\n\n$\\boxed{5}$", ["5"]),
+        # Anything else between them makes them two answers, of which the last counts.
+        ("\\boxed{1}, no, \\boxed{2}", ["2"]),
+        ("\\boxed{1}" + " " * 100 + "\\boxed{2}", ["2"]),
+        ("\\boxed{} and \\boxed{2}", ["2"]),
+        ("\\boxed{x \\boxed{2}}", ["2"]),
+    ],
+)
+def test_boxes_in_a_row_are_one_answer(text, answers):
+    found = find_answer(text, dict(BUILT_IN))
+    assert boxes_in_a_row(found.text) == answers
+    assert text[found.answer_start : found.end] == found.text and text.startswith("\\boxed{", found.start)
+    # One answer that is said twice is proposed once.
+    assert len(answers) > 1 or found.text.strip() == answers[0]

@@ -1,0 +1,77 @@
+"""Values from what a source measured: the sums that must hold, and the known cases of each peer."""
+
+import itertools
+
+import pytest
+import torch
+
+from rredcot_verl.core.advantage import reweight, segment_td
+from rredcot_verl.core.redistribution import SegmentBatch
+from rredcot_verl.core.values import attribution_values, mig_values, smooth
+
+PROBABILITIES = [0.1, 0.5, 0.3, 0.4]
+
+
+def rewards(values: list[float], outcome: float) -> list[float]:
+    return [after - before for before, after in itertools.pairwise([*values, outcome])]
+
+
+def test_mig_pays_new_highs_only() -> None:
+    assert rewards(mig_values(PROBABILITIES), 1.0)[:-1] == pytest.approx([0.4, 0.0, 0.0])
+    assert rewards(mig_values([0.1, 0.2, 0.15, 0.6]), 0.0)[:-1] == pytest.approx([0.1, 0.0, 0.4])
+
+
+def test_mig_is_vps_where_the_probability_only_rises() -> None:
+    rising = [0.1, 0.2, 0.2, 0.9]
+    assert mig_values(rising) == rising
+
+
+@pytest.mark.parametrize(("outcome", "baseline"), [(1.0, 0.25), (0.0, 0.25), (0.5, 0.5)])
+def test_attribution_gives_each_segment_its_share(outcome: float, baseline: float) -> None:
+    values = attribution_values([1.0, 0.0, 3.0], outcome, baseline)
+    assert values[0] == baseline
+    assert rewards(values, outcome) == pytest.approx([(outcome - baseline) * share for share in (0.25, 0.0, 0.75)])
+
+
+def test_weights_that_say_nothing_give_no_values() -> None:
+    assert attribution_values([0.0, 0.0], 1.0, 0.5) == []
+
+
+@pytest.mark.parametrize("bad", [[-0.1, 1.0], [float("nan"), 1.0], [float("inf"), 1.0]])
+def test_bad_weights_are_refused(bad: list[float]) -> None:
+    with pytest.raises(ValueError, match="at least 0"):
+        attribution_values(bad, 1.0, 0.5)
+
+
+def test_smoothing_keeps_the_ends_and_the_return() -> None:
+    smoothed = smooth([0.2, 0.8, 0.0], 1.0, 0.5)
+    assert smoothed == pytest.approx([0.2, 0.5 * 0.8 + 0.25 * (0.2 + 0.0), 0.5 * 0.0 + 0.25 * (0.8 + 1.0)])
+    assert smooth([0.2, 0.8, 0.0], 1.0, 0.0) == [0.2, 0.8, 0.0]
+    assert smooth([0.2], 1.0, 0.9) == [0.2]
+    assert smooth([], 1.0, 0.9) == []
+
+
+def test_smoothing_leaves_a_straight_line() -> None:
+    assert smooth([0.0, 0.25, 0.5, 0.75], 1.0, 0.7) == pytest.approx([0.0, 0.25, 0.5, 0.75])
+
+
+def test_without_the_pinned_end_flat_values_are_grpo_and_progress_alone_counts() -> None:
+    outcomes = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    num_tokens = torch.full((2, 3), 2)
+
+    def weights(values: list[float], pinned: bool) -> torch.Tensor:
+        segments = SegmentBatch.from_rows([[0, 2, 4, 6]] * 2, [values] * 2, outcomes, [6, 6])
+        return reweight(torch.tensor([1.0, -1.0]), segments, num_tokens, beta=2.0, pinned=pinned)
+
+    assert torch.equal(weights([0.3, 0.3, 0.3], pinned=False), torch.ones(2, 3))
+    assert not torch.allclose(weights([0.3, 0.3, 0.3], pinned=True), torch.ones(2, 3))
+    exponents = torch.tensor([[0.4, -0.2, 0.0], [-0.4, 0.2, 0.0]]) * 2.0
+    expected = exponents.exp() / exponents.exp().mean(dim=1, keepdim=True)
+    assert torch.allclose(weights([0.1, 0.5, 0.3], pinned=False), expected)
+
+
+def test_td_keeps_grpos_advantage_on_the_first_segment() -> None:
+    outcomes = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    segments = SegmentBatch.from_rows([[0, 2, 4, 6]] * 2, [[0.3, 0.3, 0.3]] * 2, outcomes, [6, 6])
+    advantages = segment_td(segments, torch.tensor([0.5, 0.5]), torch.ones(2), gamma=1.0, lam=1.0)
+    assert torch.allclose(advantages[:, 0], torch.tensor([0.5, -0.5]))

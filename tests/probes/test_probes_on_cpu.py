@@ -1,0 +1,443 @@
+"""Probes: what is appended to a trace, where it counts, what ends an answer, and which answers are tried."""
+
+import asyncio
+import dataclasses
+import math
+
+import pytest
+
+from rredcot_verl.config.schema import parse
+from rredcot_verl.probes.elicitation import Elicitation, JoinError, Proposal, build_proposals
+from rredcot_verl.probes.values import self_values
+from rredcot_verl.probes.vocabulary import Vocabulary
+from rredcot_verl.servers.client import SCORING_BACKENDS, make_scorer
+from tests.passes.table_model import FakeServer, TableModel, utilities
+from tests.probes.tiny_tokenizers import KINDS, byte_level, encode, sentencepiece_like, token
+
+PROMPT = "What is 12 + 3?\n"
+THINK = "<think>"
+
+
+def elicitation(kind: str = "byte_level", **block) -> Elicitation:
+    return Elicitation(Vocabulary(KINDS[kind]()), parse(block))
+
+
+def probe(asked: Elicitation, prompt: str, response: str, answer: str = "15", name: str = "boxed", boundary=None):
+    """The probe of the whole answer at a boundary (default: the response's end); ids of prompt and response."""
+    tokenizer = asked.vocabulary.tokenizer
+    prompt_ids, response_ids = encode(tokenizer, prompt), encode(tokenizer, response)
+    boundary = len(response_ids) if boundary is None else boundary
+    read = asked.read(response_ids)
+    branches = asked.branches(
+        prompt_ids,
+        response_ids,
+        [boundary, len(response_ids) + 1],
+        [Proposal(answer, 1.0)],
+        name,
+        # The last boundary of a response is never probed; here it stands for one inside a longer response.
+        read.start if read else len(response_ids) + 1,
+    )
+    first, *merged = branches
+    assert len(merged) <= 1
+    for branch in merged:
+        # It differs in the answer's last token and in what ends it, nothing else.
+        changes = {"token_ids": first.token_ids[:-1], "closing_token_ids": branch.closing_token_ids}
+        assert branch == dataclasses.replace(first, **changes)
+        assert not set(branch.closing_token_ids) & {first.token_ids[-1]} and branch.closing_token_ids
+    return first, prompt_ids, response_ids
+
+
+def texts(tokenizer, branch):
+    return (
+        tokenizer.decode(branch.token_ids[: branch.scored_from]),
+        tokenizer.decode(branch.token_ids[branch.scored_from :]),
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["boxed", "hash", "plain"])
+@pytest.mark.parametrize("answer", ["15", "\\frac{1}{2}", "x + 1", "-3", "a, b"])
+@pytest.mark.parametrize("response", ["First, 12 + 3 = 15.", "First, 12 + 3 = 15.\n", f"{THINK}so 3 but", ""])
+def test_joins_preserve_the_text_and_the_prefix_is_never_encoded_again(kind, name, answer, response):
+    asked = elicitation(kind)
+    tokenizer = asked.vocabulary.tokenizer
+    branch, prompt_ids, response_ids = probe(asked, PROMPT, response, answer, name)
+    prefix = prompt_ids + response_ids
+    assert branch.position == len(prefix)
+    whole = tokenizer.decode(prefix + list(branch.token_ids))
+    before = tokenizer.decode(prefix)
+    assert whole.startswith(before)
+    appended = whole[len(before) :]
+    opening = asked.formats[name].opening
+    if response.startswith(THINK):
+        opening = "\n</think>\n\n" + opening.lstrip("\n")
+    if before.endswith("\n"):
+        opening = opening.lstrip("\n")
+    assert appended == opening + asked.formats[name].lead + answer
+
+
+def test_the_prefix_is_taken_as_generated_even_where_encoding_would_give_other_tokens():
+    asked = elicitation()
+    tokenizer = asked.vocabulary.tokenizer
+    # "}" and "}" apart, where the tokenizer itself writes "}}".
+    odd = [*encode(tokenizer, "{\\frac{1}{2"), token(tokenizer, "}"), token(tokenizer, "}")]
+    assert encode(tokenizer, tokenizer.decode(odd)) != odd
+    prompt_ids = encode(tokenizer, PROMPT)
+    branch = asked.branches(prompt_ids, odd, [len(odd), 99], [Proposal("1", 1.0)], "boxed", 99)[0]
+    assert branch.position == len(prompt_ids) + len(odd)
+    assert tokenizer.decode(branch.token_ids) == "\n\nThe final answer is \\boxed{1"
+
+
+@pytest.mark.parametrize(
+    "prompt, response, opening",
+    [
+        (PROMPT + THINK, "so 3", "\n</think>\n\nThe final answer is \\boxed{"),
+        (PROMPT, THINK + "so 3", "\n</think>\n\nThe final answer is \\boxed{"),
+        (PROMPT, THINK + "so 3\n", "</think>\n\nThe final answer is \\boxed{"),
+        (PROMPT + THINK, "so</think> 3", "\n\nThe final answer is \\boxed{"),
+        (PROMPT + THINK + "x</think>", "so 3", "\n\nThe final answer is \\boxed{"),
+        (PROMPT, "so 3", "\n\nThe final answer is \\boxed{"),
+    ],
+    ids=["open_in_prompt", "open_in_response", "after_newline", "closed", "closed_in_prompt", "none"],
+)
+def test_an_open_thinking_block_is_closed(prompt, response, opening):
+    asked = elicitation()
+    branch, _, _ = probe(asked, prompt, response)
+    assert asked.vocabulary.tokenizer.decode(branch.token_ids) == opening + "15"
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, PROMPT.rstrip()])
+def test_at_the_start_of_a_response_no_newline_is_due(prompt):
+    asked = elicitation()
+    branch, prompt_ids, _ = probe(asked, prompt, "so 3.", boundary=0)
+    assert branch.position == len(prompt_ids)
+    assert asked.vocabulary.tokenizer.decode(branch.token_ids) == "The final answer is \\boxed{15"
+
+
+def test_thinking_is_judged_at_each_boundary_not_at_the_end():
+    asked = elicitation()
+    tokenizer = asked.vocabulary.tokenizer
+    response_ids = encode(tokenizer, THINK + "so 3</think> 15")
+    close = response_ids.index(token(tokenizer, "</think>"))
+    assert asked.think_end(response_ids) == close + 1
+    assert asked.think_end(response_ids[:close]) == close
+    boundaries = [0, close, close + 1, len(response_ids)]
+    found = asked.branches(encode(tokenizer, PROMPT), response_ids, boundaries, [Proposal("1", 1.0)], "plain", 99)
+    assert ["</think>" in tokenizer.decode(b.token_ids) for b in found] == [False, True, False]
+    assert [b.state for b in found] == [0, 1, 2]
+
+
+def test_a_tokenizer_without_thinking_tokens():
+    asked = Elicitation(Vocabulary(byte_level(thinking=False)), parse({}))
+    branch, _, response_ids = probe(asked, PROMPT + THINK, "so 3")
+    assert "</think>" not in asked.vocabulary.tokenizer.decode(branch.token_ids)
+    assert asked.think_end(response_ids) == len(response_ids)
+
+
+@pytest.mark.parametrize(
+    "name, response, marker",
+    [
+        ("boxed", "so 3 \\boxed{15}.\n", "\\boxed{15"),
+        ("hash", "so 3.\n#### 15", "#### 15"),
+        ("plain", "so 3.\nAnswer: 15", "Answer: 15"),
+    ],
+)
+def test_where_the_response_opens_its_answer_the_probe_uses_the_same_words(name, response, marker):
+    asked = elicitation()
+    start = asked.read(encode(asked.vocabulary.tokenizer, response)).start
+    branch, _, _ = probe(asked, PROMPT, response, name=name, boundary=start)
+    assert asked.vocabulary.tokenizer.decode(branch.token_ids) == marker
+
+
+def test_the_answer_is_read_with_its_format_and_first_token():
+    asked = elicitation()
+    tokenizer = asked.vocabulary.tokenizer
+    ids = encode(tokenizer, "so 3.\n\\boxed{\\frac{1}{2}}.\n")
+    read = asked.read(ids)
+    assert (read.format, read.text) == ("boxed", "\\frac{1}{2}")
+    assert tokenizer.decode(ids[: read.start]) == "so 3.\n"
+    assert asked.read(encode(tokenizer, "so 3.")) is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["boxed", "hash", "plain"])
+def test_only_the_answer_counts_unless_the_opening_is_scored_too(kind, name):
+    asked = elicitation(kind)
+    branch, _, _ = probe(asked, PROMPT, "so 3.", name=name)
+    given, counted = texts(asked.vocabulary.tokenizer, branch)
+    # What merges with the answer's first token counts; for these answers that is a space at most.
+    assert counted.strip() == "15" and "15" not in given
+    assert branch.answer_from == branch.scored_from
+    scored = elicitation(kind, self_value={"score_opening": True})
+    other, _, _ = probe(scored, PROMPT, "so 3.", name=name)
+    # The answer starts where it starts, whatever counts.
+    assert other.scored_from == 0 and other == dataclasses.replace(branch, scored_from=0)
+
+
+def test_an_opening_that_merges_with_the_answer_counts_from_the_merged_token():
+    asked = elicitation()
+    tokenizer = asked.vocabulary.tokenizer
+    assert "{\\" in tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    branch, _, _ = probe(asked, PROMPT, "so 3.", answer="\\frac{1}{2}")
+    given, counted = texts(tokenizer, branch)
+    assert given.endswith("\\boxed") and counted == "{\\frac{1}{2}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name, ends", [("boxed", "}"), ("hash", "\n"), ("plain", "\n")])
+def test_every_token_that_starts_with_the_closing_text_ends_an_answer(kind, name, ends):
+    asked = elicitation(kind)
+    tokenizer = asked.vocabulary.tokenizer
+    branch, _, _ = probe(asked, PROMPT, "so 3.", name=name)
+    found = {tokenizer.decode([i]) for i in branch.closing_token_ids}
+    expected = {text for text in (tokenizer.decode([i]) for i in range(len(tokenizer))) if text.startswith(ends)}
+    if name != "boxed":
+        expected |= {tokenizer.decode([i]) for i in asked.vocabulary.end_of_sequence_ids()}
+    assert found == expected
+    assert len(set(branch.closing_token_ids)) == len(branch.closing_token_ids)
+    if kind == "byte_level" and name == "boxed":
+        assert {"}", "}.\n"} <= found
+
+
+def test_closing_tokens_seen_in_responses_come_first():
+    asked = elicitation()
+    tokenizer = asked.vocabulary.tokenizer
+    before = probe(asked, PROMPT, "so 3.")[0].closing_token_ids
+    assert tokenizer.decode([before[0]]) == "}"
+    for _ in range(2):
+        asked.read(encode(tokenizer, "\\boxed{15}.\n"))
+    asked.read([*encode(tokenizer, "\\boxed{15"), token(tokenizer, "}")])
+    after = probe(asked, PROMPT, "so 3.")[0].closing_token_ids
+    assert [tokenizer.decode([i]) for i in after[:2]] == ["}.\n", "}"]
+    assert sorted(after) == sorted(before)
+
+
+def ids_starting_with(tokenizer, start: str) -> list[int]:
+    return [i for i in range(len(tokenizer)) if tokenizer.decode([i]).startswith(start)]
+
+
+def test_an_answer_that_ends_in_a_brace_counts_as_the_model_writes_it():
+    """The probability of `\\boxed{\\frac{1}{2}}` as the tokenizer writes it must be part of some branch."""
+    asked = elicitation()
+    tokenizer = asked.vocabulary.tokenizer
+    natural = encode(tokenizer, "\n\nThe final answer is \\boxed{\\frac{1}{2}}")
+    assert tokenizer.decode(natural[-1:]) == "}}"
+    ids = encode(tokenizer, "so 3.")
+    branches = asked.branches(
+        encode(tokenizer, PROMPT), ids, [0, len(ids), 99], [Proposal("\\frac{1}{2}", 1.0)], "boxed", 99
+    )
+    assert [branch.state for branch in branches] == [0, 0, 1, 1]
+    ways = [(*branch.token_ids, end) for branch in branches[2:] for end in branch.closing_token_ids]
+    assert tuple(natural) in ways
+    # Each way to write it counts once, and each writes the answer and its end.
+    assert len(set(ways)) == len(ways)
+    assert all(tokenizer.decode(way).startswith(tokenizer.decode(natural)) for way in ways)
+    assert [sorted(branch.closing_token_ids) for branch in branches] == [
+        ids_starting_with(tokenizer, "}"),
+        ids_starting_with(tokenizer, "}}"),
+    ] * 2
+    assert len(branches[1].closing_token_ids) > 1
+
+
+@pytest.mark.parametrize("backend", SCORING_BACKENDS)
+@pytest.mark.parametrize("score_opening", [False, True])
+def test_the_probability_of_an_answer_that_ends_in_a_brace_is_the_full_one(backend, score_opening):
+    block = {"max_closing_tokens": 64, "score_opening": score_opening}
+    asked = elicitation(self_value=block)
+    tokenizer = asked.vocabulary.tokenizer
+    opening, answer = "\n\nThe final answer is \\boxed{", "\\frac{1}{2}"
+    natural = encode(tokenizer, opening + answer + "}")
+    # A model that nearly always writes what the tokenizer would: "}}" after "2", never "}" and "}".
+    model = TableModel(len(tokenizer), habit=natural)
+    prompt_ids, ids = encode(tokenizer, PROMPT), encode(tokenizer, "First, so 3.")
+    proposals = [Proposal(answer, 1.0), Proposal("15", 0.5)]
+    # The second answer comes first in the list, but it has one branch a boundary only.
+    branches = asked.branches(prompt_ids, ids, [1, len(ids), 99], proposals[::-1], "boxed", 99)
+    assert [(branch.state, branch.proposal) for branch in branches] == [(0, 0), (0, 1), (0, 1), (1, 0), (1, 1), (1, 1)]
+    scorer = make_scorer(backend, FakeServer(model).generate, asked.config.self_value, 1.0)
+    scores = asyncio.run(scorer.score("request-1", prompt_ids + ids, branches))
+
+    def probability(prefix: list[int], forced: list[int], start: int, ends: str) -> float:
+        closing = model.any_of([*prefix, *forced], ids_starting_with(tokenizer, ends))
+        return math.exp(sum(model.sequence(prefix, forced)[start:]) + closing)
+
+    for form in ("joint", "geometric"):
+        found = self_values(form, branches, scores, utilities(proposals[::-1]))
+        for value, boundary in zip(found.tolist(), (1, len(ids)), strict=True):
+            prefix = prompt_ids + ids[:boundary]
+            whole = encode(tokenizer, opening + answer)
+            # The answer's first token holds the opening's last brace too.
+            start = 0 if score_opening else len(encode(tokenizer, opening)) - 1
+            assert tokenizer.decode(whole[:start]) in ("", opening[:-1])
+            apart, merged = probability(prefix, whole, start, "}"), probability(prefix, whole[:-1], start, "}}")
+            fifteen = encode(tokenizer, opening + "15")
+            first = 0 if score_opening else len(encode(tokenizer, opening))
+            other = probability(prefix, fifteen, first, "}")
+            # Nearly all of it is in the merged token.
+            assert apart < 1e-2 * merged and merged > 0.5
+            if form == "joint":
+                assert value == pytest.approx(apart + merged + 0.5 * other, rel=1e-5)
+            else:
+                lengths = len(whole) - start + 1, len(fifteen) - first + 1
+                expected = max((apart + merged) ** (1 / lengths[0]), 0.5 * other ** (1 / lengths[1]))
+                assert value == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind, name, answer", [("byte_level", "boxed", "15"), ("byte_level", "plain", "\\frac{1}{2}")])
+def test_an_answer_that_no_token_joins_to_its_end_has_one_branch(kind, name, answer):
+    asked = elicitation(kind)
+    prompt_ids = encode(asked.vocabulary.tokenizer, PROMPT)
+    assert len(asked.branches(prompt_ids, [], [0, 9], [Proposal(answer, 1.0)], name, 9)) == 1
+
+
+def test_merged_closing_tokens_seen_in_responses_come_first_too():
+    asked = elicitation()
+    tokenizer = asked.vocabulary.tokenizer
+    rare = asked.branches([], [], [0, 9], [Proposal("\\frac{1}{2}", 1.0)], "boxed", 9)[1].closing_token_ids[-1]
+    for _ in range(2):
+        asked.read([*encode(tokenizer, "\\boxed{\\frac{1}{2"), rare])
+    again = asked.branches([], [], [0, 9], [Proposal("\\frac{1}{2}", 1.0)], "boxed", 9)
+    assert again[0].closing_token_ids[0] == rare
+    assert again[1].closing_token_ids[0] == rare
+
+
+@pytest.mark.parametrize(
+    "kind, answer, expected",
+    [
+        ("sentencepiece_like", "日本", False),
+        ("sentencepiece_like", "15", True),
+        ("byte_level", "日本", True),
+        ("byte_level", "\\frac{1}{2}", True),
+    ],
+)
+def test_whether_an_answer_can_be_written_is_known_before(kind, answer, expected):
+    asked = elicitation(kind)
+    assert {asked.can_append(answer, name) for name in asked.formats} == {expected}
+    if expected:
+        probe(asked, PROMPT, "so 3.", answer=answer)
+    else:
+        with pytest.raises(JoinError, match=f"cannot continue a prefix with .*{answer}"):
+            probe(asked, PROMPT, "so 3.", answer=answer)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("answer", ["15", "-3", "x + 1", "日本", "é", "\\boxed{}", "}", "</think>", "a\tb"])
+def test_an_answer_that_can_be_written_can_be_written_at_every_boundary(kind, answer):
+    asked = elicitation(kind)
+    tokenizer = asked.vocabulary.tokenizer
+    for name in asked.formats:
+        if not asked.can_append(answer, name):
+            continue
+        for response in ("so 3.", "so 3.\n", THINK + "so 3", THINK + "so 3\n"):
+            ids = encode(tokenizer, response)
+            for start in (len(ids), 99):
+                proposals = [Proposal(answer, 1.0)]
+                branch = asked.branches(encode(tokenizer, PROMPT), ids, [len(ids), 99], proposals, name, start)[0]
+                assert tokenizer.decode(ids + list(branch.token_ids)).endswith(answer)
+
+
+def test_an_opening_that_cannot_be_appended_is_refused_at_the_start():
+    """With a dummy space after every special token, the text after `</think>` cannot be written."""
+    vocabulary = Vocabulary(sentencepiece_like("always"))
+    with pytest.raises(JoinError, match="cannot continue a prefix with .*</think>.*elicitation.format=custom"):
+        Elicitation(vocabulary, parse({}))
+    assert issubclass(JoinError, ValueError)
+    # Where no thinking block is ever open, nothing is in the way.
+    asked = Elicitation(vocabulary, parse({"elicitation": {"think_close": "</reasoning>"}}))
+    branch, _, _ = probe(asked, PROMPT + THINK, "so 3")
+    assert vocabulary.tokenizer.decode(branch.token_ids).endswith("\\boxed{15")
+
+
+@pytest.mark.parametrize("opening", ["\n\n日本: ", "日本: "])
+def test_a_custom_opening_that_cannot_be_written_is_refused_at_the_start(opening):
+    custom = {"format": "custom", "opening": opening, "pattern": "日本: (.+)", "closing": [";"]}
+    with pytest.raises(JoinError, match="日本"):
+        elicitation("sentencepiece_like", elicitation=custom)
+
+
+def test_format_to_ask_in():
+    asked = elicitation()
+    tokenizer = asked.vocabulary.tokenizer
+    assert asked.format_for(None) == "boxed"
+    for text in ("#### 1", "#### 2", "\\boxed{3}"):
+        read = asked.read(encode(tokenizer, text))
+    assert asked.format_for(read) == "boxed"
+    assert asked.format_for(None) == "hash"
+
+
+def test_one_branch_for_each_boundary_and_answer_in_order():
+    asked = elicitation()
+    tokenizer = asked.vocabulary.tokenizer
+    prompt_ids, ids = encode(tokenizer, PROMPT), encode(tokenizer, "First, 12 + 3 = 15.\n")
+    proposals = [Proposal("15", 1.0), Proposal("16", 0.0)]
+    found = asked.branches(prompt_ids, ids, [0, 3, len(ids)], proposals, "boxed", len(ids))
+    assert [(b.state, b.proposal) for b in found] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [b.position - len(prompt_ids) for b in found] == [0, 0, 3, 3]
+
+
+def test_a_custom_format():
+    custom = {"format": "custom", "opening": "\nResult: ", "pattern": r"Result: ([^;\n]+)", "closing": [";"]}
+    asked = elicitation(elicitation=custom)
+    tokenizer = asked.vocabulary.tokenizer
+    branch, _, _ = probe(asked, PROMPT, "so 3.", name="custom")
+    assert tokenizer.decode(branch.token_ids) == "\nResult: 15"
+    ends = {tokenizer.decode([i]) for i in branch.closing_token_ids}
+    assert ";" in ends and "<|im_end|>" in ends and "}" not in ends
+
+
+def test_a_format_that_no_token_can_end_is_refused():
+    custom = {"format": "custom", "opening": "\nResult: ", "pattern": "Result: (.+)", "closing": ["日"]}
+    tokenizer = KINDS["sentencepiece_like"]()
+    vocabulary = Vocabulary(tokenizer)
+    vocabulary.end_of_sequence_ids = lambda: []
+    with pytest.raises(ValueError, match="no token of this tokenizer starts with"):
+        Elicitation(vocabulary, parse({"elicitation": custom}))
+
+
+# --- which answers ----------------------------------------------------------------------------------------------------
+
+
+def proposals(ground_truth, members, **self_value):
+    return [(p.text, p.utility) for p in build_proposals(parse({"self_value": self_value}), ground_truth, members)]
+
+
+MEMBERS = [("7", 0.0), ("8", 1.0), ("8.", 1.0), (" $8$", 0.0), ("9", 0.5), ("1,000", 0.0), ("9", 0.5)]
+
+
+def test_reference_answers_only():
+    assert proposals("1,234", MEMBERS) == [("1234", 1.0)]
+    assert proposals(["4", "four"], MEMBERS) == [("4", 1.0), ("four", 1.0)]
+    assert proposals(None, MEMBERS) == proposals({"tests": []}, MEMBERS) == []
+
+
+def test_the_groups_own_answers_merged_with_their_mean_utility():
+    assert proposals(None, MEMBERS, proposals="group") == [("8", pytest.approx(2 / 3)), ("9", 0.5)]
+    # The ground truth is not looked at.
+    assert proposals("5", MEMBERS, proposals="group")[0][0] == "8"
+    assert proposals("5", [("7", 0.0)], proposals="group") == []
+    assert proposals("5", [], proposals="group") == []
+
+
+def test_union_keeps_the_references_utility():
+    assert proposals("9.", MEMBERS, proposals="union") == [("9", 1.0), ("8", pytest.approx(2 / 3))]
+    assert proposals(None, MEMBERS, proposals="union")[0][0] == "8"
+
+
+def test_the_budget_keeps_the_most_useful():
+    members = [(str(n), n / 10) for n in range(1, 10)]
+    found = proposals("0", members, proposals="union", max_proposals=3)
+    assert found == [("0", 1.0), ("9", 0.9), ("8", 0.8)]
+    # Of equal utility, the more frequent.
+    assert proposals(None, [("1", 1.0), ("2", 1.0), ("2", 1.0)], proposals="group", max_proposals=1) == [("2", 1.0)]
+
+
+def test_normalized_keeps_a_wrong_answer_to_compare_with():
+    useful = [(str(n), 1.0) for n in range(5)]
+    wrong = [("x", 0.0), ("y", 0.0), ("y", 0.0)]
+    found = proposals(None, useful + wrong, proposals="group", form="normalized", max_proposals=3)
+    assert [utility for _, utility in found] == [1.0, 1.0, 0.0] and found[2][0] == "y"
+    # Room left over goes to more wrong ones; nothing useful: nothing to probe.
+    assert len(proposals(None, useful[:1] + wrong, proposals="group", form="normalized", max_proposals=4)) == 3
+    assert proposals(None, wrong, proposals="group", form="normalized") == []
+    # Other forms gain nothing from a wrong one.
+    assert proposals(None, useful[:1] + wrong, proposals="group") == [("0", 1.0)]

@@ -1,0 +1,180 @@
+"""Vocabulary tables on two kinds of tokenizers, against decoding token by token."""
+
+import logging
+import random
+
+import pytest
+import torch
+
+from rredcot_verl.probes.vocabulary import Vocabulary
+from tests.probes.tiny_tokenizers import KINDS, TEXTS, byte_level, encode, sentencepiece_like, token
+
+TEXT = "First, 12 + 3 = 15.\n\nWait, let me see, but so 3.\nSo the answer is \\boxed{15}.\n"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_newlines(kind):
+    tokenizer = KINDS[kind]()
+    ids = encode(tokenizer, TEXT)
+    expected = ["\n" in tokenizer.decode([i]) for i in ids]
+    assert sum(expected) >= 3
+    assert Vocabulary(tokenizer).newlines(torch.tensor(ids)).tolist() == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_beyond_the_tokenizers_own_mean_nothing(kind):
+    """Models pad their vocabulary; a policy may sample such an id."""
+    tokenizer = KINDS[kind]()
+    vocabulary = Vocabulary(tokenizer, ["wait"])
+    ids = torch.tensor([len(tokenizer), len(tokenizer) + 50, 10**6])
+    assert not vocabulary.newlines(ids).any() and not vocabulary.keyword_starts(ids).any()
+
+
+def test_keywords_of_one_token_and_of_several():
+    tokenizer = byte_level()
+    ids = encode(tokenizer, "So, let me see. Wait, not so.\nLet me")
+    vocabulary = Vocabulary(tokenizer, ["so", "wait", "let me"])
+    starts = vocabulary.keyword_starts(torch.tensor(ids)).nonzero().flatten().tolist()
+    assert [tokenizer.decode(ids[s:]).strip().split()[0].strip(",.") for s in starts] == [
+        "So",
+        "let",
+        "Wait",
+        "so",
+        "Let",
+    ]
+    # A phrase needs all its words.
+    assert not vocabulary.keyword_starts(torch.tensor(encode(tokenizer, " let us"))).any()
+    assert not vocabulary.keyword_starts(torch.tensor(encode(tokenizer, " let"))).any()
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        (" so 3", True),
+        (" so, let", True),
+        (" so\n", True),
+        (" so", True),
+        (" solve", False),
+        ("solve", False),
+        ("So", True),
+        ("Solve", False),
+        (" let me.", True),
+        (" let melt", False),
+        (" let me let", True),
+    ],
+)
+def test_a_keyword_that_goes_on_is_none(text, found):
+    """ " so" + "l" + "v" + "e" is another word."""
+    tokenizer = byte_level()
+    assert [tokenizer.decode([i]) for i in encode(tokenizer, " solve")][:2] == [" so", "l"]
+    starts = Vocabulary(tokenizer, ["so", "let me"]).keyword_starts(torch.tensor(encode(tokenizer, text)))
+    assert starts.tolist() == [found] + [False] * (len(starts) - 1)
+
+
+def sentencepiece_starts(text: str, keywords: list[str]) -> list[str]:
+    """The word at each keyword start."""
+    tokenizer = sentencepiece_like()
+    ids = encode(tokenizer, text)
+    starts = Vocabulary(tokenizer, keywords).keyword_starts(torch.tensor(ids)).nonzero().flatten().tolist()
+    return [tokenizer.decode(ids[s:]).split()[0].strip(",.") for s in starts]
+
+
+def test_keywords_of_a_sentencepiece_like_tokenizer():
+    assert sentencepiece_starts("First, let 3, let me, see", ["let", "let me"]) == ["let", "let"]
+    assert sentencepiece_starts("First, let 3, let me, see", ["let me"]) == ["let"]
+    assert set(sentencepiece_starts("First, but 3, let me, see", ["but", "let me"])) == {"but", "let"}
+    assert sentencepiece_starts("3, button", ["but"]) == []
+
+
+def test_keywords_before_another_word_of_a_sentencepiece_like_tokenizer():
+    assert sentencepiece_starts("First, let me see", ["let me"]) == ["let"]
+
+
+def test_a_keyword_starts_once():
+    assert sentencepiece_starts("First, but 3", ["but"]) == ["but"]
+
+
+@pytest.mark.parametrize("text", ["3.\nbut 4", "3.\nlet 4", "but 4"])
+def test_keywords_after_a_newline_of_a_sentencepiece_like_tokenizer(text):
+    assert sentencepiece_starts(text, ["but", "let"])[0] in ("but", "let")
+
+
+def test_without_keywords_none_starts():
+    ids = torch.tensor(encode(byte_level(), TEXT))
+    assert not Vocabulary(byte_level()).keyword_starts(ids).any()
+
+
+def test_a_keyword_that_cannot_be_written_is_reported_once_and_left_out(caplog):
+    with caplog.at_level(logging.WARNING):
+        vocabulary = Vocabulary(sentencepiece_like(), ["日本", "but", "語"])
+    assert len(caplog.records) == 1
+    assert "日本" in caplog.text and "語" in caplog.text and "but" not in caplog.text
+    assert vocabulary.keyword_starts(torch.tensor(encode(sentencepiece_like(), "3, but 4"))).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_offset_of_is_the_first_token_that_reaches_past_a_character(kind):
+    tokenizer = KINDS[kind]()
+    vocabulary = Vocabulary(tokenizer)
+    texts = [TEXT, *set(TEXTS)]
+    if kind == "byte_level":
+        texts.append("é 日本 \N{GRINNING FACE} \\boxed{1}")
+    for text in texts:
+        ids = [*encode(tokenizer, text), tokenizer.eos_token_id]
+        decoded = vocabulary.decode(ids)
+        ends = [len(vocabulary.decode(ids[: n + 1])) for n in range(len(ids))]
+        for character in range(len(decoded)):
+            by_force = next(n for n, end in enumerate(ends) if end > character)
+            assert vocabulary.offset_of(ids, decoded, character) == by_force
+        assert vocabulary.offset_of(ids, decoded, len(decoded)) == len(ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_offset_of_in_long_and_odd_responses(kind):
+    """Ids as a policy may sample them: special tokens anywhere, spaces that decoding drops, halves of characters."""
+    tokenizer = KINDS[kind]()
+    vocabulary = Vocabulary(tokenizer)
+    rng = random.Random(0)
+    letters = [i for i, text in enumerate(vocabulary.texts) if "\ufffd" not in text]
+    broken = [*letters, *encode(tokenizer, "é日本" if kind == "byte_level" else "but"), tokenizer.eos_token_id]
+    for pool in (letters, broken):
+        for _ in range(10):
+            ids = rng.choices(pool, k=rng.randint(1, 80)) + rng.randint(0, 3) * [tokenizer.eos_token_id]
+            decoded = vocabulary.decode(ids)
+            ends = [len(vocabulary.decode(ids[: n + 1])) for n in range(len(ids))]
+            for character in rng.sample(range(len(decoded)), min(20, len(decoded))):
+                by_force = next(n for n, end in enumerate(ends) if end > character)
+                assert vocabulary.offset_of(ids, decoded, character) == by_force
+            assert vocabulary.offset_of(ids, decoded, len(decoded)) == len(ids)
+    assert vocabulary.offset_of([], "", 0) == 0
+
+
+def test_offset_of_with_special_tokens_between():
+    tokenizer = byte_level()
+    vocabulary = Vocabulary(tokenizer)
+    rng = random.Random(0)
+    ids = encode(tokenizer, TEXT)
+    for _ in range(5):
+        ids.insert(rng.randrange(len(ids)), tokenizer.eos_token_id)
+    text = vocabulary.decode(ids)
+    at = vocabulary.offset_of(ids, text, text.index("\\boxed"))
+    assert vocabulary.decode(ids[: at + 1]).endswith("\\") and "\\" not in vocabulary.decode(ids[:at])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_starting_with_and_special_ids(kind):
+    tokenizer = KINDS[kind]()
+    vocabulary = Vocabulary(tokenizer)
+    texts = [tokenizer.decode([i]) for i in range(len(tokenizer))]
+    for starts in (("}", "\n"), ("}",), ("}}", "}."), ("}", "}}"), (" le", " l"), ("never",), ()):
+        expected = [i for i, text in enumerate(texts) if text.startswith(starts)]
+        assert sorted(vocabulary.starting_with(starts)) == expected
+    assert vocabulary.special_id("</think>") == token(tokenizer, "</think>")
+    assert vocabulary.special_id("<reasoning>") is None
+    assert tokenizer.eos_token_id in vocabulary.end_of_sequence_ids()
+
+
+def test_all_known_ends_of_a_turn():
+    tokenizer = byte_level()
+    ends = {tokenizer.decode([i]) for i in Vocabulary(tokenizer).end_of_sequence_ids()}
+    assert ends == {"<|im_end|>", "<|endoftext|>"}

@@ -1,0 +1,172 @@
+"""Who reads the probes: every obstacle, every backend, and what is written where the workers read it."""
+
+import copy
+import logging
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf, open_dict
+from transformers import Gemma2Config
+
+from rredcot_verl.passes.protocol import MODEL_TYPE
+from rredcot_verl.run.capabilities import why_not_shared, why_server_cannot_score
+from rredcot_verl.run.engine_choice import EngineChoice, apply_choice, choose_engine
+from rredcot_verl.run.settings import active_settings, parse_block
+from tests.passes.architectures import SHAPE, build_model
+
+SHARED = EngineChoice("actor", True, "the training engine can share prefixes")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A model that can share prefixes, and one that can on a GPU only."""
+    folder = tmp_path_factory.mktemp("models")
+    build_model("qwen3-untied").save_pretrained(folder / "qwen3")
+    Gemma2Config(**SHAPE, architectures=["Gemma2ForCausalLM"]).save_pretrained(folder / "gemma2")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def composed():
+    with initialize_config_module("rredcot_verl.config", version_base=None):
+        return compose("rredcot_trainer", overrides=["actor_rollout_ref.rollout.name=vllm"])
+
+
+@pytest.fixture
+def config(composed, models):
+    return put(copy.deepcopy(composed), {"actor_rollout_ref.model.path": str(models / "qwen3")})
+
+
+def put(config, values):
+    with open_dict(config):
+        for key, value in values.items():
+            OmegaConf.update(config, key, value, force_add=True)
+    return config
+
+
+def choose(config, **self_value) -> EngineChoice:
+    put(config, {f"algorithm.rredcot.self_value.{name}": value for name, value in self_value.items()})
+    return choose_engine(config, parse_block(config))
+
+
+ACTOR, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.model"
+OBSTACLES = [
+    ({f"{ACTOR}.strategy": "megatron"}, f"{ACTOR}.strategy=megatron"),
+    ({f"{ACTOR}.strategy": "veomni"}, f"{ACTOR}.strategy=veomni"),
+    ({f"{ACTOR}.strategy": "fsdp_turbo"}, f"{ACTOR}.strategy=fsdp_turbo"),
+    ({f"{ACTOR}.ulysses_sequence_parallel_size": 2}, "ulysses_sequence_parallel_size=2"),
+    ({f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size": 4}, "ulysses_sequence_parallel_size=4"),
+    ({f"{MODEL}.use_fused_kernels": True}, "use_fused_kernels=True"),
+    ({f"{MODEL}.model_type": "value_model"}, f"{MODEL}.model_type=value_model"),
+]
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp2"])
+def test_a_plain_run_shares(config, strategy):
+    put(config, {f"{ACTOR}.strategy": strategy})
+    assert why_not_shared(config) is None
+    for asked in ("auto", "actor"):
+        assert choose(config, engine=asked) == SHARED
+    # A run whose choice was written down is one that shares.
+    apply_choice(config, SHARED)
+    assert why_not_shared(config) is None
+
+
+@pytest.mark.parametrize("values, reason", OBSTACLES)
+def test_what_keeps_the_training_engine_from_sharing(config, values, reason):
+    assert reason in why_not_shared(put(config, values))
+    for asked, engine in (("auto", "rollout"), ("actor", "actor")):
+        choice = choose(config, engine=asked)
+        assert (choice.engine, choice.share_prefix) == (engine, False) and reason in choice.reason
+
+
+def test_the_model_is_asked_on_the_device_of_the_run(config, models):
+    put(config, {f"{MODEL}.path": str(models / "gemma2"), "trainer.device": "cpu"})
+    assert "soft-capped" in why_not_shared(config)
+    assert why_not_shared(put(config, {"trainer.device": "cuda"})) is None
+
+
+CANNOT_SCORE = [
+    ({"actor_rollout_ref.rollout.name": "trtllm"}, "rollout.name='trtllm' cannot score"),
+    ({"actor_rollout_ref.rollout.name": "sglang", "actor_rollout_ref.rollout.temperature": 0.7}, "temperature=0.7"),
+    (
+        {"actor_rollout_ref.rollout.name": "sglang", "actor_rollout_ref.rollout.disaggregation.enabled": True},
+        "disaggregation.enabled=True",
+    ),
+    ({"actor_rollout_ref.rollout.full_determinism": True}, "full_determinism=True"),
+    ({"trainer.v1.trainer_mode": "colocate_async"}, "trainer_mode='colocate_async' responses are generated ahead"),
+    ({"trainer.v1.trainer_mode": "separate_async"}, "trainer_mode='separate_async' responses are generated ahead"),
+]
+
+
+@pytest.mark.parametrize("values, reason", CANNOT_SCORE)
+def test_servers_that_cannot_score(config, values, reason):
+    put(config, values)
+    assert reason in why_server_cannot_score(config)
+    assert choose(config, engine="auto") == SHARED
+    # With no one else to ask, each probe is a sequence of its own.
+    put(config, {f"{ACTOR}.strategy": "megatron"})
+    choice = choose(config, engine="auto")
+    assert (choice.engine, choice.share_prefix) == ("actor", False)
+    put(config, {"algorithm.rredcot.self_value.engine": "rollout"})
+    with pytest.raises(ValueError, match="self_value.engine=rollout.*use self_value.engine=actor"):
+        active_settings(config)
+
+
+@pytest.mark.parametrize("name", ["rredcot_cpu", "vllm", "sglang"])
+def test_servers_that_can_score(config, name):
+    put(config, {"actor_rollout_ref.rollout.name": name})
+    assert why_server_cannot_score(config) is None
+    choice = choose(config, engine="rollout")
+    assert (choice.engine, choice.share_prefix) == ("rollout", False)
+    assert choose(config, engine="auto") == SHARED
+    choice = choose(config, engine="auto", share_prefix=False)
+    assert (choice.engine, choice.share_prefix) == ("actor", False) and "share_prefix=False" in choice.reason
+
+
+def test_the_choice_is_said_once_and_its_cost_where_it_has_one(config, caplog):
+    with caplog.at_level(logging.WARNING):
+        choose(config, engine="auto")
+    (said,) = [record.getMessage() for record in caplog.records if record.name.startswith("rredcot_verl")]
+    assert "self_value.engine=auto" in said and "actor, shared prefix" in said
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        choose(config, engine="actor", share_prefix=False, max_closing_tokens=3)
+    said, cost = [record.getMessage() for record in caplog.records if record.name.startswith("rredcot_verl")]
+    assert "actor, separate sequences" in said and "max_closing_tokens=3" in cost
+
+
+@pytest.mark.parametrize(
+    "mode, bypass, engine, words",
+    [
+        ("sync", False, "actor", "the current weights, as old_log_prob"),
+        ("sync", False, "rollout", "the rollout server's weights"),
+        ("colocate_async", False, "actor", "the current weights, as old_log_prob"),
+        ("separate_async", False, "actor", "the weights of the last synchronisation, as old_log_prob"),
+        ("separate_async", True, "actor", "the current weights: with rollout_correction.bypass_mode"),
+    ],
+)
+def test_the_weights_are_said(config, caplog, mode, bypass, engine, words):
+    put(config, {"trainer.v1.trainer_mode": mode, "algorithm.rollout_correction.bypass_mode": bypass})
+    with caplog.at_level(logging.WARNING):
+        choose(config, engine=engine)
+    assert f"; under {words}" in caplog.text
+
+
+@pytest.mark.parametrize("asked, model_type", [("auto", MODEL_TYPE), ("rollout", "language_model")])
+def test_the_choice_is_written_where_the_workers_read_it(config, asked, model_type):
+    # The one server that is installed with the tests.
+    put(config, {"actor_rollout_ref.rollout.name": "rredcot_cpu"})
+    choice = choose(config, engine=asked)
+    apply_choice(config, choice)
+    settings = parse_block(config).self_value
+    assert (settings.engine, settings.share_prefix) == (choice.engine, choice.share_prefix)
+    assert config.actor_rollout_ref.model.get("model_type", "language_model") == model_type
+
+
+def test_the_choice_can_be_written_where_the_block_is_not_declared(config):
+    with open_dict(config):
+        del config.algorithm["rredcot"]
+    apply_choice(config, EngineChoice("actor", False, ""))
+    settings = parse_block(config).self_value
+    assert (settings.engine, settings.share_prefix) == ("actor", False)

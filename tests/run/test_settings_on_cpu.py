@@ -1,0 +1,319 @@
+"""Settings against verl's own composed config."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf, open_dict
+
+from rredcot_verl.config.sources import SOURCES
+from rredcot_verl.run.settings import (
+    AGENT_LOOP_MANAGER,
+    OUTCOME_ESTIMATORS,
+    active_settings,
+    max_sequence_length,
+    parse_block,
+    reward_penalty,
+    switch_on,
+    warn_of_unread,
+)
+from rredcot_verl.run.start_up import CheckSettings
+
+
+@pytest.fixture(scope="module")
+def composed():
+    with initialize_config_module("rredcot_verl.config", version_base=None):
+        return compose("rredcot_trainer", overrides=["actor_rollout_ref.rollout.name=vllm"])
+
+
+@pytest.fixture
+def config(composed):
+    return copy.deepcopy(composed)
+
+
+def put(config, **values):
+    """Set keys, dots as double underscores."""
+    with open_dict(config):
+        for key, value in values.items():
+            OmegaConf.update(config, key.replace("__", "."), value)
+    return config
+
+
+def test_the_overlay_composes_with_verls_config_and_switches_the_method_on(config):
+    assert config.algorithm.adv_estimator == "rredcot" and config.trainer.v1.trainer_mode == "sync"
+    assert active_settings(config) == parse_block(config)
+    put(config, algorithm__rredcot__credit__beta=3, algorithm__rredcot__self_value__reward_range=[-1, 1])
+    settings = active_settings(config)
+    assert settings.credit.beta == 3.0 and settings.self_value.reward_range == (-1.0, 1.0)
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "gae", "rloo"])
+@pytest.mark.parametrize("enable", [None, False])
+def test_other_estimators_run_as_they_are(config, estimator, enable):
+    put(config, algorithm__adv_estimator=estimator, algorithm__rredcot__enable=enable)
+    # Nothing of ours is asked of such a run.
+    put(config, trainer__v1__trainer_mode="async", actor_rollout_ref__rollout__name="sglang")
+    assert active_settings(config) is None
+
+
+@pytest.mark.parametrize("mode", ["sync", "colocate_async", "separate_async"])
+@pytest.mark.parametrize("engine", ["auto", "actor"])
+def test_every_mode_of_verls_is_taken(config, mode, engine):
+    put(config, trainer__v1__trainer_mode=mode, algorithm__rredcot__self_value__engine=engine)
+    assert active_settings(config) is not None
+
+
+def test_a_config_without_our_block(config):
+    with open_dict(config):
+        del config.algorithm["rredcot"]
+    assert active_settings(config) == parse_block(config)
+    assert active_settings(put(config, algorithm__adv_estimator="grpo")) is None
+    with pytest.raises(ValueError, match="algorithm.rredcot='on': expected a block"):
+        active_settings(put(config, algorithm__rredcot="on"))
+
+
+BY_SERVER = {"algorithm__rredcot__self_value__engine": "rollout"}
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"algorithm__use_kl_in_reward": True}, "algorithm.use_kl_in_reward=True.*use_kl_loss=True"),
+        (BY_SERVER | {"actor_rollout_ref__rollout__name": "trtllm"}, "rollout.name='trtllm'.*rredcot_cpu.*vllm"),
+        (BY_SERVER | {"trainer__v1__trainer_mode": "colocate_async"}, "trainer_mode='colocate_async'.*engine=actor"),
+        (BY_SERVER | {"trainer__v1__trainer_mode": "separate_async"}, "trainer_mode='separate_async'.*engine=actor"),
+        ({"trainer__v1__trainer_mode": "async"}, "trainer_mode='async'.*'sync', 'colocate_async', 'separate_async'"),
+        ({"trainer__use_v1": False}, "trainer.use_v1=False"),
+        ({"algorithm__rredcot__enable": False}, "enable=False contradicts.*leave it null"),
+        ({"algorithm__rredcot__credit__beta": -1}, "algorithm.rredcot.credit.beta=-1"),
+        ({"algorithm__rredcot__sed": 1}, "algorithm.rredcot.sed=1: unknown key"),
+        ({"algorithm__rredcot__segmentation__method": "lines"}, "segmentation.method='lines'.*keyword_entropy"),
+        (
+            {"algorithm__rredcot__elicitation": {"format": "custom", "opening": "R:", "pattern": "R: .+"}},
+            "elicitation.pattern='R: .+' needs the answer in a group",
+        ),
+        (
+            {
+                "reward__reward_model__enable": True,
+                "reward__reward_model__enable_resource_pool": False,
+                "algorithm__rredcot__self_value__proposals": "group",
+            },
+            "proposals=group.*enable_resource_pool",
+        ),
+        (
+            {
+                "reward__reward_model__enable": True,
+                "reward__reward_model__enable_resource_pool": False,
+                "algorithm__rredcot__self_value__proposals": "union",
+                "algorithm__rredcot__self_value__form": "normalized",
+            },
+            "proposals=union with form=normalized.*enable_resource_pool=False",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(config, values, message):
+    with pytest.raises(ValueError, match=message):
+        active_settings(put(config, **values))
+    with pytest.raises(SystemExit, match="rredcot: "):
+        CheckSettings().on_job_start(config)
+
+
+@pytest.mark.parametrize(
+    "pool, proposals, form",
+    [
+        (False, "reference", "joint"),
+        (False, "reference", "geometric"),
+        (False, "union", "joint"),
+        (True, "group", "joint"),
+        (True, "union", "normalized"),
+    ],
+)
+def test_a_reward_model_that_does_not_get_in_the_way(config, pool, proposals, form):
+    put(config, reward__reward_model__enable=True, reward__reward_model__enable_resource_pool=pool)
+    put(config, algorithm__rredcot__self_value__proposals=proposals, algorithm__rredcot__self_value__form=form)
+    assert active_settings(config) is not None
+
+
+@pytest.mark.parametrize("estimator", sorted(OUTCOME_ESTIMATORS))
+def test_enable_is_refused_for_estimators_that_sum_first(config, estimator):
+    put(config, algorithm__adv_estimator=estimator, algorithm__rredcot__enable=True)
+    with pytest.raises(ValueError, match=f"adv_estimator={estimator}: it sums the rewards"):
+        active_settings(config)
+
+
+def test_the_estimators_that_sum_first_are_verls():
+    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
+
+    assert set(OUTCOME_ESTIMATORS) <= set(ADV_ESTIMATOR_REGISTRY)
+
+
+@pytest.mark.parametrize("estimator", ["rredcot", "gae", "reinforce_plus_plus"])
+def test_enable_for_estimators_that_read_tokens(config, estimator):
+    put(config, algorithm__adv_estimator=estimator, algorithm__rredcot__enable=True)
+    assert active_settings(config) is not None
+
+
+def test_a_faulty_block_is_told_even_where_it_is_not_used(config):
+    put(config, algorithm__adv_estimator="grpo", algorithm__rredcot__credit__beta="much")
+    with pytest.raises(ValueError, match="credit.beta='much'"):
+        active_settings(config)
+
+
+def test_switching_on_sets_what_is_needed_and_keeps_what_was_chosen(config, caplog):
+    switch_on(config)
+    assert config.actor_rollout_ref.rollout.agent.agent_loop_manager_class == AGENT_LOOP_MANAGER
+    assert config.actor_rollout_ref.rollout.calculate_log_probs is True
+    assert config.reward.reward_manager.name == "rredcot"
+    assert caplog.text == ""
+    put(config, reward__reward_manager__name="dapo")
+    switch_on(config)
+    assert config.reward.reward_manager.name == "dapo"
+    assert "reward.reward_manager.name=dapo is kept" in caplog.text
+
+
+def test_a_foreign_agent_loop_manager_is_refused(config):
+    theirs = "verl.trainer.ppo.v1.agent_loop_tq.AgentLoopManagerTQ"
+    put(config, actor_rollout_ref__rollout__agent__agent_loop_manager_class=theirs)
+    with pytest.raises(ValueError, match=f"agent_loop_manager_class='{theirs}' must derive from"):
+        switch_on(config)
+
+
+def test_log_probabilities_that_are_switched_on_are_reported(config, caplog):
+    switch_on(put(config, actor_rollout_ref__rollout__calculate_log_probs=False))
+    assert config.actor_rollout_ref.rollout.calculate_log_probs is True
+    assert caplog.text.count("actor_rollout_ref.rollout.calculate_log_probs is switched on") == 1
+    switch_on(config)
+    assert caplog.text.count("is switched on") == 1
+
+
+def test_max_sequence_length(config):
+    put(config, actor_rollout_ref__rollout__max_model_len=None)
+    put(config, actor_rollout_ref__rollout__prompt_length=100, actor_rollout_ref__rollout__response_length=50)
+    for engine in ("rollout", "actor"):
+        assert max_sequence_length(config, engine, None) == 150
+        assert max_sequence_length(config, engine, 4096) == 4096
+    # The server's own limit is not the training engine's.
+    put(config, actor_rollout_ref__rollout__max_model_len=140)
+    assert max_sequence_length(config, "rollout", 4096) == 140
+    assert max_sequence_length(config, "actor", 4096) == 4096
+    assert max_sequence_length(config, "actor", None) == 140
+
+
+@pytest.mark.parametrize("key", ["full_determinism", "disaggregation__enabled"])
+def test_rollout_modes_in_which_probes_would_go_wrong_are_refused(config, key):
+    put(config, **{f"actor_rollout_ref__rollout__{key}": True})
+    # Nothing is asked of the server while the training engine can read the probes.
+    assert active_settings(config) is not None
+    with pytest.raises(ValueError, match=key.replace("__", ".")):
+        active_settings(put(config, **BY_SERVER))
+
+
+def test_verls_own_penalty_widens_the_range(config):
+    assert reward_penalty(config) == 0.0
+    with open_dict(config):
+        config.reward.reward_kwargs = {"overlong_buffer_cfg": {"enable": True, "penalty_factor": 1.5}}
+    assert reward_penalty(config) == 1.5
+    config.reward.reward_kwargs.overlong_buffer_cfg.enable = False
+    assert reward_penalty(config) == 0.0
+
+
+FIRST_IMPORT = """
+import rredcot_verl.{module}
+import verl.trainer.ppo.v1
+from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
+from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
+from rredcot_verl.trainer.estimator import compute_rredcot_advantage
+from rredcot_verl.agent.reward_manager import RREDCoTRewardManager
+from rredcot_verl.trainer.trainer import RREDCoTTrainerMixin
+assert get_adv_estimator_fn("rredcot") is compute_rredcot_advantage
+assert get_reward_manager_cls("rredcot") is RREDCoTRewardManager
+assert set(TRAINER_REGISTRY) >= {{"sync"}}
+# Once each: a stand-in of a stand-in would redistribute twice.
+for trainer in TRAINER_REGISTRY.values():
+    assert trainer.__mro__[1] is RREDCoTTrainerMixin and not issubclass(trainer.__mro__[2], RREDCoTTrainerMixin)
+"""
+
+
+def test_any_module_that_registers_can_be_imported_first():
+    """In processes of their own (here verl is imported already), all at once to save time."""
+    modules = ["trainer.estimator", "agent.reward_manager", "trainer.trainer", "agent.worker"]
+    running = {
+        module: subprocess.Popen(
+            [sys.executable, "-c", FIRST_IMPORT.format(module=module)], stderr=subprocess.PIPE, text=True
+        )
+        for module in modules
+    }
+    failed = {}
+    for module, process in running.items():
+        _, errors = process.communicate(timeout=300)
+        if process.returncode:
+            failed[module] = errors[-1000:]
+    assert failed == {}
+
+
+@pytest.mark.parametrize("estimator", SOURCES)
+def test_every_peer_is_switched_on_by_its_name(config, estimator):
+    put(config, algorithm__adv_estimator=estimator)
+    settings = active_settings(config)
+    assert settings is not None
+    assert settings.self_value.form == ("geometric" if estimator in ("vps", "mig") else "joint")
+    put(config, algorithm__rredcot__enable=False)
+    with pytest.raises(ValueError, match=f"contradicts algorithm.adv_estimator={estimator}"):
+        active_settings(config)
+
+
+def test_a_form_that_was_chosen_is_kept(config):
+    put(config, algorithm__adv_estimator="vps", algorithm__rredcot__self_value__form="joint")
+    assert active_settings(config).self_value.form == "joint"
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"self_value__calibration": "logistic"}, "calibration=logistic with algorithm.adv_estimator=vineppo"),
+        ({"self_value__form": "hidden"}, "form=hidden with algorithm.adv_estimator=vineppo"),
+    ],
+)
+def test_only_rredcots_values_are_regressed(config, values, message):
+    put(config, algorithm__adv_estimator="vineppo", **{f"algorithm__rredcot__{k}": v for k, v in values.items()})
+    with pytest.raises(ValueError, match=message):
+        active_settings(config)
+
+
+def test_hidden_states_without_a_regression_are_refused(config):
+    put(config, algorithm__rredcot__readout__use_hidden=True)
+    with pytest.raises(ValueError, match="use_hidden=True with self_value.calibration=none"):
+        active_settings(config)
+    put(config, algorithm__rredcot__self_value__calibration="logistic")
+    assert active_settings(config).reads_hidden_states()
+
+
+def test_monte_carlo_needs_rewards_while_it_rolls_out(config):
+    put(config, algorithm__adv_estimator="vineppo", reward__reward_model__enable=True)
+    with pytest.raises(ValueError, match="vineppo needs the rewards of its continuations"):
+        active_settings(config)
+
+
+@pytest.mark.parametrize(
+    "estimator, values, named",
+    [
+        ("rredcot", {"monte_carlo__num_rollouts": 3}, "rredcot.monte_carlo,"),
+        ("rredcot", {"readout__dim": 3}, "rredcot.readout,"),
+        ("vineppo", {"self_value__proposals": "union", "attribution__target": "reference"}, "self_value.proposals"),
+        ("leave_one_out", {"monte_carlo__num_rollouts": 3}, "rredcot.monte_carlo,"),
+        ("vineppo", {"self_value__form": "geometric"}, "self_value.form,"),
+        ("vineppo", {"self_value__max_closing_tokens": 9}, "self_value.max_closing_tokens,"),
+        ("gae", {"credit__beta": 3.0, "enable": True}, "rredcot.credit,"),
+    ],
+)
+def test_changed_settings_that_are_not_read_are_said_once(config, caplog, estimator, values, named):
+    put(config, algorithm__adv_estimator=estimator, algorithm__rredcot__enable=values.get("enable"))
+    warn_of_unread(config, active_settings(config))
+    assert not caplog.records
+    put(config, **{f"algorithm__rredcot__{key}": value for key, value in values.items()})
+    warn_of_unread(config, active_settings(config))
+    (record,) = caplog.records
+    assert f"adv_estimator={estimator} does not read" in record.getMessage() and named in record.getMessage()
