@@ -109,7 +109,7 @@ class Bench:
         o, model = self.options, self.model
 
         def in_shared_pass(own: bool) -> Any:
-            return passes.shared(model, work.traces, work.branches, o.pack_tokens, own)
+            return passes.shared(model, work.traces, work.probes, o.pack_tokens, own)
 
         jobs = [
             Job("shared", number, lambda: in_shared_pass(False)),
@@ -182,7 +182,7 @@ class Bench:
             shared = self.measured["shared", number].result[1]
             values = torch.tensor([score for row in shared for score in row])
             self.differences["spread"] = min(self.differences["spread"], values.std().item())
-            kept = {branch.state for branch in work.at_boundaries(self.options.naive_boundaries).branches[0]}
+            kept = {probe.state for probe in work.at_boundaries(self.options.naive_boundaries).probes[0]}
             for name in ("fused", "server", "naive"):
                 if (name, number) not in self.measured:
                     continue
@@ -224,11 +224,11 @@ class Bench:
 def _at_states(work: Work, scores: passes.ProbeScores, states: set[int]) -> torch.Tensor:
     """The scores of the probes at some boundaries, trace by trace."""
     rows = []
-    for own, branches in zip(scores, work.branches, strict=True):
+    for own, probes in zip(scores, work.probes, strict=True):
         values = iter(own)
-        of_branches = [[next(values) for _ in range(len(b.token_ids) - b.scored_from + 1)] for b in branches]
-        pairs = zip(branches, of_branches, strict=True)
-        rows.append([value for branch, found in pairs if branch.state in states for value in found])
+        of_probes = [[next(values) for _ in range(len(b.token_ids) - b.scored_from + 1)] for b in probes]
+        pairs = zip(probes, of_probes, strict=True)
+        rows.append([value for probe, found in pairs if probe.state in states for value in found])
     return torch.tensor(rows)
 
 

@@ -35,12 +35,12 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from rredcot_verl.servers import vllm_forced, vllm_tree
-from rredcot_verl.servers.vllm_requests import Branch, ScorePlaces, score_branches
+from rredcot_verl.servers.vllm_requests import Probe, ScorePlaces, read_probes
 from tests.servers.vllm_server import make_model
 
 NUM_OPENING, NUM_ANSWER, CLOSING = 8, 3, tuple(range(10, 42))
-Probe = tuple[list[int], list[int]]
-Way = Callable[[list[int], Probe], Awaitable[None]]
+OpeningAndAnswer = tuple[list[int], list[int]]
+Way = Callable[[list[int], OpeningAndAnswer], Awaitable[None]]
 
 
 class Engine:
@@ -75,19 +75,19 @@ class Engine:
 def ways(stock: Engine, forcing: Engine) -> dict[str, Way]:
     """The ways to score one probe after a prefix."""
 
-    async def ours(engine: Engine, score_places: ScorePlaces, prefix: list[int], probe: Probe) -> None:
-        opening, answer = probe
-        branch = Branch(len(prefix), (*opening, *answer), CLOSING, len(opening))
-        (result,) = await score_branches(score_places, engine.send, prefix, [branch], 1.0, engine.block_size)
+    async def ours(engine: Engine, score_places: ScorePlaces, prefix: list[int], parts: OpeningAndAnswer) -> None:
+        opening, answer = parts
+        probe = Probe(len(prefix), (*opening, *answer), CLOSING, len(opening))
+        (result,) = await read_probes(score_places, engine.send, prefix, [probe], 1.0, engine.block_size)
         assert result["num_recomputed_tokens"] == 0
 
-    async def prompt(prefix: list[int], probe: Probe) -> None:
-        opening, answer = probe
+    async def prompt(prefix: list[int], parts: OpeningAndAnswer) -> None:
+        opening, answer = parts
         fields = {"max_tokens": 1, "prompt_logprobs": 0, "skip_reading_prefix_cache": False, "detokenize": False}
         await stock.send([*prefix, *opening, *answer, CLOSING[0]], fields)
 
-    async def plain(prefix: list[int], probe: Probe) -> None:
-        await stock.send(prefix + probe[0], {"max_tokens": 1, "detokenize": False})
+    async def plain(prefix: list[int], parts: OpeningAndAnswer) -> None:
+        await stock.send(prefix + parts[0], {"max_tokens": 1, "detokenize": False})
 
     return {
         "tree": functools.partial(ours, stock, vllm_tree.score_places),
@@ -97,13 +97,13 @@ def ways(stock: Engine, forcing: Engine) -> dict[str, Way]:
     }
 
 
-async def measure(way: Way, prefix: list[int], probes: list[Probe], concurrency: int) -> float:
+async def measure(way: Way, prefix: list[int], probes: list[OpeningAndAnswer], concurrency: int) -> float:
     """Seconds a probe took, so many at once."""
     slots = asyncio.Semaphore(concurrency)
 
-    async def run(probe: Probe) -> None:
+    async def run(parts: OpeningAndAnswer) -> None:
         async with slots:
-            await way(prefix, probe)
+            await way(prefix, parts)
 
     started = time.perf_counter()
     await asyncio.gather(*[run(probe) for probe in probes])
@@ -119,17 +119,17 @@ def bytes_sent(length: int, num_probes: int = 32, num_closings: int = 100) -> di
 
     trace, closings = ids(length), tuple(ids(num_closings))
     probes = [(max(1, length * (index % 8) // 8), ids(NUM_OPENING + NUM_ANSWER)) for index in range(num_probes)]
-    branches = [
+    probes = [
         {"position": position, "token_ids": forced, "scored_from": NUM_OPENING, "closing_token_ids": closings}
         for position, forced in probes
     ]
     return {
-        "one request a trace": len(pickle.dumps((trace, {"score_branches": branches}))) / num_probes,
+        "one request a trace": len(pickle.dumps((trace, {"read_probes": probes}))) / num_probes,
         "one request a probe": statistics.mean(len(pickle.dumps(trace[:at] + forced)) for at, forced in probes),
     }
 
 
-def random_probes(chosen: random.Random, number: int) -> list[Probe]:
+def random_probes(chosen: random.Random, number: int) -> list[OpeningAndAnswer]:
     """Distinct openings and answers."""
     return [
         ([chosen.randrange(3, 100) for _ in range(NUM_OPENING)], [chosen.randrange(3, 100) for _ in range(NUM_ANSWER)])

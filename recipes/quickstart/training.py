@@ -1,6 +1,6 @@
 """Training a tiny policy from random weights: what the warm starts of the CPU recipes share.
 
-An example is one trace with elicited answers as branches that hang off it; see `make_example` of a recipe.
+An example is one trace with elicited answers as probes that hang off it; see `make_example` of a recipe.
 """
 
 import argparse
@@ -65,21 +65,21 @@ def collate(examples: list[dict[str, list[int]]], pad_token_id: int) -> dict[str
     """Pads a batch and builds its mask.
 
     Returns:
-        ``input_ids``, ``labels``, ``position_ids``, ``branch`` of shape ``(bs, length)`` and a boolean
-        ``attention_mask`` of shape ``(bs, 1, length, length)``: a token sees its own branch up to itself, and the trace
+        ``input_ids``, ``labels``, ``position_ids``, ``probe`` of shape ``(bs, length)`` and a boolean
+        ``attention_mask`` of shape ``(bs, 1, length, length)``: a token sees its own probe up to itself, and the trace
         up to its fork.
     """
     length = max(len(example["input_ids"]) for example in examples)
-    fill = {"input_ids": pad_token_id, "labels": IGNORE, "position_ids": 0, "branch": -1, "fork": 0}
+    fill = {"input_ids": pad_token_id, "labels": IGNORE, "position_ids": 0, "probe": -1, "fork": 0}
     batch = {
         key: torch.tensor([example[key] + [value] * (length - len(example[key])) for example in examples])
         for key, value in fill.items()
     }
     index = torch.arange(length)
     earlier = index[:, None] >= index[None, :]
-    branch, fork = batch["branch"], batch.pop("fork")
-    own = branch[:, :, None] == branch[:, None, :]
-    shared = (branch[:, None, :] == 0) & (index < fork[:, :, None])
+    probe, fork = batch["probe"], batch.pop("fork")
+    own = probe[:, :, None] == probe[:, None, :]
+    shared = (probe[:, None, :] == 0) & (index < fork[:, :, None])
     batch["attention_mask"] = (earlier & (own | shared))[:, None]
     return batch
 
@@ -91,7 +91,7 @@ def compute_loss(model: Qwen3ForCausalLM, batch: dict[str, torch.Tensor], elicit
     ).logits
     losses = F.cross_entropy(logits.transpose(1, 2).float(), batch["labels"], ignore_index=IGNORE, reduction="none")
     labelled = batch["labels"] != IGNORE
-    on_trace, elicited = labelled & (batch["branch"] == 0), labelled & (batch["branch"] > 0)
+    on_trace, elicited = labelled & (batch["probe"] == 0), labelled & (batch["probe"] > 0)
     return losses[on_trace].mean() + elicited_weight * losses[elicited].mean()
 
 

@@ -11,7 +11,7 @@ The corpus has two parts, made from the same traces:
   the answer's own tokens are trained, so the policy does not learn to stop early. A model that was pretrained can
   answer when forced, this one has to be taught; without it a forced answer carries no information about a prefix.
 
-Both are trained in one pass: the elicited answers are branches that hang off the trace at its line boundaries.
+Both are trained in one pass: the elicited answers are probes that hang off the trace at its line boundaries.
 """
 
 import random
@@ -74,11 +74,11 @@ def corrupt(rng: random.Random, problem: task.Problem, config: WarmStartConfig) 
 def make_example(
     rng: random.Random, problem: task.Problem, config: WarmStartConfig, tokenizer: PreTrainedTokenizerFast
 ) -> dict[str, list[int]]:
-    """Builds one trace with its elicited answers as branches.
+    """Builds one trace with its elicited answers as probes.
 
     Returns:
         Lists of one length: ``input_ids``; ``labels`` (the token to predict at this place, or -100); ``position_ids``;
-        ``branch`` (0 = the trace, b > 0 = the b-th elicited answer); ``fork`` (number of trace tokens a token may see).
+        ``probe`` (0 = the trace, b > 0 = the b-th elicited answer); ``fork`` (number of trace tokens a token may see).
     """
     results = corrupt(rng, problem, config)
     prompt = tokenizer.apply_chat_template(
@@ -95,7 +95,7 @@ def make_example(
         "input_ids": trace[:-1],
         "labels": labels,
         "position_ids": list(range(len(labels))),
-        "branch": [0] * len(labels),
+        "probe": [0] * len(labels),
         "fork": [len(labels)] * len(labels),
     }
     boundary = len(prompt)
@@ -108,7 +108,7 @@ def make_example(
         example["input_ids"] += forced[:-1]
         example["labels"] += forced[1:]
         example["position_ids"] += range(boundary, boundary + size)
-        example["branch"] += [position + 1] * size
+        example["probe"] += [position + 1] * size
         example["fork"] += [boundary] * size
         boundary += len(lines[position])
     return example

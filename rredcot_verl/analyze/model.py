@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from rredcot_verl.passes.probe_pack import ProbePack
 from rredcot_verl.passes.shared_attention import shared_prefix, why_not_shared
-from rredcot_verl.probes.elicitation import Branch
+from rredcot_verl.probes.elicitation import Probe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -139,7 +139,7 @@ class Pass:
 def run_pack(
     model: PreTrainedModel,
     traces: Sequence[Sequence[int]],
-    branches: Sequence[Sequence[Branch]] | None = None,
+    probes: Sequence[Sequence[Probe]] | None = None,
     all_rows: bool = True,
 ) -> Pass:
     """Traces, one after the other in one sequence, each seeing itself alone; probes share their trace.
@@ -147,10 +147,10 @@ def run_pack(
     Args:
         model: A model that attends through transformers' attention interface.
         traces: Token ids of each.
-        branches: Probes of each; None for none.
+        probes: Probes of each; None for none.
         all_rows: Whether logits of the traces' own tokens are needed.
     """
-    pack = ProbePack.build([len(trace) for trace in traces], branches or [[] for _ in traces])
+    pack = ProbePack.build([len(trace) for trace in traces], probes or [[] for _ in traces])
     rows = pack.rows(all_trace_rows=all_rows)
     ids = torch.cat([torch.tensor([token for trace in traces for token in trace]), pack.probe_token_ids])
     device = model.device

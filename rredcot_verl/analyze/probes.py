@@ -14,7 +14,7 @@ from rredcot_verl.answers.grammar import canonical_form, look_up, reference_answ
 from rredcot_verl.config.blocks import GROUND_TRUTH
 from rredcot_verl.config.schema import RREDCoTConfig, parse
 from rredcot_verl.passes.probe_pack import count_probe_tokens, read_probes
-from rredcot_verl.probes.elicitation import Branch, Elicitation, Proposal, ReadAnswer, build_proposals
+from rredcot_verl.probes.elicitation import Elicitation, Probe, Proposal, ReadAnswer, build_proposals
 
 _MOST_ANSWERS = 64
 
@@ -114,7 +114,7 @@ class Prober:
 
     def _plan(
         self, trace: TraceRecord, answer: ReadAnswer | None, boundaries: list[int], *, answers: Answers
-    ) -> tuple[Answers, list[Branch]]:
+    ) -> tuple[Answers, list[Probe]]:
         format_name = self._elicitation.format_for(answer)
         kept = [
             number
@@ -122,33 +122,33 @@ class Prober:
             if self._elicitation.can_append(proposal.text, format_name)
         ]
         own = _only(answers, kept)
-        branches = self._branches(trace, answer, boundaries, own, format_name)
+        probes = self._probes(trace, answer, boundaries, own, format_name)
         limit = self._settings.self_value.max_answer_tokens
-        too_long = {branch.proposal for branch in branches if len(branch.token_ids) - branch.answer_from > limit}
+        too_long = {probe.proposal for probe in probes if len(probe.token_ids) - probe.answer_from > limit}
         if too_long:
             own = _only(own, [number for number in range(len(own.proposals)) if number not in too_long])
-            branches = self._branches(trace, answer, boundaries, own, format_name)
-        return own, branches
+            probes = self._probes(trace, answer, boundaries, own, format_name)
+        return own, probes
 
-    def _branches(
+    def _probes(
         self, trace: TraceRecord, answer: ReadAnswer | None, boundaries: list[int], own: Answers, format_name: str
-    ) -> list[Branch]:
+    ) -> list[Probe]:
         start = answer.start if answer else len(trace.response_ids)
-        return self._elicitation.branches(
+        return self._elicitation.probes(
             trace.prompt_ids, trace.response_ids, boundaries, own.proposals, format_name, start
         )
 
-    def _read(self, part: Sequence[tuple[TraceRecord, str, Answers, list[Branch]]]) -> list[ProbeRecord]:
+    def _read(self, part: Sequence[tuple[TraceRecord, str, Answers, list[Probe]]]) -> list[ProbeRecord]:
         sequences = [trace.prompt_ids + trace.response_ids for trace, _, _, _ in part]
-        branches_of = [branches for *_, branches in part]
-        done, seconds = self._timed(sequences, branches_of)
+        probes_of = [probes for *_, probes in part]
+        done, seconds = self._timed(sequences, probes_of)
         scores = read_at(done, self._temperatures[0], len(part))
         records = []
         for temperature in self._temperatures:
             if temperature != self._temperatures[0]:
                 scores = read_at(done, temperature, len(part))
-            for (trace, cutting, answers, branches), own, surplus in zip(part, scores, seconds, strict=True):
-                log_probs, lengths = by_state(branches, own, len(answers.proposals))
+            for (trace, cutting, answers, probes), own, surplus in zip(part, scores, seconds, strict=True):
+                log_probs, lengths = by_state(probes, own, len(answers.proposals))
                 records.append(
                     ProbeRecord(
                         trace.trace,
@@ -161,12 +161,12 @@ class Prober:
                         log_probs,
                         lengths,
                         surplus if temperature == self._temperatures[0] else None,
-                        _size(branches),
+                        _size(probes),
                     )
                 )
         return records
 
-    def _timed(self, sequences: Sequence[list[int]], branches: Sequence[Sequence[Branch]]) -> tuple[Pass, list[float]]:
+    def _timed(self, sequences: Sequence[list[int]], probes: Sequence[Sequence[Probe]]) -> tuple[Pass, list[float]]:
         """A pass of the traces with their probes, and by how much it is longer than without: what training pays.
 
         The surplus is shared among the traces by the probes' tokens. It is a difference of two measurements, so that of
@@ -176,31 +176,29 @@ class Prober:
             run_pack(self._policy.model, sequences)
         plain = self._watch.last
         with self._watch.measure("probes"):
-            done = run_pack(self._policy.model, sequences, branches)
+            done = run_pack(self._policy.model, sequences, probes)
             read_at(done, self._temperatures[0], len(sequences))
         surplus = self._watch.last - plain
-        sizes = [_size(own) for own in branches]
+        sizes = [_size(own) for own in probes]
         return done, [surplus * size / max(1, sum(sizes)) for size in sizes]
 
     def reference_cost(
         self, work: Sequence[tuple[TraceRecord, ReadAnswer | None, list[int]]], answers: Sequence[Answers]
     ) -> list[CostRecord]:
         """What the probes of the references alone cost, which are the plugin's default."""
-        branches = []
+        probes = []
         for (trace, answer, boundaries), own in zip(work, answers, strict=True):
             references = _only(own, [number for number, flag in enumerate(own.is_reference) if flag])
-            branches.append(
-                self._plan(trace, answer, boundaries, answers=references)[1] if references.proposals else []
-            )
+            probes.append(self._plan(trace, answer, boundaries, answers=references)[1] if references.proposals else [])
         sizes = [len(trace.prompt_ids) + len(trace.response_ids) for trace, _, _ in work]
         records = []
         for part in split_by_size(sizes, self._max_pack_tokens):
             traces = [work[place][0] for place in part]
-            own_branches = [branches[place] for place in part]
-            _, seconds = self._timed([trace.prompt_ids + trace.response_ids for trace in traces], own_branches)
+            own_probes = [probes[place] for place in part]
+            _, seconds = self._timed([trace.prompt_ids + trace.response_ids for trace in traces], own_probes)
             records += [
                 CostRecord(trace.trace, "probe_reference", surplus, _size(each))
-                for trace, surplus, each in zip(traces, seconds, own_branches, strict=True)
+                for trace, surplus, each in zip(traces, seconds, own_probes, strict=True)
             ]
         return records
 
@@ -211,30 +209,30 @@ def read_at(done: Pass, temperature: float, num_traces: int) -> list[list[float]
 
 
 def by_state(
-    branches: Sequence[Branch], scores: Sequence[float], num_answers: int
+    probes: Sequence[Probe], scores: Sequence[float], num_answers: int
 ) -> tuple[list[list[float | None]], list[list[int]]]:
-    """Log-probability and length of each answer at each state, from its one or two branches.
+    """Log-probability and length of each answer at each state, from its one or two probes.
 
     Args:
-        branches: In the order of their scores.
-        scores: Branch by branch the counted tokens' log-probabilities and that of the answer's end, laid end to end.
+        probes: In the order of their scores.
+        scores: Probe by probe the counted tokens' log-probabilities and that of the answer's end, laid end to end.
         num_answers: Answers a state.
 
     Raises:
         ValueError: A log-probability is NaN or positive.
     """
-    num_states = branches[-1].state + 1 if branches else 0
+    num_states = probes[-1].state + 1 if probes else 0
     log_probs = [[-math.inf] * num_answers for _ in range(num_states)]
     lengths = [[1] * num_answers for _ in range(num_states)]
     place = 0
-    for branch in branches:
-        size = len(branch.token_ids) - branch.scored_from + 1
+    for probe in probes:
+        size = len(probe.token_ids) - probe.scored_from + 1
         counted = scores[place : place + size]
         place += size
         # A sum over closing tokens may exceed log 1 by rounding only.
         if any(value != value or value > 1e-3 for value in counted):
-            raise ValueError(f"got log-probabilities {list(counted)} for the probe {branch.token_ids}")
-        row, column = branch.state, branch.proposal
+            raise ValueError(f"got log-probabilities {list(counted)} for the probe {probe.token_ids}")
+        row, column = probe.state, probe.proposal
         log_probs[row][column] = _log_add(log_probs[row][column], math.fsum(counted))
         lengths[row][column] = max(lengths[row][column], size)
     return [[value if value > -math.inf else None for value in row] for row in log_probs], lengths
@@ -245,8 +243,8 @@ def _log_add(first: float, second: float) -> float:
     return high if low == -math.inf else high + math.log1p(math.exp(low - high))
 
 
-def _size(branches: Sequence[Branch]) -> int:
-    return count_probe_tokens(branches)
+def _size(probes: Sequence[Probe]) -> int:
+    return count_probe_tokens(probes)
 
 
 def _only(answers: Answers, numbers: Sequence[int]) -> Answers:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfi
 
 from rredcot_verl.cpu.generation import GeneratedSequence, generate_batch, temperature_scaled_log_probs
 from rredcot_verl.cpu.sampling import SamplingParams
-from rredcot_verl.cpu.scoring import Branch, score_branches, score_prompt
+from rredcot_verl.cpu.scoring import Probe, read_probes, score_prompt
 
 
 class RolloutModel:
@@ -20,7 +20,7 @@ class RolloutModel:
         model: The model; it is put into evaluation mode and its generation defaults are cleared, because sampling is
             governed by the request alone.
         eos_token_ids: Tokens that end a sequence.
-        max_batch_tokens: Bound on the tokens, cached ones included, of one batch of scored branches.
+        max_batch_tokens: Bound on the tokens, cached ones included, of one batch of scored probes.
     """
 
     def __init__(self, model: PreTrainedModel, eos_token_ids: Sequence[int], max_batch_tokens: int):
@@ -64,24 +64,24 @@ class RolloutModel:
             token = int(torch.multinomial(scores.softmax(dim=-1), num_samples=1, generator=generator))
         return fields, token, temperature_scaled_log_probs(logits, params.temperature)[0, token].item()
 
-    def score_branches(
-        self, traces: Sequence[Sequence[int]], branches: Sequence[Sequence[Branch]], temperature: float
+    def read_probes(
+        self, traces: Sequence[Sequence[int]], probes: Sequence[Sequence[Probe]], temperature: float
     ) -> list[dict[str, Any]]:
-        """Scores branches of some traces.
+        """Scores probes of some traces.
 
         Returns:
-            For each trace `branch_log_probs` (a dict of `token_log_probs` and `closing_log_prob` for each branch),
-            `num_scored_tokens` (tokens of all branches) and `num_cached_tokens` (prefix tokens whose computation the
-            branches share, summed over branches).
+            For each trace `probe_log_probs` (a dict of `token_log_probs` and `closing_log_prob` for each probe),
+            `num_scored_tokens` (tokens of all probes) and `num_cached_tokens` (prefix tokens whose computation the
+            probes share, summed over probes).
         """
-        scores = score_branches(self.model, traces, branches, temperature, self._max_batch_tokens)
+        scores = read_probes(self.model, traces, probes, temperature, self._max_batch_tokens)
         return [
             {
-                "branch_log_probs": [asdict(each) for each in own_scores],
-                "num_scored_tokens": sum(len(branch.token_ids) for branch in own),
-                "num_cached_tokens": sum(branch.position - 1 for branch in own),
+                "probe_log_probs": [asdict(each) for each in own_scores],
+                "num_scored_tokens": sum(len(probe.token_ids) for probe in own),
+                "num_cached_tokens": sum(probe.position - 1 for probe in own),
             }
-            for own, own_scores in zip(branches, scores, strict=True)
+            for own, own_scores in zip(probes, scores, strict=True)
         ]
 
     @torch.no_grad()

@@ -13,13 +13,13 @@ _PREFILL_CHUNK_TOKENS = 512
 
 
 @dataclass(frozen=True)
-class Branch:
+class Probe:
     """A continuation of a trace's first `position` tokens.
 
     Attributes:
-        position: Number of the trace's tokens that the branch follows, at least 1.
-        token_ids: The branch's tokens, possibly none.
-        closing_token_ids: Alternatives for the token after the branch; none to leave that position out.
+        position: Number of the trace's tokens that the probe follows, at least 1.
+        token_ids: The probe's tokens, possibly none.
+        closing_token_ids: Alternatives for the token after the probe; none to leave that position out.
     """
 
     position: int
@@ -28,38 +28,38 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class BranchLogProbs:
-    """Log-probabilities of one branch, in nats.
+class ProbeLogProbs:
+    """Log-probabilities of one probe, in nats.
 
     Attributes:
-        token_log_probs: One for each of the branch's tokens, given the trace's prefix and the tokens before it.
-        closing_log_prob: Log of the summed probability of the closing tokens after the branch; `None` without any.
+        token_log_probs: One for each of the probe's tokens, given the trace's prefix and the tokens before it.
+        closing_log_prob: Log of the summed probability of the closing tokens after the probe; `None` without any.
     """
 
     token_log_probs: list[float]
     closing_log_prob: float | None
 
 
-def parse_branches(branches: Sequence[Mapping[str, Any]], num_prompt_tokens: int) -> list[Branch]:
-    """Reads the `score_branches` sampling parameter.
+def parse_probes(probes: Sequence[Mapping[str, Any]], num_prompt_tokens: int) -> list[Probe]:
+    """Reads the `read_probes` sampling parameter.
 
-    A branch's `scored_from` is taken and not used: every token is scored in the same pass.
+    A probe's `scored_from` is taken and not used: every token is scored in the same pass.
 
     Raises:
-        ValueError: A branch lacks a field or has an unknown one, or its position is outside `[1, num_prompt_tokens]`.
+        ValueError: A probe lacks a field or has an unknown one, or its position is outside `[1, num_prompt_tokens]`.
     """
     parsed = []
-    for index, branch in enumerate(branches):
-        unknown = sorted(branch.keys() - {"position", "token_ids", "closing_token_ids", "scored_from"})
-        if unknown or "position" not in branch or "token_ids" not in branch:
+    for index, probe in enumerate(probes):
+        unknown = sorted(probe.keys() - {"position", "token_ids", "closing_token_ids", "scored_from"})
+        if unknown or "position" not in probe or "token_ids" not in probe:
             raise ValueError(
-                f"score_branches[{index}] must have position, token_ids and, if wanted, closing_token_ids; "
-                f"got {sorted(branch)}"
+                f"read_probes[{index}] must have position, token_ids and, if wanted, closing_token_ids; "
+                f"got {sorted(probe)}"
             )
-        position = int(branch["position"])
+        position = int(probe["position"])
         if not 1 <= position <= num_prompt_tokens:
-            raise ValueError(f"score_branches[{index}].position must be in [1, {num_prompt_tokens}], got {position}")
-        parsed.append(Branch(position, tuple(branch["token_ids"]), tuple(branch.get("closing_token_ids") or ())))
+            raise ValueError(f"read_probes[{index}].position must be in [1, {num_prompt_tokens}], got {position}")
+        parsed.append(Probe(position, tuple(probe["token_ids"]), tuple(probe.get("closing_token_ids") or ())))
     return parsed
 
 
@@ -90,49 +90,49 @@ def score_prompt(model: PreTrainedModel, prompt_ids: Sequence[int]) -> tuple[lis
 
 
 @torch.inference_mode()
-def score_branches(
+def read_probes(
     model: PreTrainedModel,
     traces: Sequence[Sequence[int]],
-    branches: Sequence[Sequence[Branch]],
+    probes: Sequence[Sequence[Probe]],
     temperature: float,
     max_batch_tokens: int,
-) -> list[list[BranchLogProbs]]:
-    """Scores many branches of some traces, computing each trace once.
+) -> list[list[ProbeLogProbs]]:
+    """Scores many probes of some traces, computing each trace once.
 
-    The traces are run in batches with a key-value cache. A batch of branches continues from a copy of its traces' rows
+    The traces are run in batches with a key-value cache. A batch of probes continues from a copy of its traces' rows
     of the cache, cut at the batch's largest position; rows with a smaller position mask the rest of it out and count
-    positions from their own. The last prefix token is fed again with each branch, so that one forward pass gives every
+    positions from their own. The last prefix token is fed again with each probe, so that one forward pass gives every
     distribution needed.
 
     Args:
         model: A causal language model whose layers all attend to the whole sequence.
         traces: Whole traces (prompt and response).
-        branches: For each trace its branches, in any order.
+        probes: For each trace its probes, in any order.
         temperature: Divides the logits; positive.
         max_batch_tokens: Bound on rows times (cached and new) tokens in one batch; one row is always run.
 
     Returns:
-        For each trace one entry for each branch, in the order given.
+        For each trace one entry for each probe, in the order given.
 
     Raises:
         ValueError: The temperature is not positive, or the model has other layers than full attention.
     """
     if temperature <= 0:
-        raise ValueError(f"score_branches needs a positive temperature, got {temperature}")
+        raise ValueError(f"read_probes needs a positive temperature, got {temperature}")
     _require_full_attention(model)
     prefixes = [
-        list(trace[: max((branch.position for branch in own), default=1) - 1])
-        for trace, own in zip(traces, branches, strict=True)
+        list(trace[: max((probe.position for probe in own), default=1) - 1])
+        for trace, own in zip(traces, probes, strict=True)
     ]
-    results: list[list[BranchLogProbs | None]] = [[None] * len(own) for own in branches]
+    results: list[list[ProbeLogProbs | None]] = [[None] * len(own) for own in probes]
     for group in _trace_batches([len(prefix) for prefix in prefixes], max_batch_tokens):
         cache = _prefill(model, [prefixes[trace] for trace in group])
         rows = [
-            _Row(cache_row, trace, index, branch)
+            _Row(cache_row, trace, index, probe)
             for cache_row, trace in enumerate(group)
-            for index, branch in enumerate(branches[trace])
+            for index, probe in enumerate(probes[trace])
         ]
-        rows.sort(key=lambda row: row.branch.position)
+        rows.sort(key=lambda row: row.probe.position)
         for batch in _batches(rows, max_batch_tokens):
             scores = _score_batch(model, [traces[row.trace] for row in batch], cache, batch, temperature)
             for row, score in zip(batch, scores, strict=True):
@@ -142,19 +142,19 @@ def score_branches(
 
 @dataclass(frozen=True)
 class _Row:
-    """A branch, the `index`-th of its trace, and the row of the cache that holds the trace."""
+    """A probe, the `index`-th of its trace, and the row of the cache that holds the trace."""
 
     cache_row: int
     trace: int
     index: int
-    branch: Branch
+    probe: Probe
 
 
 def _require_full_attention(model: PreTrainedModel) -> None:
     layer_types = set(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ["full_attention"])
     if layer_types != {"full_attention"}:
         raise ValueError(
-            f"score_branches needs a model with full attention in every layer, this one has {sorted(layer_types)}"
+            f"read_probes needs a model with full attention in every layer, this one has {sorted(layer_types)}"
         )
 
 
@@ -186,10 +186,10 @@ def _batches(rows: Sequence[_Row], max_batch_tokens: int) -> list[list[_Row]]:
     width = 0
     for row in rows:
         # The batch's cache is as long as its last (largest) position.
-        new_width = max(width, len(row.branch.token_ids) + 1)
-        if not batches or (len(batches[-1]) + 1) * (row.branch.position - 1 + new_width) > max_batch_tokens:
+        new_width = max(width, len(row.probe.token_ids) + 1)
+        if not batches or (len(batches[-1]) + 1) * (row.probe.position - 1 + new_width) > max_batch_tokens:
             batches.append([])
-            new_width = len(row.branch.token_ids) + 1
+            new_width = len(row.probe.token_ids) + 1
         batches[-1].append(row)
         width = new_width
     return batches
@@ -210,19 +210,19 @@ def _score_batch(
     cache: DynamicCache,
     rows: Sequence[_Row],
     temperature: float,
-) -> list[BranchLogProbs]:
+) -> list[ProbeLogProbs]:
     """Scores one batch; `traces` holds the trace of each row."""
-    branches = [row.branch for row in rows]
-    num_cached = max(branch.position for branch in branches) - 1
-    width = max(len(branch.token_ids) for branch in branches) + 1
-    input_ids = torch.zeros(len(branches), width, dtype=torch.long)
-    attention_mask = torch.zeros(len(branches), num_cached + width, dtype=torch.long)
-    for row, (trace, branch) in enumerate(zip(traces, branches, strict=True)):
-        num_new = len(branch.token_ids) + 1
-        input_ids[row, :num_new] = torch.tensor([trace[branch.position - 1], *branch.token_ids])
-        attention_mask[row, : branch.position - 1] = 1
+    probes = [row.probe for row in rows]
+    num_cached = max(probe.position for probe in probes) - 1
+    width = max(len(probe.token_ids) for probe in probes) + 1
+    input_ids = torch.zeros(len(probes), width, dtype=torch.long)
+    attention_mask = torch.zeros(len(probes), num_cached + width, dtype=torch.long)
+    for row, (trace, probe) in enumerate(zip(traces, probes, strict=True)):
+        num_new = len(probe.token_ids) + 1
+        input_ids[row, :num_new] = torch.tensor([trace[probe.position - 1], *probe.token_ids])
+        attention_mask[row, : probe.position - 1] = 1
         attention_mask[row, num_cached : num_cached + num_new] = 1
-    first_positions = torch.tensor([[branch.position - 1] for branch in branches])
+    first_positions = torch.tensor([[probe.position - 1] for probe in probes])
     logits = model(
         input_ids,
         attention_mask=attention_mask,
@@ -231,17 +231,17 @@ def _score_batch(
         use_cache=num_cached > 0,
     ).logits
     log_probs = temperature_scaled_log_probs(logits, temperature)
-    return [_read_branch(log_probs[row], branch) for row, branch in enumerate(branches)]
+    return [_read_probe(log_probs[row], probe) for row, probe in enumerate(probes)]
 
 
-def _read_branch(log_probs: torch.Tensor, branch: Branch) -> BranchLogProbs:
-    """Reads one branch from `log_probs`, shape (width, vocab_size), row i being the distribution of token i."""
-    num_tokens = len(branch.token_ids)
-    targets = torch.tensor(branch.token_ids, dtype=torch.long)
+def _read_probe(log_probs: torch.Tensor, probe: Probe) -> ProbeLogProbs:
+    """Reads one probe from `log_probs`, shape (width, vocab_size), row i being the distribution of token i."""
+    num_tokens = len(probe.token_ids)
+    targets = torch.tensor(probe.token_ids, dtype=torch.long)
     token_log_probs = log_probs[torch.arange(num_tokens), targets].tolist()
     closing_log_prob = None
-    if branch.closing_token_ids:
+    if probe.closing_token_ids:
         # A token listed twice is still one outcome.
-        closing = torch.tensor(sorted(set(branch.closing_token_ids)))
+        closing = torch.tensor(sorted(set(probe.closing_token_ids)))
         closing_log_prob = torch.logsumexp(log_probs[num_tokens, closing], dim=-1).item()
-    return BranchLogProbs(token_log_probs, closing_log_prob)
+    return ProbeLogProbs(token_log_probs, closing_log_prob)

@@ -14,7 +14,7 @@ from verl.workers.rollout.replica import TokenOutput
 
 from rredcot_verl.cpu.model import RolloutModel
 from rredcot_verl.cpu.sampling import SamplingParams, parse_sampling_params
-from rredcot_verl.cpu.scoring import Branch, parse_branches
+from rredcot_verl.cpu.scoring import Probe, parse_probes
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class ServerLimits:
         prompt_length: `rollout.prompt_length`, tokens.
         response_length: `rollout.response_length`, tokens.
         max_model_len: Longest prompt and response together, tokens.
-        context_length: Positions the model has, tokens. Bounds scored branches, which may go beyond a full response.
+        context_length: Positions the model has, tokens. Bounds scored probes, which may go beyond a full response.
         max_num_seqs: Most sequences in one generation batch.
         ignore_eos: `rollout.ignore_eos`.
         free_cache_engine: Whether `sleep` closes the server until `wake_up`.
@@ -47,12 +47,12 @@ class ServerLimits:
 
 @dataclass(eq=False)
 class _Request:
-    """A request in the queue: a sequence to generate (`params`), a trace with branches to score, or other work."""
+    """A request in the queue: a sequence to generate (`params`), a trace with probes to score, or other work."""
 
     future: asyncio.Future
     prompt_ids: list[int]
     params: SamplingParams | None = None
-    branches: list[Branch] | None = None
+    probes: list[Probe] | None = None
     temperature: float = 1.0
     work: Callable[[], Any] | None = None
 
@@ -92,9 +92,9 @@ class RolloutServer:
         Args:
             prompt_ids: Token ids, at least one.
             sampling_params: As vLLM's. With `prompt_logprobs=0` the prompt is scored at temperature 1, and the answer
-                carries vLLM's fields. With `score_branches` (a list of dicts `position`, `token_ids`,
+                carries vLLM's fields. With `read_probes` (a list of dicts `position`, `token_ids`,
                 `closing_token_ids`) and `temperature`, continuations of the prompt's prefixes are scored and nothing
-                is generated: `extra_fields["branch_log_probs"]`.
+                is generated: `extra_fields["probe_log_probs"]`.
             request_id: Not used: requests are not resumed, and no cache outlives one.
             image_data: Refused.
             video_data: Refused.
@@ -114,8 +114,8 @@ class RolloutServer:
             raise ValueError(f"the CPU rollout server takes text only, got {', '.join(refused)}")
         prompt_ids = [int(token) for token in prompt_ids]
         max_possible_tokens = self._limits.max_model_len - len(prompt_ids)
-        if "score_branches" in sampling_params:
-            return await self._score_branches(prompt_ids, sampling_params)
+        if "read_probes" in sampling_params:
+            return await self._read_probes(prompt_ids, sampling_params)
         if not prompt_ids or max_possible_tokens < 1:
             raise ValueError(
                 f"a prompt must have from 1 to {self._limits.max_model_len - 1} tokens to leave room for a response, "
@@ -220,18 +220,18 @@ class RolloutServer:
             extra_fields=self._extra_fields(num_cached_tokens=0, **fields),
         )
 
-    async def _score_branches(self, prompt_ids: list[int], sampling_params: Mapping[str, Any]) -> TokenOutput:
-        unknown = sorted(sampling_params.keys() - {"score_branches", "temperature", "max_tokens"})
+    async def _read_probes(self, prompt_ids: list[int], sampling_params: Mapping[str, Any]) -> TokenOutput:
+        unknown = sorted(sampling_params.keys() - {"read_probes", "temperature", "max_tokens"})
         if unknown:
-            raise ValueError(f"score_branches takes temperature and max_tokens beside it, got {', '.join(unknown)}")
-        branches = parse_branches(sampling_params["score_branches"], len(prompt_ids))
-        longest = max((branch.position + len(branch.token_ids) for branch in branches), default=0)
+            raise ValueError(f"read_probes takes temperature and max_tokens beside it, got {', '.join(unknown)}")
+        probes = parse_probes(sampling_params["read_probes"], len(prompt_ids))
+        longest = max((probe.position + len(probe.token_ids) for probe in probes), default=0)
         if longest > self._limits.context_length:
-            raise ValueError(f"a branch ends at token {longest}, the model has {self._limits.context_length} positions")
+            raise ValueError(f"a probe ends at token {longest}, the model has {self._limits.context_length} positions")
         temperature = float(sampling_params.get("temperature", 1.0))
         if temperature <= 0:
-            raise ValueError(f"score_branches needs a positive temperature, got {temperature}")
-        fields = await self._submit(prompt_ids, branches=branches, temperature=temperature)
+            raise ValueError(f"read_probes needs a positive temperature, got {temperature}")
+        fields = await self._submit(prompt_ids, probes=probes, temperature=temperature)
         return TokenOutput(token_ids=[], stop_reason="completed", extra_fields=self._extra_fields(**fields))
 
     def _extra_fields(self, **fields: Any) -> dict[str, Any]:
@@ -282,8 +282,8 @@ class RolloutServer:
         first, sequences = batch[0], [request.prompt_ids for request in batch]
         if first.work is not None:
             return [first.work()]
-        if first.branches is not None:
-            return self._model.score_branches(sequences, [each.branches or [] for each in batch], first.temperature)
+        if first.probes is not None:
+            return self._model.read_probes(sequences, [each.probes or [] for each in batch], first.temperature)
         return self._model.generate(sequences, [request.params for request in batch])
 
 
@@ -319,8 +319,8 @@ def _make_batches(requests: Sequence[_Request], max_num_seqs: int) -> list[list[
 
 def _batch_key(request: _Request) -> Any:
     params = request.params
-    if request.branches is not None:
-        return "branches", request.temperature
+    if request.probes is not None:
+        return "probes", request.temperature
     if params is None or params.seed is not None:
         return None
     # With a repetition penalty the padding token would count as repeated: such prompts must need no padding.

@@ -58,8 +58,8 @@ def check_budget(
             if not elicitation.can_append(answer, name):
                 unwritable.add(f"sampled row {number}", answer)
                 continue
-            (branch, *_) = elicitation.branches(prompt_ids, [], [0, 0], [Proposal(answer, 1.0)], name, -1)
-            num_tokens = len(branch.token_ids) - branch.answer_from
+            (probe, *_) = elicitation.probes(prompt_ids, [], [0, 0], [Proposal(answer, 1.0)], name, -1)
+            num_tokens = len(probe.token_ids) - probe.answer_from
             num_needed = _shortest_response(elicitation.formats.values(), tokenizer, answer)
             if num_needed > max_response_length:
                 short.add(f"sampled row {number}", f"{num_needed} tokens: {answer}")

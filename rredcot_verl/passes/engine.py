@@ -84,10 +84,10 @@ class SharedPrefixMixin(HiddenStatesMixin):
         tu.assign_non_tensor(micro_batch, use_remove_padding=True)
         inputs, output_args = super().prepare_model_inputs(micro_batch)
         lengths = micro_batch["input_ids"].offsets().diff().tolist()
-        branches = [decode(row.tolist()) for row in micro_batch[PROBES].unbind()]
+        probes = [decode(row.tolist()) for row in micro_batch[PROBES].unbind()]
         if output_args["pad_size"]:
-            lengths, branches = [*lengths, output_args["pad_size"]], [*branches, []]
-        pack = ProbePack.build(lengths, branches)
+            lengths, probes = [*lengths, output_args["pad_size"]], [*probes, []]
+        pack = ProbePack.build(lengths, probes)
         rows = pack.rows(all_trace_rows=tu.get(micro_batch, PASS) == FUSED)
         if not len(rows):
             # The model must be called all the same; one row keeps its head small.

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rredcot_verl.probes.elicitation import Branch
+from rredcot_verl.probes.elicitation import Probe
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ def _subtree_ends(depths: Sequence[int]) -> list[int]:
     return ends
 
 
-def count_probe_tokens(branches: Sequence[Branch]) -> int:
+def count_probe_tokens(probes: Sequence[Probe]) -> int:
     """Tokens that one trace's probes add to its sequence."""
     by_position: dict[int, list[tuple[int, ...]]] = {}
-    for branch in branches:
-        by_position.setdefault(branch.position, []).append(branch.token_ids)
+    for probe in probes:
+        by_position.setdefault(probe.position, []).append(probe.token_ids)
     return sum(len(PrefixTree.build(sequences).token_ids) for sequences in by_position.values())
 
 
@@ -116,12 +116,12 @@ class ProbePack:
     readings: tuple[tuple[Reading, ...], ...]
 
     @classmethod
-    def build(cls, trace_lengths: Sequence[int], branches: Sequence[Sequence[Branch]]) -> "ProbePack":
+    def build(cls, trace_lengths: Sequence[int], probes: Sequence[Sequence[Probe]]) -> "ProbePack":
         """Lay out traces and their probes.
 
         Args:
             trace_lengths: Tokens of each trace, prompt included.
-            branches: For each trace its probes, in any order.
+            probes: For each trace its probes, in any order.
 
         Raises:
             ValueError: A probe starts before the first token of its trace or after its last.
@@ -134,12 +134,12 @@ class ProbePack:
         depths: list[int] = []
         ends: list[int] = []
         readings = []
-        for start, length, own in zip(trace_starts, trace_lengths, branches, strict=False):
+        for start, length, own in zip(trace_starts, trace_lengths, probes, strict=False):
             rows_of: dict[tuple[int, tuple[int, ...]], list[int]] = {}
-            for position in sorted({branch.position for branch in own}):
+            for position in sorted({probe.position for probe in own}):
                 if not 1 <= position <= length:
                     raise ValueError(f"a probe at position {position} lies outside its trace of {length} tokens")
-                tree = PrefixTree.build([branch.token_ids for branch in own if branch.position == position])
+                tree = PrefixTree.build([probe.token_ids for probe in own if probe.position == position])
                 base = num_trace_tokens + len(tokens)
                 for sequence, path in tree.paths.items():
                     # The distribution of a token is read where the one before it stands.
@@ -148,7 +148,7 @@ class ProbePack:
                 boundaries += [position] * len(tree.token_ids)
                 depths += tree.depths
                 ends += [base + end for end in tree.ends]
-            readings.append(tuple(_reading(branch, rows_of[branch.position, branch.token_ids]) for branch in own))
+            readings.append(tuple(_reading(probe, rows_of[probe.position, probe.token_ids]) for probe in own))
             probe_starts.append(num_trace_tokens + len(tokens))
         traces = torch.arange(len(trace_lengths))
         trace_positions = torch.cat([torch.arange(length) for length in trace_lengths])
@@ -215,9 +215,9 @@ def _repeat(numbers: Tensor, starts: Sequence[int]) -> Tensor:
     return numbers.repeat_interleave(torch.tensor(starts).diff())
 
 
-def _reading(branch: Branch, rows: Sequence[int]) -> Reading:
+def _reading(probe: Probe, rows: Sequence[int]) -> Reading:
     return Reading(
-        tuple(rows[branch.scored_from :]), branch.token_ids[branch.scored_from :], tuple(branch.closing_token_ids)
+        tuple(rows[probe.scored_from :]), probe.token_ids[probe.scored_from :], tuple(probe.closing_token_ids)
     )
 
 

@@ -35,10 +35,10 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Branch:
+class Probe:
     """One probe: the trace up to `position`, then `token_ids`, then any of `closing_token_ids`.
 
-    An answer may have two branches at a boundary: one that ends after its last token, and one whose closing tokens hold
+    An answer may have two probes at a boundary: one that ends after its last token, and one whose closing tokens hold
     its last token too ("}}" ends both \\frac{1}{2} and the box around it). Their probabilities add up.
 
     Attributes:
@@ -168,7 +168,7 @@ class Elicitation:
             return answer.format
         return self._seen_formats.most_common(1)[0][0] if self._seen_formats else next(iter(self.formats))
 
-    def branches(
+    def probes(
         self,
         prompt_ids: Sequence[int],
         response_ids: Sequence[int],
@@ -176,7 +176,7 @@ class Elicitation:
         proposals: Sequence[Proposal],
         format_name: str,
         answer_start: int,
-    ) -> list[Branch]:
+    ) -> list[Probe]:
         """Probes of every answer at every boundary but the last, whose value is the outcome itself.
 
         Args:
@@ -188,7 +188,7 @@ class Elicitation:
             answer_start: Offset of the response's own answer opening (the response length if it has none).
 
         Returns:
-            One or two branches for each boundary and proposal, boundary by boundary.
+            One or two probes for each boundary and proposal, boundary by boundary.
 
         Raises:
             JoinError: An answer cannot be appended; see `can_append`.
@@ -216,7 +216,7 @@ class Elicitation:
                 for token_ids, closing_ids in endings:
                     position = len(prompt_ids) + boundary
                     result.append(
-                        Branch(state, number, position, token_ids, suffix.answer_from, scored_from, closing_ids)
+                        Probe(state, number, position, token_ids, suffix.answer_from, scored_from, closing_ids)
                     )
         return result
 

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from rredcot_verl.config.blocks import SelfValueConfig
-from rredcot_verl.probes.elicitation import Branch
-from rredcot_verl.probes.values import BranchScore
+from rredcot_verl.probes.elicitation import Probe
+from rredcot_verl.probes.values import ProbeScore
 
 Generate = Callable[..., Awaitable[Any]]
 """`LLMServerClient.generate(request_id, *, prompt_ids, sampling_params) -> TokenOutput`."""
@@ -26,13 +26,13 @@ class ScoringTimeout(RuntimeError):
 class Scorer(Protocol):
     """Scores the probes of one trace."""
 
-    async def score(self, request_id: str, trace_ids: list[int], branches: Sequence[Branch]) -> list[BranchScore]:
-        """Score branches of a trace; `request_id` routes to the server that holds its prefix."""
+    async def score(self, request_id: str, trace_ids: list[int], probes: Sequence[Probe]) -> list[ProbeScore]:
+        """Score probes of a trace; `request_id` routes to the server that holds its prefix."""
         ...
 
 
-class BranchScorer:
-    """One request a trace: the server takes the trace with all its branches.
+class ProbeReader:
+    """One request a trace: the server takes the trace with all its probes.
 
     Args:
         generate: The client's.
@@ -43,7 +43,7 @@ class BranchScorer:
         self._generate = generate
         self._temperature = temperature
 
-    async def score(self, request_id: str, trace_ids: list[int], branches: Sequence[Branch]) -> list[BranchScore]:
+    async def score(self, request_id: str, trace_ids: list[int], probes: Sequence[Probe]) -> list[ProbeScore]:
         """See `Scorer`.
 
         Raises:
@@ -54,34 +54,34 @@ class BranchScorer:
             prompt_ids=trace_ids,
             sampling_params={
                 "temperature": self._temperature,
-                "score_branches": [_to_request(branch) for branch in branches],
+                "read_probes": [_to_request(probe) for probe in probes],
             },
         )
-        results = output.extra_fields.get("branch_log_probs")
+        results = output.extra_fields.get("probe_log_probs")
         if results is None:
             raise RuntimeError(
                 "the rollout server generated instead of scoring probes: it is not one of rredcot_verl.servers"
             )
-        if len(results) != len(branches):
-            raise RuntimeError(f"the rollout server scored {len(results)} of {len(branches)} probes")
-        return [_to_score(branch, result) for branch, result in zip(branches, results, strict=True)]
+        if len(results) != len(probes):
+            raise RuntimeError(f"the rollout server scored {len(results)} of {len(probes)} probes")
+        return [_to_score(probe, result) for probe, result in zip(probes, results, strict=True)]
 
 
-def _to_request(branch: Branch) -> dict[str, Any]:
+def _to_request(probe: Probe) -> dict[str, Any]:
     return {
-        "position": branch.position,
-        "token_ids": list(branch.token_ids),
-        "scored_from": branch.scored_from,
-        # As it is: branches share it, and what is one object here is sent once.
-        "closing_token_ids": branch.closing_token_ids,
+        "position": probe.position,
+        "token_ids": list(probe.token_ids),
+        "scored_from": probe.scored_from,
+        # As it is: probes share it, and what is one object here is sent once.
+        "closing_token_ids": probe.closing_token_ids,
     }
 
 
-def _to_score(branch: Branch, result: Mapping[str, Any]) -> BranchScore:
-    found, expected = len(result["token_log_probs"]), len(branch.token_ids)
+def _to_score(probe: Probe, result: Mapping[str, Any]) -> ProbeScore:
+    found, expected = len(result["token_log_probs"]), len(probe.token_ids)
     if found != expected:
         raise RuntimeError(f"the rollout server gave {found} log-probabilities of a probe, expected {expected}")
-    return BranchScore(
+    return ProbeScore(
         token_log_probs=result["token_log_probs"],
         closing_log_prob=result["closing_log_prob"],
         num_forward_tokens=result.get("num_forward_tokens", expected),
@@ -100,7 +100,7 @@ def make_scorer(rollout_name: str, generate: Generate, config: SelfValueConfig, 
             f"actor_rollout_ref.rollout.name={rollout_name!r} cannot score probes; self_value.engine=rollout works "
             f"with {list(SCORING_BACKENDS)}"
         )
-    return BranchScorer(_limit(generate, config.max_concurrency, config.timeout_s), temperature)
+    return ProbeReader(_limit(generate, config.max_concurrency, config.timeout_s), temperature)
 
 
 def _limit(generate: Generate, max_concurrency: int, timeout_s: float) -> Generate:

@@ -12,7 +12,7 @@ REPLICAS = {
 
 
 def use_scoring_servers(rollout_name: str) -> None:
-    """Make verl start rollout servers that take `score_branches`, from now on, in this process.
+    """Make verl start rollout servers that take `read_probes`, from now on, in this process.
 
     To be called in the process that starts the servers (the trainer's), before they are started. They generate as
     verl's own do. Does nothing for backends without such a server; the embedded CPU server scores anyway.

@@ -19,7 +19,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from rredcot_verl.servers.branches import Branch, log_sum_exp, longest_prefix_first, parse_branches
+from rredcot_verl.servers.probes import Probe, log_sum_exp, longest_prefix_first, parse_probes
 
 Send = Callable[[dict[str, Any]], Awaitable[Mapping[str, Any]]]
 """Sends the fields of a `GenerateReqInput` and gives SGLang's answer."""
@@ -28,11 +28,11 @@ Send = Callable[[dict[str, Any]], Awaitable[Mapping[str, Any]]]
 _CLIPPED_ID = 0
 
 
-def parse_score_request(sampling_params: Mapping[str, Any], num_prompt_tokens: int) -> list[Branch]:
-    """Reads sampling parameters that hold `score_branches`.
+def parse_score_request(sampling_params: Mapping[str, Any], num_prompt_tokens: int) -> list[Probe]:
+    """Reads sampling parameters that hold `read_probes`.
 
     Args:
-        sampling_params: See `branches.parse_branches`.
+        sampling_params: See `probes.parse_probes`.
         num_prompt_tokens: Length of the trace, tokens.
 
     Raises:
@@ -41,37 +41,37 @@ def parse_score_request(sampling_params: Mapping[str, Any], num_prompt_tokens: i
     temperature = float(sampling_params.get("temperature", 1.0))
     if temperature != 1.0:
         raise ValueError(
-            f"SGLang reads log-probabilities of given tokens at temperature 1, score_branches got {temperature}"
+            f"SGLang reads log-probabilities of given tokens at temperature 1, read_probes got {temperature}"
         )
-    return parse_branches(sampling_params, num_prompt_tokens)
+    return parse_probes(sampling_params, num_prompt_tokens)
 
 
-def branch_request(trace_ids: Sequence[int], branch: Branch) -> dict[str, Any]:
-    """The fields of the `GenerateReqInput` that scores a branch."""
+def probe_request(trace_ids: Sequence[int], probe: Probe) -> dict[str, Any]:
+    """The fields of the `GenerateReqInput` that scores a probe."""
     return {
-        "input_ids": [*trace_ids[: branch.position], *branch.token_ids],
+        "input_ids": [*trace_ids[: probe.position], *probe.token_ids],
         "sampling_params": {"max_new_tokens": 0, "temperature": 1.0},
         "return_logprob": True,
         # The position before the first scored token, the first that is not taken from the cache.
-        "logprob_start_len": branch.position + branch.scored_from - 1,
+        "logprob_start_len": probe.position + probe.scored_from - 1,
         # Any token will do where none is asked for: the list must not be empty.
-        "token_ids_logprob": list(branch.closing_token_ids) or [0],
+        "token_ids_logprob": list(probe.closing_token_ids) or [0],
     }
 
 
-def read_answer(branch: Branch, answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads SGLang's answer to `branch_request`.
+def read_answer(probe: Probe, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads SGLang's answer to `probe_request`.
 
     Args:
-        branch: What was asked.
+        probe: What was asked.
         answer: With `meta_info`.
 
     Returns:
-        token_log_probs: One for each of the branch's tokens, nats; 0 before `scored_from`.
+        token_log_probs: One for each of the probe's tokens, nats; 0 before `scored_from`.
         closing_log_prob: Log of the summed probability of the closing tokens, nats; `None` without any.
-        num_forward_tokens: Computed tokens of the branch itself.
+        num_forward_tokens: Computed tokens of the probe itself.
         num_recomputed_tokens: Computed tokens of the trace's prefix. At least 1 with `scored_from` 0: the last prefix
-            token's output is what predicts the first of the branch.
+            token's output is what predicts the first of the probe.
 
     Raises:
         RuntimeError: The request was aborted, or the answer is not laid out as SGLang 0.5.12 does it.
@@ -84,18 +84,18 @@ def read_answer(branch: Branch, answer: Mapping[str, Any]) -> dict[str, Any]:
     num_cached = meta_info.get("cached_tokens")
     if num_cached is None:
         raise RuntimeError(f"SGLang's answer to a probe has no cached_tokens, only {sorted(meta_info)}")
-    num_recomputed = max(branch.position - num_cached, 0)
+    num_recomputed = max(probe.position - num_cached, 0)
     return {
-        "token_log_probs": [0.0] * branch.scored_from + _token_log_probs(branch, meta_info),
-        "closing_log_prob": _closing_log_prob(branch, meta_info),
-        "num_forward_tokens": branch.num_tokens - num_cached - num_recomputed,
+        "token_log_probs": [0.0] * probe.scored_from + _token_log_probs(probe, meta_info),
+        "closing_log_prob": _closing_log_prob(probe, meta_info),
+        "num_forward_tokens": probe.num_tokens - num_cached - num_recomputed,
         "num_recomputed_tokens": num_recomputed,
     }
 
 
-def _token_log_probs(branch: Branch, meta_info: Mapping[str, Any]) -> list[float]:
+def _token_log_probs(probe: Probe, meta_info: Mapping[str, Any]) -> list[float]:
     # The entry before the first scored token has no value.
-    scored = branch.token_ids[branch.scored_from :]
+    scored = probe.token_ids[probe.scored_from :]
     entries = meta_info.get("input_token_logprobs") or []
     found = [token for _, token, *_ in entries[1:]]
     if len(entries) != len(scored) + 1 or any(
@@ -108,15 +108,15 @@ def _token_log_probs(branch: Branch, meta_info: Mapping[str, Any]) -> list[float
     return _numbers(entries[1:])
 
 
-def _closing_log_prob(branch: Branch, meta_info: Mapping[str, Any]) -> float | None:
-    if not branch.closing_token_ids:
+def _closing_log_prob(probe: Probe, meta_info: Mapping[str, Any]) -> float | None:
+    if not probe.closing_token_ids:
         return None
     positions = meta_info.get("output_token_ids_logprobs") or []
     entries = (positions[0] if positions else None) or []
-    if sorted(token for _, token, *_ in entries) != sorted(branch.closing_token_ids):
+    if sorted(token for _, token, *_ in entries) != sorted(probe.closing_token_ids):
         raise RuntimeError(
             f"SGLang gave log-probabilities of {len(entries)} tokens after a probe, not of the "
-            f"{len(branch.closing_token_ids)} closing tokens asked for"
+            f"{len(probe.closing_token_ids)} closing tokens asked for"
         )
     return log_sum_exp(_numbers(entries))
 
@@ -128,31 +128,31 @@ def _numbers(entries: Sequence[Sequence[Any]]) -> list[float]:
     return values
 
 
-async def score_branches(
-    send: Send, trace_ids: Sequence[int], branches: Sequence[Branch], slots: asyncio.Semaphore
+async def read_probes(
+    send: Send, trace_ids: Sequence[int], probes: Sequence[Probe], slots: asyncio.Semaphore
 ) -> list[dict[str, Any]]:
-    """Scores the branches of a trace, one request each.
+    """Scores the probes of a trace, one request each.
 
-    The branch with the longest prefix goes first, alone: what the cache has lost of the trace is computed once, for
+    The probe with the longest prefix goes first, alone: what the cache has lost of the trace is computed once, for
     all others.
 
     Args:
         send: Sends a request.
         trace_ids: Prompt and response, tokens.
-        branches: In any order.
+        probes: In any order.
         slots: Bounds the requests under way, over all traces.
 
     Returns:
-        One `read_answer` a branch, in the order given.
+        One `read_answer` a probe, in the order given.
 
     Raises:
         RuntimeError: See `read_answer`.
-        ValueError: See `read_answer`; or SGLang refused a request (a branch longer than its context, say).
+        ValueError: See `read_answer`; or SGLang refused a request (a probe longer than its context, say).
     """
 
-    async def score(branch: Branch) -> dict[str, Any]:
+    async def score(probe: Probe) -> dict[str, Any]:
         async with slots:
-            answer = await send(branch_request(trace_ids, branch))
-        return read_answer(branch, answer)
+            answer = await send(probe_request(trace_ids, probe))
+        return read_answer(probe, answer)
 
-    return await longest_prefix_first([(branch.position, functools.partial(score, branch)) for branch in branches])
+    return await longest_prefix_first([(probe.position, functools.partial(score, probe)) for probe in probes])

@@ -13,8 +13,8 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 
 from rredcot_verl.servers import vllm_forced, vllm_tree
-from rredcot_verl.servers.branches import refuse_media
-from rredcot_verl.servers.vllm_requests import ScorePlaces, parse_score_request, score_branches
+from rredcot_verl.servers.probes import refuse_media
+from rredcot_verl.servers.vllm_requests import ScorePlaces, parse_score_request, read_probes
 
 GENERATION_SHARE = 4
 """Requests of probes take at most one in so many of the engine's `max_num_seqs` places; the rest is generation's."""
@@ -24,7 +24,7 @@ PROBE_PRIORITY = 1
 
 
 class ScoringVLLMHttpServer(vLLMHttpServer):
-    """verl's vLLM server, whose `generate` also takes `sampling_params["score_branches"]`."""
+    """verl's vLLM server, whose `generate` also takes `sampling_params["read_probes"]`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -39,32 +39,32 @@ class ScoringVLLMHttpServer(vLLMHttpServer):
         video_data: list[Any] | None = None,
         **kwargs: Any,
     ) -> TokenOutput:
-        """Generates as verl's server does, or scores branches of a trace.
+        """Generates as verl's server does, or scores probes of a trace.
 
         Args:
-            prompt_ids: Token ids; the whole trace if branches are scored.
-            sampling_params: verl's, or `score_branches` as `parse_score_request` reads it.
-            request_id: For generation; the requests of branches get ids made from it.
-            image_data: For generation; refused with `score_branches`.
-            video_data: For generation; refused with `score_branches`.
-            **kwargs: For generation; refused with `score_branches`, unless `None` or 0.
+            prompt_ids: Token ids; the whole trace if probes are scored.
+            sampling_params: verl's, or `read_probes` as `parse_score_request` reads it.
+            request_id: For generation; the requests of probes get ids made from it.
+            image_data: For generation; refused with `read_probes`.
+            video_data: For generation; refused with `read_probes`.
+            **kwargs: For generation; refused with `read_probes`, unless `None` or 0.
 
         Returns:
-            For branches no tokens, and `extra_fields` with `global_steps` (the weights' version) and
-            `branch_log_probs`, as `vllm_requests.score_branches` gives them.
+            For probes no tokens, and `extra_fields` with `global_steps` (the weights' version) and
+            `probe_log_probs`, as `vllm_requests.read_probes` gives them.
 
         Raises:
             ValueError: The request asks for what cannot be scored, or a log-probability is NaN.
             RuntimeError: vLLM aborted a request, or the server takes none at present.
         """
-        if "score_branches" not in sampling_params:
+        if "read_probes" not in sampling_params:
             return await super().generate(
                 prompt_ids, sampling_params, request_id, image_data=image_data, video_data=video_data, **kwargs
             )
         refuse_media({"image_data": image_data, "video_data": video_data, **kwargs})
         trace_ids = [int(token) for token in prompt_ids]
         vocab_size = self.engine.model_config.get_vocab_size()
-        branches = parse_score_request(sampling_params, len(trace_ids), self.config.max_model_len, vocab_size)
+        probes = parse_score_request(sampling_params, len(trace_ids), self.config.max_model_len, vocab_size)
         temperature = float(sampling_params.get("temperature", 1.0))
         if await self._park_until_admitted(request_id) is not None:
             raise RuntimeError("the vLLM server takes no requests at present, probes cannot be scored")
@@ -72,15 +72,13 @@ class ScoringVLLMHttpServer(vLLMHttpServer):
         try:
             sender = _Sender(self, request_id, await self._lora_request())
             block_size = self.engine.vllm_config.cache_config.block_size
-            results = await score_branches(
-                self._score_places, sender.send, trace_ids, branches, temperature, block_size
-            )
+            results = await read_probes(self._score_places, sender.send, trace_ids, probes, temperature, block_size)
         finally:
             self._admitting -= 1
         return TokenOutput(
             token_ids=[],
             stop_reason="completed",
-            extra_fields={"global_steps": self.global_steps, "branch_log_probs": results},
+            extra_fields={"global_steps": self.global_steps, "probe_log_probs": results},
         )
 
     @property

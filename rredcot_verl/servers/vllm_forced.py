@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rredcot_verl.servers.branches import Branch, Key, longest_prefix_first
+from rredcot_verl.servers.probes import Key, Probe, longest_prefix_first
 from rredcot_verl.servers.vllm_requests import PlaceScore, Send, completion_of, log_probs_of, num_recomputed
 
 PROCESSOR = "rredcot_verl.servers.vllm_forcing:ForcedAnswers"
@@ -36,7 +36,7 @@ class Path:
     Attributes:
         position: Length of the prefix, tokens.
         start: Index in `token_ids` of the first token that is forced; what comes before is part of the prompt.
-        token_ids: The longest of the branches that this path serves.
+        token_ids: The longest of the probes that this path serves.
         closings: By place, the lists of closing tokens to sum there.
     """
 
@@ -50,29 +50,29 @@ class Path:
         """The place before each forced token, and the one after the last."""
         return [(self.position, self.token_ids[:end]) for end in range(self.start, len(self.token_ids) + 1)]
 
-    def takes(self, branch: Branch) -> bool:
-        """Whether a branch that is no longer than the path can ride along."""
-        lists = self.closings.get(branch.end, [])
+    def takes(self, probe: Probe) -> bool:
+        """Whether a probe that is no longer than the path can ride along."""
+        lists = self.closings.get(probe.end, [])
         return (
-            self.position == branch.position
-            and self.token_ids[: len(branch.token_ids)] == branch.token_ids
-            and (len(lists) < NUM_CLOSINGS or branch.closing_token_ids in lists)
+            self.position == probe.position
+            and self.token_ids[: len(probe.token_ids)] == probe.token_ids
+            and (len(lists) < NUM_CLOSINGS or probe.closing_token_ids in lists)
         )
 
 
-def paths_of(branches: Sequence[Branch]) -> list[Path]:
-    """The fewest paths that pass every place of the branches."""
+def paths_of(probes: Sequence[Probe]) -> list[Path]:
+    """The fewest paths that pass every place of the probes."""
     paths: list[Path] = []
-    # Longest first: a branch that another continues rides along.
-    for branch in sorted(branches, key=lambda each: -len(each.token_ids)):
-        path = next((path for path in paths if path.takes(branch)), None)
+    # Longest first: a probe that another continues rides along.
+    for probe in sorted(probes, key=lambda each: -len(each.token_ids)):
+        path = next((path for path in paths if path.takes(probe)), None)
         if path is None:
-            path = Path(branch.position, branch.scored_from, branch.token_ids)
+            path = Path(probe.position, probe.scored_from, probe.token_ids)
             paths.append(path)
-        path.start = min(path.start, branch.scored_from)
-        if branch.closing_token_ids:
-            lists = path.closings.setdefault(branch.end, [])
-            lists += [branch.closing_token_ids] * (branch.closing_token_ids not in lists)
+        path.start = min(path.start, probe.scored_from)
+        if probe.closing_token_ids:
+            lists = path.closings.setdefault(probe.end, [])
+            lists += [probe.closing_token_ids] * (probe.closing_token_ids not in lists)
     return paths
 
 
@@ -102,7 +102,7 @@ def sampling_fields(path: Path, temperature: float) -> dict[str, Any]:
 
 
 async def score_places(
-    send: Send, trace_ids: Sequence[int], branches: Sequence[Branch], temperature: float, block_size: int
+    send: Send, trace_ids: Sequence[int], probes: Sequence[Probe], temperature: float, block_size: int
 ) -> dict[Key, PlaceScore]:
     """See `vllm_requests.ScorePlaces`."""
 
@@ -116,7 +116,7 @@ async def score_places(
         recomputed = num_recomputed(len(prompt), path.position, output, block_size)
         return _read_path(path, values, recomputed)
 
-    paths = paths_of(branches)
+    paths = paths_of(probes)
     found = await longest_prefix_first([(path.position, functools.partial(score, path)) for path in paths])
     return _merged(found)
 

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rredcot_verl.servers.branches import Branch, Key, parse_branches
+from rredcot_verl.servers.probes import Key, Probe, parse_probes
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,17 @@ class PlaceScore:
 Send = Callable[[list[int], dict[str, Any]], Awaitable[Any]]
 """Sends a prompt with fields of `SamplingParams`, and gives the last `RequestOutput`."""
 
-ScorePlaces = Callable[[Send, Sequence[int], Sequence[Branch], float, int], Awaitable[dict[Key, PlaceScore]]]
-"""A way to score: `(send, trace_ids, branches, temperature, block_size)`."""
+ScorePlaces = Callable[[Send, Sequence[int], Sequence[Probe], float, int], Awaitable[dict[Key, PlaceScore]]]
+"""A way to score: `(send, trace_ids, probes, temperature, block_size)`."""
 
 
 def parse_score_request(
     sampling_params: Mapping[str, Any], num_prompt_tokens: int, max_model_len: int, vocab_size: int
-) -> list[Branch]:
-    """Reads sampling parameters that hold `score_branches`.
+) -> list[Probe]:
+    """Reads sampling parameters that hold `read_probes`.
 
     Args:
-        sampling_params: See `branches.parse_branches`.
+        sampling_params: See `probes.parse_probes`.
         num_prompt_tokens: Length of the trace, tokens.
         max_model_len: Longest sequence of the engine, tokens. It generates one after each probe.
         vocab_size: Tokens must be below it. A logits processor that indexes beyond would end the engine.
@@ -59,59 +59,57 @@ def parse_score_request(
     Raises:
         ValueError: A field is unknown, missing or out of range.
     """
-    branches = parse_branches(sampling_params, num_prompt_tokens)
-    longest = max((branch.num_tokens for branch in branches), default=0)
+    probes = parse_probes(sampling_params, num_prompt_tokens)
+    longest = max((probe.num_tokens for probe in probes), default=0)
     if longest >= max_model_len:
-        raise ValueError(f"a branch has {longest} tokens with its prefix, max_model_len={max_model_len} leaves no room")
-    used = {token for branch in branches for ids in (branch.token_ids, branch.closing_token_ids) for token in ids}
+        raise ValueError(f"a probe has {longest} tokens with its prefix, max_model_len={max_model_len} leaves no room")
+    used = {token for probe in probes for ids in (probe.token_ids, probe.closing_token_ids) for token in ids}
     if used and not 0 <= min(used) <= max(used) < vocab_size:
-        raise ValueError(f"score_branches has tokens from {min(used)} to {max(used)}, the model has {vocab_size}")
-    return branches
+        raise ValueError(f"read_probes has tokens from {min(used)} to {max(used)}, the model has {vocab_size}")
+    return probes
 
 
-async def score_branches(
+async def read_probes(
     score_places: ScorePlaces,
     send: Send,
     trace_ids: Sequence[int],
-    branches: Sequence[Branch],
+    probes: Sequence[Probe],
     temperature: float,
     block_size: int,
 ) -> list[dict[str, Any]]:
-    """Scores the branches of a trace.
+    """Scores the probes of a trace.
 
     Args:
         score_places: The way to ask.
         send: Sends one request.
         trace_ids: Prompt and response, tokens.
-        branches: In any order.
+        probes: In any order.
         temperature: Divides the logits.
         block_size: Tokens of a block of the prefix cache, which holds whole blocks only.
 
     Returns:
-        For each branch, in the order given,
+        For each probe, in the order given,
         token_log_probs: One for each of its tokens, nats; 0 before `scored_from`.
         closing_log_prob: Log of the summed probability of the closing tokens, nats; `None` without any.
-        num_forward_tokens: Tokens computed after the prefix. What several branches share counts for the first.
+        num_forward_tokens: Tokens computed after the prefix. What several probes share counts for the first.
         num_recomputed_tokens: Tokens of the prefix's whole blocks that the cache had lost.
 
     Raises:
         RuntimeError: See `completion_of`.
         ValueError: A log-probability is NaN, or vLLM refused a request.
     """
-    scores = await score_places(send, trace_ids, branches, temperature, block_size)
+    scores = await score_places(send, trace_ids, probes, temperature, block_size)
     counted: set[Key] = set()
-    return [_read_branch(branch, scores, counted) for branch in branches]
+    return [_read_probe(probe, scores, counted) for probe in probes]
 
 
-def _read_branch(branch: Branch, scores: Mapping[Key, PlaceScore], counted: set[Key]) -> dict[str, Any]:
-    places = [key for key, _ in branch.scored] + ([branch.end] if branch.closing_token_ids else [])
+def _read_probe(probe: Probe, scores: Mapping[Key, PlaceScore], counted: set[Key]) -> dict[str, Any]:
+    places = [key for key, _ in probe.scored] + ([probe.end] if probe.closing_token_ids else [])
     new = [scores[key] for key in places if key not in counted]
     counted.update(places)
     return {
-        "token_log_probs": [0.0] * branch.scored_from + [scores[key].log_probs[token] for key, token in branch.scored],
-        "closing_log_prob": (
-            scores[branch.end].closings[branch.closing_token_ids] if branch.closing_token_ids else None
-        ),
+        "token_log_probs": [0.0] * probe.scored_from + [scores[key].log_probs[token] for key, token in probe.scored],
+        "closing_log_prob": (scores[probe.end].closings[probe.closing_token_ids] if probe.closing_token_ids else None),
         "num_forward_tokens": sum(score.num_forward_tokens for score in new),
         "num_recomputed_tokens": sum(score.num_recomputed_tokens for score in new),
     }

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rredcot_verl.servers.branches import Branch, Key, log_sum_exp, longest_prefix_first
+from rredcot_verl.servers.probes import Key, Probe, log_sum_exp, longest_prefix_first
 from rredcot_verl.servers.vllm_requests import PlaceScore, Send, completion_of, log_probs_of, num_recomputed
 
 MAX_TOKEN_IDS = 128
@@ -32,14 +32,14 @@ class Place:
         return [*self.next_ids, *list(closing)[:room]]
 
 
-def places_of(branches: Sequence[Branch]) -> dict[Key, Place]:
-    """The places at which some branch needs a log-probability."""
+def places_of(probes: Sequence[Probe]) -> dict[Key, Place]:
+    """The places at which some probe needs a log-probability."""
     places: dict[Key, Place] = {}
-    for branch in branches:
-        for key, token in branch.scored:
+    for probe in probes:
+        for key, token in probe.scored:
             places.setdefault(key, Place()).next_ids[token] = None
-        if branch.closing_token_ids:
-            places.setdefault(branch.end, Place()).closings.append(branch.closing_token_ids)
+        if probe.closing_token_ids:
+            places.setdefault(probe.end, Place()).closings.append(probe.closing_token_ids)
     return places
 
 
@@ -60,7 +60,7 @@ def sampling_fields(token_ids: list[int], temperature: float) -> dict[str, Any]:
 
 
 async def score_places(
-    send: Send, trace_ids: Sequence[int], branches: Sequence[Branch], temperature: float, block_size: int
+    send: Send, trace_ids: Sequence[int], probes: Sequence[Probe], temperature: float, block_size: int
 ) -> dict[Key, PlaceScore]:
     """See `vllm_requests.ScorePlaces`.
 
@@ -84,6 +84,6 @@ async def score_places(
         }
         return PlaceScore(log_probs, closings, len(forced), recomputed)
 
-    places = places_of(branches)
+    places = places_of(probes)
     requests = [(key[0], functools.partial(score, key, place)) for key, place in places.items()]
     return dict(zip(places, await longest_prefix_first(requests), strict=True))

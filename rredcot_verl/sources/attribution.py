@@ -107,7 +107,7 @@ class AttributionSource:
             place = self._end_of_text(response.response_ids)
             # Nothing of the last segment is an answer: it may weigh.
             kept = [*(boundary for boundary in boundaries if boundary < place), place]
-        (branch, *_) = self.elicitation.branches(
+        (probe, *_) = self.elicitation.probes(
             response.prompt_ids,
             response.response_ids,
             [place, len(response.response_ids)],
@@ -115,8 +115,8 @@ class AttributionSource:
             answer_format,
             place if response.answer is not None else -1,
         )
-        answer_from, answer_to = place + branch.answer_from, place + len(branch.token_ids)
-        return self._plan(response, kept, place, branch.token_ids, answer_from, answer_to)
+        answer_from, answer_to = place + probe.answer_from, place + len(probe.token_ids)
+        return self._plan(response, kept, place, probe.token_ids, answer_from, answer_to)
 
     def _reference_text(self, references: object, answer_format: str) -> str | None:
         """The first reference answer that the tokenizer can write; how many tokens it has does not matter here."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from rredcot_verl.config.blocks import SelfValueConfig
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.passes.probe_codec import encode, num_probe_tokens
-from rredcot_verl.probes.elicitation import Branch, Elicitation, Proposal, build_proposals
+from rredcot_verl.probes.elicitation import Elicitation, Probe, Proposal, build_proposals
 from rredcot_verl.probes.values import state_values
 from rredcot_verl.servers.client import Scorer
 from rredcot_verl.sources.group import Group, Member
@@ -43,33 +43,33 @@ class ProbeSource:
         known = build_proposals(self._settings, response.references, self._members(group.members.values()))
         answer_format = self._elicitation.format_for(response.answer)
         proposals = [proposal for proposal in known if self._elicitation.can_append(proposal.text, answer_format)]
-        branches = self._elicitation.branches(
+        probes = self._elicitation.probes(
             response.prompt_ids, response.response_ids, boundaries, proposals, answer_format, response.answer_start
         )
-        proposals, branches = _drop_long_answers(proposals, branches, settings.max_answer_tokens)
+        proposals, probes = _drop_long_answers(proposals, probes, settings.max_answer_tokens)
         num_dropped_answers = len(known) - len(proposals)
         if not any(proposal.utility > 0 for proposal in proposals):
             return CreditRecord(NO_PROPOSAL, num_dropped_answers=num_dropped_answers)
-        boundaries, branches, num_dropped = _drop_boundaries(boundaries, branches, self._max_length)
-        if not branches:
+        boundaries, probes, num_dropped = _drop_boundaries(boundaries, probes, self._max_length)
+        if not probes:
             return CreditRecord(TOO_LONG, num_dropped_answers=num_dropped_answers, num_dropped_boundaries=num_dropped)
         utilities = [proposal.utility for proposal in proposals]
         record = CreditRecord(
             PLANNED,
             segment_boundaries=boundaries,
             utilities=utilities,
-            num_probes=len(branches),
+            num_probes=len(probes),
             num_dropped_answers=num_dropped_answers,
             num_dropped_boundaries=num_dropped,
         )
         if self._scorer is None:
-            return _planned(record, branches, settings)
+            return _planned(record, probes, settings)
         trace_ids = response.prompt_ids + response.response_ids
-        scores = await self._scorer.score(response.request_id, trace_ids, branches)
+        scores = await self._scorer.score(response.request_id, trace_ids, probes)
         return dataclasses.replace(
             record,
             status=SCORED,
-            self_values=state_values(settings, branches, scores, utilities),
+            self_values=state_values(settings, probes, scores, utilities),
             num_probe_tokens=sum(score.num_forward_tokens for score in scores),
             num_recomputed_tokens=sum(score.num_recomputed_tokens for score in scores),
         )
@@ -83,45 +83,44 @@ class ProbeSource:
         ]
 
 
-def _planned(record: CreditRecord, branches: Sequence[Branch], settings: SelfValueConfig) -> CreditRecord:
+def _planned(record: CreditRecord, probes: Sequence[Probe], settings: SelfValueConfig) -> CreditRecord:
     """The record with its probes, for the training engine."""
-    probes = encode(branches)
-    num_tokens = num_probe_tokens(probes)
+    encoded = encode(probes)
+    num_tokens = num_probe_tokens(encoded)
     if not settings.share_prefix:
         # A sequence for each of the closing tokens that are summed.
         num_tokens = sum(
-            (branch.position + len(branch.token_ids) + 1)
-            * min(len(branch.closing_token_ids), settings.max_closing_tokens)
-            for branch in branches
+            (probe.position + len(probe.token_ids) + 1) * min(len(probe.closing_token_ids), settings.max_closing_tokens)
+            for probe in probes
         )
-    return dataclasses.replace(record, probes=probes, num_probe_tokens=num_tokens)
+    return dataclasses.replace(record, probes=encoded, num_probe_tokens=num_tokens)
 
 
 def _drop_long_answers(
-    proposals: Sequence[Proposal], branches: Sequence[Branch], max_tokens: int
-) -> tuple[list[Proposal], list[Branch]]:
+    proposals: Sequence[Proposal], probes: Sequence[Probe], max_tokens: int
+) -> tuple[list[Proposal], list[Probe]]:
     """Leave out answers of more than `max_tokens` tokens."""
-    too_long = {branch.proposal for branch in branches if len(branch.token_ids) - branch.answer_from > max_tokens}
+    too_long = {probe.proposal for probe in probes if len(probe.token_ids) - probe.answer_from > max_tokens}
     kept = [number for number in range(len(proposals)) if number not in too_long]
     renumbered = {number: place for place, number in enumerate(kept)}
     short = [
-        dataclasses.replace(branch, proposal=renumbered[branch.proposal])
-        for branch in branches
-        if branch.proposal in renumbered
+        dataclasses.replace(probe, proposal=renumbered[probe.proposal])
+        for probe in probes
+        if probe.proposal in renumbered
     ]
     return [proposals[number] for number in kept], short
 
 
 def _drop_boundaries(
-    boundaries: list[int], branches: Sequence[Branch], max_length: int
-) -> tuple[list[int], list[Branch], int]:
+    boundaries: list[int], probes: Sequence[Probe], max_length: int
+) -> tuple[list[int], list[Probe], int]:
     """Leave out boundaries at which a probe would not fit; the third result counts them.
 
     Room is needed for the token that ends the answer, and for the one that vLLM insists on generating.
     """
-    too_long = {branch.state for branch in branches if branch.position + len(branch.token_ids) + 2 > max_length}
+    too_long = {probe.state for probe in probes if probe.position + len(probe.token_ids) + 2 > max_length}
     if not too_long:
-        return boundaries, list(branches), 0
+        return boundaries, list(probes), 0
     # Probes grow with the prefix: what does not fit is at the end, and its segments join the last one that does.
     first = min(too_long)
-    return boundaries[:first] + boundaries[-1:], [b for b in branches if b.state < first], len(boundaries) - 1 - first
+    return boundaries[:first] + boundaries[-1:], [b for b in probes if b.state < first], len(boundaries) - 1 - first

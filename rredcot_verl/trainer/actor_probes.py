@@ -16,8 +16,8 @@ from verl.utils import tensordict_utils as tu
 from rredcot_verl.config.blocks import SelfValueConfig
 from rredcot_verl.passes.probe_codec import NO_PROBES, decode
 from rredcot_verl.passes.protocol import PASS, PROBE_LOG_PROBS, PROBES, PROBES_ONLY
-from rredcot_verl.probes.elicitation import Branch
-from rredcot_verl.probes.values import BranchScore, state_values
+from rredcot_verl.probes.elicitation import Probe
+from rredcot_verl.probes.values import ProbeScore, state_values
 from rredcot_verl.sources.record import PLANNED, SCORED, CreditRecord
 from rredcot_verl.trainer.batch import put_rows
 
@@ -73,19 +73,19 @@ def _scored(
 ) -> CreditRecord | None:
     if record is None or record.status != PLANNED:
         return record
-    branches = decode(record.probes)
-    expected = sum(len(branch.token_ids) - branch.scored_from + 1 for branch in branches)
+    probes = decode(record.probes)
+    expected = sum(len(probe.token_ids) - probe.scored_from + 1 for probe in probes)
     if len(log_probs) != expected:
         raise RuntimeError(
             f"a pass gave {len(log_probs)} log-probabilities of the probes of {key}, expected {expected}"
         )
     values = iter(log_probs)
     scores = []
-    for branch in branches:
-        counted = list(itertools.islice(values, len(branch.token_ids) - branch.scored_from))
-        scores.append(BranchScore([0.0] * branch.scored_from + counted, next(values), 0))
+    for probe in probes:
+        counted = list(itertools.islice(values, len(probe.token_ids) - probe.scored_from))
+        scores.append(ProbeScore([0.0] * probe.scored_from + counted, next(values), 0))
     return dataclasses.replace(
-        record, status=SCORED, self_values=state_values(settings, branches, scores, record.utilities)
+        record, status=SCORED, self_values=state_values(settings, probes, scores, record.utilities)
     )
 
 
@@ -116,27 +116,27 @@ class SeparateSequences:
         """Score the rows' probes and store the results where a shared pass would have left them."""
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["input_ids"])
         traces = [row.tolist() for row in data["input_ids"].unbind()]
-        branches = [decode(_encoded(record)) for record in records]
+        probes = [decode(_encoded(record)) for record in records]
         # Made as they are sent: all at once they would be many times the batch.
         sequences = (
-            (*trace[: branch.position], *branch.token_ids, end)
-            for trace, own in zip(traces, branches, strict=True)
-            for branch in own
-            for end in self._ends(branch)
+            (*trace[: probe.position], *probe.token_ids, end)
+            for trace, own in zip(traces, probes, strict=True)
+            for probe in own
+            for end in self._ends(probe)
         )
         log_probs = itertools.chain.from_iterable(self._log_probs(part) for part in self._parts(sequences))
-        rows = [torch.tensor(self._read(own, log_probs) or [0.0]) for own in branches]
+        rows = [torch.tensor(self._read(own, log_probs) or [0.0]) for own in probes]
         put_rows(batch, PROBE_LOG_PROBS, rows)
 
-    def _ends(self, branch: Branch) -> tuple[int, ...]:
-        return branch.closing_token_ids[: self.max_closing_tokens]
+    def _ends(self, probe: Probe) -> tuple[int, ...]:
+        return probe.closing_token_ids[: self.max_closing_tokens]
 
-    def _read(self, branches: Sequence[Branch], log_probs: Iterator[Tensor]) -> list[float]:
+    def _read(self, probes: Sequence[Probe], log_probs: Iterator[Tensor]) -> list[float]:
         values: list[float] = []
-        for branch in branches:
-            rows = list(itertools.islice(log_probs, len(self._ends(branch))))
+        for probe in probes:
+            rows = list(itertools.islice(log_probs, len(self._ends(probe))))
             # Entry i of a sequence is the log-probability of token i + 1; the last one has no meaning.
-            first = branch.position + branch.scored_from - 1
+            first = probe.position + probe.scored_from - 1
             values += rows[0][first:-2].tolist()
             values.append(torch.stack([row[-2] for row in rows]).double().logsumexp(0).item())
         return values

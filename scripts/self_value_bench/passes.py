@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from verl.utils.torch_functional import entropy_from_logits, logprobs_from_logits
 
-from rredcot_verl.cpu.scoring import Branch as ServerBranch
-from rredcot_verl.cpu.scoring import score_branches
+from rredcot_verl.cpu.scoring import Probe as ServerProbe
+from rredcot_verl.cpu.scoring import read_probes as read_on_server
 from rredcot_verl.passes.probe_pack import ProbePack, read_probes
 from rredcot_verl.passes.shared_attention import shared_prefix
-from rredcot_verl.probes.elicitation import Branch
+from rredcot_verl.probes.elicitation import Probe
 from self_value_bench.work import Work, pack_traces
 
 ProbeScores = list[list[float]]
@@ -55,7 +55,7 @@ def update(model: PreTrainedModel, traces: Sequence[Sequence[int]]) -> None:
 def shared(
     model: PreTrainedModel,
     traces: Sequence[Sequence[int]],
-    branches: Sequence[Sequence[Branch]],
+    probes: Sequence[Sequence[Probe]],
     budget: int,
     own: bool,
 ) -> tuple[list[Tensor], ProbeScores]:
@@ -64,14 +64,14 @@ def shared(
     Args:
         model: The policy.
         traces: Token ids of each trace.
-        branches: For each trace its probes, possibly none.
+        probes: For each trace its probes, possibly none.
         budget: Most trace tokens in a pass.
         own: Also the traces' own log-probabilities and entropies.
     """
     log_probs: list[Tensor] = []
     scores: ProbeScores = []
     for group in pack_traces([len(trace) for trace in traces], budget):
-        pack = ProbePack.build([len(traces[trace]) for trace in group], [branches[trace] for trace in group])
+        pack = ProbePack.build([len(traces[trace]) for trace in group], [probes[trace] for trace in group])
         rows = pack.rows(all_trace_rows=own)
         ids = torch.cat([torch.tensor([token for trace in group for token in traces[trace]]), pack.probe_token_ids])
         ids = ids.to(model.device)
@@ -97,30 +97,30 @@ def shared(
 def naive(model: PreTrainedModel, work: Work) -> ProbeScores:
     """Every boundary and answer in a sequence of its own, stock attention, logits of the rows that are read only."""
     scores: ProbeScores = []
-    for trace, branches in zip(work.traces, work.branches, strict=True):
+    for trace, probes in zip(work.traces, work.probes, strict=True):
         scores.append([])
-        for branch in branches:
-            ids = torch.tensor([[*trace[: branch.position], *branch.token_ids]], device=model.device)
-            counted = branch.token_ids[branch.scored_from :]
+        for probe in probes:
+            ids = torch.tensor([[*trace[: probe.position], *probe.token_ids]], device=model.device)
+            counted = probe.token_ids[probe.scored_from :]
             logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(counted) + 1).logits[0].float()
             log_probs = logits.log_softmax(-1)
             read = [log_probs[row, token] for row, token in enumerate(counted)]
-            closing = torch.tensor(branch.closing_token_ids, device=model.device)
+            closing = torch.tensor(probe.closing_token_ids, device=model.device)
             scores[-1] += torch.stack([*read, log_probs[-1, closing].logsumexp(0)]).tolist()
     return scores
 
 
 def server(model: PreTrainedModel, work: Work, max_batch_tokens: int) -> ProbeScores:
-    """The scoring of the embedded CPU rollout server: key-value cache of the traces, branches in batches."""
-    requests = [[ServerBranch(b.position, b.token_ids, b.closing_token_ids) for b in own] for own in work.branches]
-    results = score_branches(model, work.traces, requests, 1.0, max_batch_tokens)
+    """The scoring of the embedded CPU rollout server: key-value cache of the traces, probes in batches."""
+    requests = [[ServerProbe(b.position, b.token_ids, b.closing_token_ids) for b in own] for own in work.probes]
+    results = read_on_server(model, work.traces, requests, 1.0, max_batch_tokens)
     return [
         [
             score
-            for branch, result in zip(branches, own, strict=True)
-            for score in (*result.token_log_probs[branch.scored_from :], result.closing_log_prob)
+            for probe, result in zip(probes, own, strict=True)
+            for score in (*result.token_log_probs[probe.scored_from :], result.closing_log_prob)
         ]
-        for branches, own in zip(work.branches, results, strict=True)
+        for probes, own in zip(work.probes, results, strict=True)
     ]
 
 

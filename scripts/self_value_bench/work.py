@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from rredcot_verl.passes.probe_pack import count_probe_tokens
-from rredcot_verl.probes.elicitation import Branch
+from rredcot_verl.probes.elicitation import Probe
 
 NUM_CLOSING_TOKENS = 64
 
@@ -64,13 +64,13 @@ class Work:
         traces: Prompt and response of each trace, `num_prompt_tokens + length` tokens.
         num_prompt_tokens: Tokens of each prompt.
         boundaries: For each trace the offsets in the response at which probes stand, the first 0.
-        branches: For each trace its probes: one for each boundary and answer.
+        probes: For each trace its probes: one for each boundary and answer.
     """
 
     traces: list[list[int]]
     num_prompt_tokens: int
     boundaries: list[list[int]]
-    branches: list[list[Branch]]
+    probes: list[list[Probe]]
 
     @property
     def length(self) -> int:
@@ -87,7 +87,7 @@ class Work:
             self.traces,
             self.num_prompt_tokens,
             [[own[state] for state in kept] for own in self.boundaries],
-            [[branch for branch in own if branch.state in kept] for own in self.branches],
+            [[probe for probe in own if probe.state in kept] for own in self.probes],
         )
 
 
@@ -114,7 +114,7 @@ def make_work(
     """
     draw = random.Random(seed)
     length = len(traces[0]) - num_prompt_tokens
-    boundaries, branches = [], []
+    boundaries, probes = [], []
     for _ in traces:
         inner = [round(length * (k + draw.uniform(-0.25, 0.25)) / num_segments) for k in range(1, num_segments)]
         opening = tuple(draw.choices(range(vocab_size), k=num_opening_tokens))
@@ -122,9 +122,9 @@ def make_work(
         answers = [(start, *draw.choices(range(vocab_size), k=num_answer_tokens - 1)) for start in starts]
         closing = tuple(draw.sample(range(vocab_size), NUM_CLOSING_TOKENS))
         boundaries.append([0, *inner])
-        branches.append(
+        probes.append(
             [
-                Branch(
+                Probe(
                     state,
                     number,
                     num_prompt_tokens + boundary,
@@ -137,7 +137,7 @@ def make_work(
                 for number, answer in enumerate(answers)
             ]
         )
-    return Work(traces, num_prompt_tokens, boundaries, branches)
+    return Work(traces, num_prompt_tokens, boundaries, probes)
 
 
 def pack_traces(lengths: Sequence[int], budget: int) -> list[range]:
@@ -155,14 +155,14 @@ def forward_tokens(work: Work, num_rollouts: int) -> dict[str, int]:
     """Tokens that go through the model forward, for all traces, by variant.
 
     `naive` computes the whole prefix of every probe. `server` computes a trace once up to its last boundary, and every
-    branch with the token before it. `monte_carlo` is counted with every prefix cached, so a trace once up to its last
+    probe with the token before it. `monte_carlo` is counted with every prefix cached, so a trace once up to its last
     boundary, and from boundary b of a response of `length` tokens `num_rollouts * (length - b)` generated tokens: a
     rollout is as long as what it replaces. `monte_carlo_uncached` computes every rollout's prefix again. `update`
     counts its forward only.
     """
     plain = sum(len(trace) for trace in work.traces)
-    probes = sum(count_probe_tokens(own) for own in work.branches)
-    all_branches = list(itertools.chain.from_iterable(work.branches))
+    probes = sum(count_probe_tokens(own) for own in work.probes)
+    all_probes = list(itertools.chain.from_iterable(work.probes))
     up_to_last = [work.num_prompt_tokens + own[-1] for own in work.boundaries]
     rolled_out = sum(work.length - boundary for own in work.boundaries for boundary in own)
     return {
@@ -172,8 +172,8 @@ def forward_tokens(work: Work, num_rollouts: int) -> dict[str, int]:
         "generation": plain,
         "shared": plain + probes,
         "fused": plain + probes,
-        "naive": sum(branch.position + len(branch.token_ids) for branch in all_branches),
-        "server": sum(last - 1 for last in up_to_last) + sum(len(branch.token_ids) + 1 for branch in all_branches),
+        "naive": sum(probe.position + len(probe.token_ids) for probe in all_probes),
+        "server": sum(last - 1 for last in up_to_last) + sum(len(probe.token_ids) + 1 for probe in all_probes),
         "monte_carlo": sum(up_to_last) + num_rollouts * rolled_out,
         "monte_carlo_uncached": num_rollouts
         * sum(len(trace) * len(own) for trace, own in zip(work.traces, work.boundaries, strict=True)),

@@ -150,7 +150,7 @@ def test_numbers_that_are_no_log_probabilities():
 
     async def generate(*args, **kwargs):
         output = await server.generate(*args, **kwargs)
-        output.extra_fields["branch_log_probs"][1]["closing_log_prob"] = float("nan")
+        output.extra_fields["probe_log_probs"][1]["closing_log_prob"] = float("nan")
         return output
 
     scorer = make_scorer(generate=generate)
@@ -163,8 +163,8 @@ def test_boundaries_that_do_not_fit_the_context_are_dropped_and_counted():
     whole = make_scorer(server=server)
     response = make_response(whole)
     everything = credit(whole, response)
-    branches = server.requests[0]["sampling_params"]["score_branches"]
-    needs = [branch["position"] + len(branch["token_ids"]) + 2 for branch in branches]
+    probes = server.requests[0]["sampling_params"]["read_probes"]
+    needs = [probe["position"] + len(probe["token_ids"]) + 2 for probe in probes]
     # The answer's own opening is short: its probe may need less than the one before.
     for kept in range(1, len(needs)):
         limit = max(needs[:kept])
@@ -184,9 +184,9 @@ def test_the_longest_probe_that_is_sent_to_vllm_leaves_room_to_generate():
     scorer = make_scorer(server=whole)
     response = make_response(scorer)
     credit(scorer, response)
-    branch = whole.requests[0]["sampling_params"]["score_branches"][0]
+    probe = whole.requests[0]["sampling_params"]["read_probes"][0]
     # The token that ends the answer, and the one that vLLM insists on generating.
-    limit = branch["position"] + len(branch["token_ids"]) + 2
+    limit = probe["position"] + len(probe["token_ids"]) + 2
     for max_model_len, status in ((limit - 1, TOO_LONG), (limit, SCORED)):
         server = FakeServer(TableModel(len(byte_level())), max_model_len=max_model_len)
         record = credit(make_scorer(server=server, name="vllm", max_model_len=max_model_len), response)
@@ -238,27 +238,27 @@ def test_an_answer_that_ends_in_a_brace_has_two_probes_a_boundary():
     # itself, the probe is shorter than the habit.
     assert sorted(value > 0.5 for value in first.self_values) == [False] + [True] * (len(first.self_values) - 1)
     # Every value is the sum over all that was sent: utility 1 for both answers.
-    sent = server.requests[0]["sampling_params"]["score_branches"]
+    sent = server.requests[0]["sampling_params"]["read_probes"]
     ids = response.prompt_ids + response.response_ids
     proposals = [Proposal("15", 1.0), Proposal(HALF, 1.0)]
-    kept = cpu.elicitation.branches(
+    kept = cpu.elicitation.probes(
         response.prompt_ids, response.response_ids, first.segment_boundaries, proposals, "boxed", response.answer.start
     )
     by_position: dict[int, float] = {}
-    for branch in sent:
-        prefix = ids[: branch["position"]]
+    for probe in sent:
+        prefix = ids[: probe["position"]]
         start = next(
-            b.scored_from for b in kept if (b.position, list(b.token_ids)) == (len(prefix), branch["token_ids"])
+            b.scored_from for b in kept if (b.position, list(b.token_ids)) == (len(prefix), probe["token_ids"])
         )
-        log_prob = sum(model.sequence(prefix, branch["token_ids"])[start:])
-        log_prob += model.any_of([*prefix, *branch["token_ids"]], branch["closing_token_ids"])
-        by_position[branch["position"]] = by_position.get(branch["position"], 0.0) + math.exp(log_prob)
+        log_prob = sum(model.sequence(prefix, probe["token_ids"])[start:])
+        log_prob += model.any_of([*prefix, *probe["token_ids"]], probe["closing_token_ids"])
+        by_position[probe["position"]] = by_position.get(probe["position"], 0.0) + math.exp(log_prob)
     assert first.self_values == pytest.approx(list(by_position.values()), rel=1e-5)
 
 
 def test_both_probes_of_an_answer_that_is_too_long_are_left_out():
     scorer = make_scorer()
-    whole, *_ = scorer.elicitation.branches(PROMPT, [5, 6], [0, 2], [Proposal(HALF, 1.0)], "boxed", 2)
+    whole, *_ = scorer.elicitation.probes(PROMPT, [5, 6], [0, 2], [Proposal(HALF, 1.0)], "boxed", 2)
     length = len(whole.token_ids) - whole.answer_from
     for limit, dropped in ((length, 0), (length - 1, 1)):
         # Probes that were cut short by their merged end do not slip through.

@@ -21,7 +21,7 @@ from rredcot_verl.config.schema import parse
 from rredcot_verl.core.self_value import geometric_value, joint_value
 from rredcot_verl.passes.hidden_states import project, random_projection
 from rredcot_verl.probes.elicitation import Elicitation
-from rredcot_verl.probes.values import BranchScore, self_values
+from rredcot_verl.probes.values import ProbeScore, self_values
 from rredcot_verl.probes.vocabulary import Vocabulary
 from tests.agent.test_scorer_on_cpu import make_response, make_scorer
 from tests.probes.tiny_tokenizers import byte_level
@@ -72,7 +72,7 @@ def test_probes_are_those_of_sequences_of_their_own(pack_tokens):
     for record in records:
         trace, own, boundaries = work[record.trace]
         assert (record.seconds is None) == (record.temperature == 0.5) and record.num_tokens > 0
-        branches = elicitation.branches(
+        probes = elicitation.probes(
             trace.prompt_ids,
             trace.response_ids,
             boundaries,
@@ -80,22 +80,22 @@ def test_probes_are_those_of_sequences_of_their_own(pack_tokens):
             elicitation.format_for(own),
             own.start if own else len(trace.response_ids),
         )
-        scores = [alone(trace, branch, record.temperature) for branch in branches]
+        scores = [alone(trace, probe, record.temperature) for probe in probes]
         log_probs = torch.tensor(record.log_probs, dtype=torch.float64)
         utilities = torch.tensor(record.utilities, dtype=torch.float64)
-        expected = self_values("joint", branches, scores, record.utilities)
+        expected = self_values("joint", probes, scores, record.utilities)
         assert joint_value(log_probs, utilities).tolist() == pytest.approx(expected.tolist(), abs=1e-5)
-        expected = self_values("geometric", branches, scores, record.utilities)
+        expected = self_values("geometric", probes, scores, record.utilities)
         found = geometric_value(log_probs, utilities, torch.tensor(record.lengths))
         assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-4)
 
 
-def alone(trace, branch, temperature) -> BranchScore:
-    sequence = [*(trace.prompt_ids + trace.response_ids)[: branch.position], *branch.token_ids]
+def alone(trace, probe, temperature) -> ProbeScore:
+    sequence = [*(trace.prompt_ids + trace.response_ids)[: probe.position], *probe.token_ids]
     with torch.no_grad():
         log_probs = (MODEL(torch.tensor([sequence])).logits[0] / temperature).log_softmax(-1)
-    tokens = [log_probs[branch.position + n - 1, token].item() for n, token in enumerate(branch.token_ids)]
-    return BranchScore(tokens, log_probs[-1, list(branch.closing_token_ids)].logsumexp(0).item(), 0)
+    tokens = [log_probs[probe.position + n - 1, token].item() for n, token in enumerate(probe.token_ids)]
+    return ProbeScore(tokens, log_probs[-1, list(probe.closing_token_ids)].logsumexp(0).item(), 0)
 
 
 def test_a_group_without_a_useful_answer_is_not_probed():

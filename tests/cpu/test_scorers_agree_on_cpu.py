@@ -13,7 +13,7 @@ from rredcot_verl.cpu.server import RolloutServer, ServerLimits
 from rredcot_verl.probes.elicitation import Elicitation, Proposal
 from rredcot_verl.probes.values import self_values
 from rredcot_verl.probes.vocabulary import Vocabulary
-from rredcot_verl.servers.client import BranchScorer
+from rredcot_verl.servers.client import ProbeReader
 from tests.passes.table_model import utilities
 from tests.servers.fake_vllm import FakeVLLM
 from tests.tiny_model import build_tiny_model, make_tokenizer
@@ -29,8 +29,8 @@ def setting():
     response = tokenizer.encode("first 12\nthen 42\nAnswer: 42\n")
     proposals = [Proposal("42", 1.0), Proposal("7", 0.0)]
     start = elicitation.read(response).start
-    branches = elicitation.branches(prompt, response, [0, 9, start, len(response)], proposals, "plain", start)
-    return build_tiny_model(), prompt + response, branches, proposals
+    probes = elicitation.probes(prompt, response, [0, 9, start, len(response)], proposals, "plain", start)
+    return build_tiny_model(), prompt + response, probes, proposals
 
 
 class Logits:
@@ -44,7 +44,7 @@ class Logits:
         return (self.model(torch.tensor([prefix])).logits[0, -1] / temperature).log_softmax(-1)
 
 
-def score(model, trace, branches, temperature=1.0):
+def score(model, trace, probes, temperature=1.0):
     """Scores with a fresh server: its dispatcher belongs to one event loop."""
 
     async def run():
@@ -53,39 +53,39 @@ def score(model, trace, branches, temperature=1.0):
         async def generate(request_id, *, prompt_ids, sampling_params):
             return await server.generate(prompt_ids, sampling_params, request_id)
 
-        return await BranchScorer(generate, temperature).score("request", trace, branches)
+        return await ProbeReader(generate, temperature).score("request", trace, probes)
 
     return asyncio.run(run())
 
 
-def score_like_vllm(model, trace, branches, temperature=1.0):
+def score_like_vllm(model, trace, probes, temperature=1.0):
     async def generate(request_id, *, prompt_ids, sampling_params):
         results = await FakeVLLM(Logits(model), block_size=16).score(prompt_ids, sampling_params)
-        return SimpleNamespace(extra_fields={"branch_log_probs": results})
+        return SimpleNamespace(extra_fields={"probe_log_probs": results})
 
-    return asyncio.run(BranchScorer(generate, temperature).score("request", trace, branches))
+    return asyncio.run(ProbeReader(generate, temperature).score("request", trace, probes))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_both_roads_give_the_same_values(setting, temperature):
-    model, trace, branches, proposals = setting
-    at_once = score(model, trace, branches, temperature)
-    one_by_one = score_like_vllm(model, trace, branches, temperature)
-    for branch, ours, theirs in zip(branches, at_once, one_by_one, strict=True):
-        counted = slice(branch.scored_from, None)
+    model, trace, probes, proposals = setting
+    at_once = score(model, trace, probes, temperature)
+    one_by_one = score_like_vllm(model, trace, probes, temperature)
+    for probe, ours, theirs in zip(probes, at_once, one_by_one, strict=True):
+        counted = slice(probe.scored_from, None)
         assert ours.token_log_probs[counted] == pytest.approx(theirs.token_log_probs[counted], abs=1e-4)
         assert ours.closing_log_prob == pytest.approx(theirs.closing_log_prob, abs=1e-4)
     for form in ("joint", "normalized", "geometric"):
-        values = [self_values(form, branches, scores, utilities(proposals)) for scores in (at_once, one_by_one)]
+        values = [self_values(form, probes, scores, utilities(proposals)) for scores in (at_once, one_by_one)]
         torch.testing.assert_close(*values, atol=1e-5, rtol=1e-4)
 
 
 def test_the_temperature_is_applied_before_the_softmax(setting):
-    model, trace, branches, _ = setting
-    branch = branches[-1]
-    hot = score(model, trace, [branch], 2.0)[0]
+    model, trace, probes, _ = setting
+    probe = probes[-1]
+    hot = score(model, trace, [probe], 2.0)[0]
     with torch.no_grad():
-        sequence = torch.tensor([trace[: branch.position] + list(branch.token_ids)])
+        sequence = torch.tensor([trace[: probe.position] + list(probe.token_ids)])
         log_probs = (model(sequence).logits[0] / 2.0).log_softmax(-1)
-    expected = [log_probs[branch.position - 1 + place, token].item() for place, token in enumerate(branch.token_ids)]
+    expected = [log_probs[probe.position - 1 + place, token].item() for place, token in enumerate(probe.token_ids)]
     assert list(hot.token_log_probs) == pytest.approx(expected, abs=1e-4)

@@ -136,7 +136,7 @@ def test_prompt_logprobs_have_the_layout_of_vllm(server, tiny_model):
     assert len(output.token_ids) == 1
 
 
-def random_branches(num_branches, trace):
+def random_probes(num_probes, trace):
     generator = torch.Generator().manual_seed(3)
 
     def draw(low, high, size):
@@ -148,37 +148,37 @@ def random_branches(num_branches, trace):
             "token_ids": draw(2, 100, length),
             "closing_token_ids": draw(2, 100, 3),
         }
-        for length in draw(0, 9, num_branches)
+        for length in draw(0, 9, num_probes)
     ]
 
 
 @pytest.mark.parametrize("temperature", [0.8, 1.0])
 @pytest.mark.parametrize("max_batch_tokens", [1, 128, 100_000])
-def test_branches_equal_their_own_sequences(tiny_model, temperature, max_batch_tokens):
+def test_probes_equal_their_own_sequences(tiny_model, temperature, max_batch_tokens):
     server = RolloutServer(RolloutModel(copy.deepcopy(tiny_model), [EOS], max_batch_tokens), LIMITS)
     trace = torch.randint(2, 100, (60,), generator=torch.Generator().manual_seed(0)).tolist()
-    branches = random_branches(24, trace)
-    # The first and the last token's boundary, and an empty branch at each.
-    branches += [{"position": position, "token_ids": []} for position in (1, len(trace))]
-    (output,) = ask(server, [trace], score_branches=branches, temperature=temperature, max_tokens=1)
-    results = output.extra_fields["branch_log_probs"]
-    assert len(results) == len(branches)
+    probes = random_probes(24, trace)
+    # The first and the last token's boundary, and an empty probe at each.
+    probes += [{"position": position, "token_ids": []} for position in (1, len(trace))]
+    (output,) = ask(server, [trace], read_probes=probes, temperature=temperature, max_tokens=1)
+    results = output.extra_fields["probe_log_probs"]
+    assert len(results) == len(probes)
     worst = 0.0
-    for branch, result in zip(branches, results, strict=True):
-        sequence = trace[: branch["position"]] + branch["token_ids"]
+    for probe, result in zip(probes, results, strict=True):
+        sequence = trace[: probe["position"]] + probe["token_ids"]
         expected, after = own_sequence_log_probs(tiny_model, sequence, temperature)
-        expected = expected[branch["position"] - 1 :]
-        assert len(result["token_log_probs"]) == len(branch["token_ids"])
+        expected = expected[probe["position"] - 1 :]
+        assert len(result["token_log_probs"]) == len(probe["token_ids"])
         differences = [abs(a - b) for a, b in zip(result["token_log_probs"], expected, strict=True)]
-        if branch.get("closing_token_ids"):
-            closing = after[sorted(set(branch["closing_token_ids"]))].logsumexp(dim=-1).item()
+        if probe.get("closing_token_ids"):
+            closing = after[sorted(set(probe["closing_token_ids"]))].logsumexp(dim=-1).item()
             differences.append(abs(result["closing_log_prob"] - closing))
         else:
             assert result["closing_log_prob"] is None
         worst = max([worst, *differences])
     assert worst < 1e-4
-    assert output.extra_fields["num_scored_tokens"] == sum(len(branch["token_ids"]) for branch in branches)
-    assert output.extra_fields["num_cached_tokens"] == sum(branch["position"] - 1 for branch in branches)
+    assert output.extra_fields["num_scored_tokens"] == sum(len(probe["token_ids"]) for probe in probes)
+    assert output.extra_fields["num_cached_tokens"] == sum(probe["position"] - 1 for probe in probes)
     assert output.extra_fields["global_steps"] == 0
 
 
@@ -186,21 +186,21 @@ def test_branches_equal_their_own_sequences(tiny_model, temperature, max_batch_t
 def test_traces_scored_together_equal_traces_scored_alone(tiny_model, max_batch_tokens):
     server = RolloutServer(RolloutModel(copy.deepcopy(tiny_model), [EOS], max_batch_tokens), LIMITS)
     traces = [torch.randint(2, 100, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (7, 40, 1, 23)]
-    branches = [random_branches(6, trace) for trace in traces]
+    probes = [random_probes(6, trace) for trace in traces]
 
     async def together():
         requests = [
-            server.generate(trace, {"score_branches": own, "temperature": 0.9}, str(number))
-            for number, (trace, own) in enumerate(zip(traces, branches, strict=True))
+            server.generate(trace, {"read_probes": own, "temperature": 0.9}, str(number))
+            for number, (trace, own) in enumerate(zip(traces, probes, strict=True))
         ]
         return await asyncio.gather(*requests)
 
-    for trace, own, output in zip(traces, branches, run(together()), strict=True):
-        for branch, result in zip(own, output.extra_fields["branch_log_probs"], strict=True):
-            sequence = trace[: branch["position"]] + branch["token_ids"]
+    for trace, own, output in zip(traces, probes, run(together()), strict=True):
+        for probe, result in zip(own, output.extra_fields["probe_log_probs"], strict=True):
+            sequence = trace[: probe["position"]] + probe["token_ids"]
             expected, after = own_sequence_log_probs(tiny_model, sequence, 0.9)
-            assert result["token_log_probs"] == pytest.approx(expected[branch["position"] - 1 :], abs=1e-4)
-            closing = after[sorted(set(branch["closing_token_ids"]))].logsumexp(dim=-1).item()
+            assert result["token_log_probs"] == pytest.approx(expected[probe["position"] - 1 :], abs=1e-4)
+            closing = after[sorted(set(probe["closing_token_ids"]))].logsumexp(dim=-1).item()
             assert result["closing_log_prob"] == pytest.approx(closing, abs=1e-4)
 
 
@@ -213,26 +213,26 @@ def test_scoring_a_long_trace_in_chunks_changes_nothing(tiny_model):
     expected, _ = own_sequence_log_probs(tiny_model, trace)
     (scored,) = ask(server, [trace], prompt_logprobs=0, max_tokens=1)
     assert [entry[0] for entry in scored.extra_fields["prompt_logprobs"][:-1]] == pytest.approx(expected, abs=1e-4)
-    branches = [{"position": position, "token_ids": trace[position:][:3]} for position in (600, 1, 1097)]
-    (branched,) = ask(server, [trace], score_branches=branches, temperature=1.0)
-    for branch, result in zip(branches, branched.extra_fields["branch_log_probs"], strict=True):
-        start = branch["position"] - 1
+    probes = [{"position": position, "token_ids": trace[position:][:3]} for position in (600, 1, 1097)]
+    (branched,) = ask(server, [trace], read_probes=probes, temperature=1.0)
+    for probe, result in zip(probes, branched.extra_fields["probe_log_probs"], strict=True):
+        start = probe["position"] - 1
         assert result["token_log_probs"] == pytest.approx(expected[start : start + 3], abs=1e-4)
 
 
 def test_scoring_and_generation_share_the_server(server, tiny_model):
     async def gather():
-        branch = {"position": 2, "token_ids": [9]}
+        probe = {"position": 2, "token_ids": [9]}
         return await asyncio.gather(
             server.generate(PROMPTS[0], {"temperature": 0, "max_tokens": 4}, "a"),
-            server.generate(PROMPTS[1], {"score_branches": [branch], "temperature": 1.0}, "b"),
+            server.generate(PROMPTS[1], {"read_probes": [probe], "temperature": 1.0}, "b"),
             server.generate(PROMPTS[0], {"temperature": 0, "max_tokens": 4}, "c"),
         )
 
     first, scored, second = run(gather())
     assert first.token_ids == second.token_ids
     expected, _ = own_sequence_log_probs(tiny_model, [*PROMPTS[1][:2], 9])
-    assert scored.extra_fields["branch_log_probs"][0]["token_log_probs"] == pytest.approx(expected[1:], abs=1e-5)
+    assert scored.extra_fields["probe_log_probs"][0]["token_log_probs"] == pytest.approx(expected[1:], abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -247,12 +247,12 @@ def test_scoring_and_generation_share_the_server(server, tiny_model):
         ({"top_p": 0.0}, "top_p"),
         ({"prompt_logprobs": 2, "max_tokens": 1}, "prompt_logprobs=2"),
         ({"prompt_logprobs": 0, "max_tokens": 5}, "max_tokens=1"),
-        ({"score_branches": [{"position": 0, "token_ids": []}]}, "position"),
-        ({"score_branches": [{"position": 4, "token_ids": []}]}, "position"),
-        ({"score_branches": [{"position": 1, "tokens": []}]}, "token_ids"),
-        ({"score_branches": [{"position": 3, "token_ids": [5] * 510}]}, "512 positions"),
-        ({"score_branches": [], "top_p": 0.5}, "top_p"),
-        ({"score_branches": [{"position": 1, "token_ids": [3]}], "temperature": 0}, "temperature"),
+        ({"read_probes": [{"position": 0, "token_ids": []}]}, "position"),
+        ({"read_probes": [{"position": 4, "token_ids": []}]}, "position"),
+        ({"read_probes": [{"position": 1, "tokens": []}]}, "token_ids"),
+        ({"read_probes": [{"position": 3, "token_ids": [5] * 510}]}, "512 positions"),
+        ({"read_probes": [], "top_p": 0.5}, "top_p"),
+        ({"read_probes": [{"position": 1, "token_ids": [3]}], "temperature": 0}, "temperature"),
     ],
 )
 def test_refuses_by_name_what_it_cannot_do(server, sampling_params, named):

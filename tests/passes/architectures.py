@@ -18,7 +18,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from rredcot_verl.probes.elicitation import Branch
+from rredcot_verl.probes.elicitation import Probe
 
 VOCAB_SIZE = 64
 SHAPE = {
@@ -80,16 +80,16 @@ def build_model(name: str, seed: int = 0) -> PreTrainedModel:
 
 @torch.no_grad()
 def naive_scores(
-    model: PreTrainedModel, trace: Sequence[int], branches: Sequence[Branch], temperature: float
+    model: PreTrainedModel, trace: Sequence[int], probes: Sequence[Probe], temperature: float
 ) -> list[float]:
     """Each probe in a sequence of its own, with the model's own attention; laid out as `read_probes` does."""
     scores = []
-    for branch in branches:
-        ids = torch.tensor([[*trace[: branch.position], *branch.token_ids]])
+    for probe in probes:
+        ids = torch.tensor([[*trace[: probe.position], *probe.token_ids]])
         log_probs = (model(ids).logits[0].float() / temperature).log_softmax(-1)
-        for index in range(branch.scored_from, len(branch.token_ids)):
-            scores.append(log_probs[branch.position + index - 1, branch.token_ids[index]].item())
-        closing = torch.tensor(sorted(set(branch.closing_token_ids)))
+        for index in range(probe.scored_from, len(probe.token_ids)):
+            scores.append(log_probs[probe.position + index - 1, probe.token_ids[index]].item())
+        closing = torch.tensor(sorted(set(probe.closing_token_ids)))
         scores.append(log_probs[-1, closing].logsumexp(0).item())
     return scores
 
@@ -108,7 +108,7 @@ def random_traces(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
     return [torch.randint(VOCAB_SIZE, (length,), generator=generator).tolist() for length in lengths]
 
 
-def random_branches(length: int, num_boundaries: int, seed: int = 0) -> list[Branch]:
+def random_probes(length: int, num_boundaries: int, seed: int = 0) -> list[Probe]:
     """Probes with all that occurs: shared openings, answers that begin others, empty ones, scored openings."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -117,11 +117,11 @@ def random_branches(length: int, num_boundaries: int, seed: int = 0) -> list[Bra
 
     positions = sorted({1, length, *torch.randint(1, length + 1, (num_boundaries,), generator=generator).tolist()})
     opening, answers = draw(3), [draw(4), draw(1), draw(2)]
-    branches = []
+    probes = []
     for state, position in enumerate(positions):
         for number, answer in enumerate(answers):
             tokens = (*opening, *answer)
-            branches.append(Branch(state, number, position, tokens, 3, 3 * (number != 1), draw(3)))
-            branches.append(Branch(state, number, position, tokens[:-1], 3, 3, draw(1)))
-        branches.append(Branch(state, 0, position, (), 0, 0, (1, 1, 2)))
-    return branches
+            probes.append(Probe(state, number, position, tokens, 3, 3 * (number != 1), draw(3)))
+            probes.append(Probe(state, number, position, tokens[:-1], 3, 3, draw(1)))
+        probes.append(Probe(state, 0, position, (), 0, 0, (1, 1, 2)))
+    return probes

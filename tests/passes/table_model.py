@@ -1,4 +1,4 @@
-"""A language model that is a table, and a rollout server of it that scores the branches of traces."""
+"""A language model that is a table, and a rollout server of it that scores the probes of traces."""
 
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -60,15 +60,15 @@ class FakeServer:
             results = await self.engine.score(prompt_ids, sampling_params, self.max_model_len)
         else:
             temperature = sampling_params["temperature"]
-            results = [self._branch(prompt_ids, branch, temperature) for branch in sampling_params["score_branches"]]
-        return SimpleNamespace(extra_fields={"branch_log_probs": results})
+            results = [self._probe(prompt_ids, probe, temperature) for probe in sampling_params["read_probes"]]
+        return SimpleNamespace(extra_fields={"probe_log_probs": results})
 
-    def _branch(self, trace_ids: list[int], branch: dict[str, Any], temperature: float) -> dict[str, Any]:
-        prefix, forced = trace_ids[: branch["position"]], list(branch["token_ids"])
-        assert branch["position"] + len(forced) + 1 <= self.max_model_len
+    def _probe(self, trace_ids: list[int], probe: dict[str, Any], temperature: float) -> dict[str, Any]:
+        prefix, forced = trace_ids[: probe["position"]], list(probe["token_ids"])
+        assert probe["position"] + len(forced) + 1 <= self.max_model_len
         return {
             "token_log_probs": self.model.sequence(prefix, forced, temperature),
-            "closing_log_prob": self.model.any_of([*prefix, *forced], branch["closing_token_ids"], temperature),
+            "closing_log_prob": self.model.any_of([*prefix, *forced], probe["closing_token_ids"], temperature),
         }
 
 

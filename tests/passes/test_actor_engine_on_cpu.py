@@ -20,8 +20,8 @@ from rredcot_verl.passes.protocol import (
     PROBES,
     PROBES_ONLY,
 )
-from rredcot_verl.probes.elicitation import Branch
-from tests.passes.architectures import build_model, naive_scores, random_branches, random_traces
+from rredcot_verl.probes.elicitation import Probe
+from tests.passes.architectures import build_model, naive_scores, random_probes, random_traces
 
 REPOSITORY = Path(__file__).parents[2]
 VERLS = "language_model"
@@ -45,19 +45,19 @@ TOLERANCE = {"atol": 2e-5, "rtol": 1e-5}
 def make_rows(rank: int, with_probes: bool = True):
     """A rank's rows: one without probes, and one of a single token, as verl pads batches with."""
     traces = random_traces([30 + 20 * rank, 12, 1, 40, 25 + 5 * rank, 18], seed=rank)
-    branches = [random_branches(len(trace), 3, seed) if with_probes else [] for seed, trace in enumerate(traces)]
-    branches[1] = branches[2] = []
-    return traces, branches
+    probes = [random_probes(len(trace), 3, seed) if with_probes else [] for seed, trace in enumerate(traces)]
+    probes[1] = probes[2] = []
+    return traces, probes
 
 
 def uneven_rows(rank: int):
     """Short traces with many probes, long ones without any, and a budget that holds one of the latter."""
     traces = random_traces([BUDGET - 10, 8] * (NUM_ROWS // 2), seed=rank)
-    return traces, [random_branches(8, 60, seed) if len(trace) == 8 else [] for seed, trace in enumerate(traces)]
+    return traces, [random_probes(8, 60, seed) if len(trace) == 8 else [] for seed, trace in enumerate(traces)]
 
 
-def as_fields(traces, branches):
-    probes = [torch.tensor(encode(own) if own else NO_PROBES) for own in branches]
+def as_fields(traces, probes):
+    probes = [torch.tensor(encode(own) if own else NO_PROBES) for own in probes]
     return {"input_ids": [torch.tensor(trace) for trace in traces], PROBES: probes}
 
 
@@ -164,8 +164,8 @@ def model():
 
 
 @functools.cache
-def naive(model, trace: tuple[int, ...], branches: tuple[Branch, ...], temperature: float) -> list[float]:
-    return naive_scores(model, trace, branches, temperature) if branches else [0.0]
+def naive(model, trace: tuple[int, ...], probes: tuple[Probe, ...], temperature: float) -> list[float]:
+    return naive_scores(model, trace, probes, temperature) if probes else [0.0]
 
 
 def assert_probes(found, model, rows, temperatures) -> None:
@@ -203,18 +203,18 @@ def test_a_fused_pass_gives_verls_own_numbers(results, name):
 
 def test_half_precision(results, model):
     """bfloat16 has 8 bits: errors of a few hundredths of a nat on average, in verl's two passes as in ours."""
-    for rank, (traces, branches) in zip(results, ROWS, strict=False):
+    for rank, (traces, probes) in zip(results, ROWS, strict=False):
         for field in ("log_probs", "entropy"):
             ours, theirs = (torch.cat([row[:-1] for row in rank[name][field]]) for name in ("fused half", "verl half"))
             assert ours.dtype == theirs.dtype and (ours - theirs).abs().mean() < 0.05
-        probes = torch.cat([row for row in rank["fused half"][PROBE_LOG_PROBS] if len(row) > 1])
+        read = torch.cat([row for row in rank["fused half"][PROBE_LOG_PROBS] if len(row) > 1])
         exact = [
             value
-            for trace, own in zip(traces, branches, strict=True)
+            for trace, own in zip(traces, probes, strict=True)
             if own
             for value in naive(model, tuple(trace), tuple(own), 0.7)
         ]
-        assert (probes - torch.tensor(exact)).abs().mean() < 0.1
+        assert (read - torch.tensor(exact)).abs().mean() < 0.1
 
 
 PROBED = {
@@ -253,8 +253,8 @@ def test_a_pass_for_probes_gives_nothing_else(results, name):
 
 
 def test_logits_are_made_where_they_are_read(results):
-    for rank, (traces, branches) in zip(results, ROWS, strict=False):
-        pack = ProbePack.build([len(trace) for trace in traces], branches)
+    for rank, (traces, probes) in zip(results, ROWS, strict=False):
+        pack = ProbePack.build([len(trace) for trace in traces], probes)
         assert rank["alone"]["num_logits"] == [len(pack.rows(all_trace_rows=False))]
         assert rank["fused"]["num_logits"] == [len(pack.rows(all_trace_rows=True))]
 

@@ -48,21 +48,21 @@ def positions_of(length: int, seed: int) -> list[int]:
 
 def hidden_rows(rank: int, with_positions: bool = True):
     """A rank's rows, two of them with states wanted of a row without probes; one row has none to give."""
-    traces, branches = make_rows(rank)
+    traces, probes = make_rows(rank)
     positions = [positions_of(len(trace), seed) if with_positions else [] for seed, trace in enumerate(traces)]
     positions[4] = []
-    return traces, branches, positions
+    return traces, probes, positions
 
 
-def with_positions(traces, branches, positions):
-    return as_fields(traces, branches) | {HIDDEN_POSITIONS: [torch.tensor(own or [-1]) for own in positions]}
+def with_positions(traces, probes, positions):
+    return as_fields(traces, probes) | {HIDDEN_POSITIONS: [torch.tensor(own or [-1]) for own in positions]}
 
 
-def with_garbage(traces, branches, positions):
+def with_garbage(traces, probes, positions):
     """Other tokens in one row."""
     changed = [list(trace) for trace in traces]
     changed[GARBAGE_ROW] = [(token + 17) % 64 for token in changed[GARBAGE_ROW]]
-    return changed, branches, positions
+    return changed, probes, positions
 
 
 ROWS = [hidden_rows(rank) for rank in range(2)]

@@ -8,33 +8,33 @@ import torch
 
 from rredcot_verl.passes.probe_codec import NO_PROBES, decode, encode, num_probe_tokens
 from rredcot_verl.passes.probe_pack import PrefixTree, ProbePack, count_probe_tokens, read_probes
-from rredcot_verl.probes.elicitation import Branch
-from tests.passes.architectures import random_branches
+from rredcot_verl.probes.elicitation import Probe
+from tests.passes.architectures import random_probes
 
 VOCAB_SIZE = 5
 SEEDS = range(20)
 
 
-def branch(position: int, token_ids: tuple[int, ...] = (), scored_from: int = 0, closing: tuple[int, ...] = (0,)):
-    return Branch(0, 0, position, token_ids, scored_from, scored_from, closing)
+def probe(position: int, token_ids: tuple[int, ...] = (), scored_from: int = 0, closing: tuple[int, ...] = (0,)):
+    return Probe(0, 0, position, token_ids, scored_from, scored_from, closing)
 
 
-def random_case(seed: int) -> tuple[list[int], list[list[Branch]]]:
+def random_case(seed: int) -> tuple[list[int], list[list[Probe]]]:
     """A few traces, some without probes; few distinct tokens, so that probes share what they can."""
     generator = random.Random(seed)
     lengths = [generator.randint(1, 9) for _ in range(generator.randint(1, 4))]
-    branches = []
+    probes = []
     for length in lengths:
         own = []
         for _ in range(generator.choice([0, 1, 6])):
             tokens = tuple(generator.choices(range(VOCAB_SIZE), k=generator.randint(0, 4)))
             closing = tuple(generator.choices(range(VOCAB_SIZE), k=generator.randint(1, 3)))
-            own.append(branch(generator.randint(1, length), tokens, generator.randint(0, len(tokens)), closing))
-        branches.append(own)
-    return lengths, branches
+            own.append(probe(generator.randint(1, length), tokens, generator.randint(0, len(tokens)), closing))
+        probes.append(own)
+    return lengths, probes
 
 
-def nodes_of(pack: ProbePack, trace: int, probe: Branch) -> list[int]:
+def nodes_of(pack: ProbePack, trace: int, probe: Probe) -> list[int]:
     """Where the tokens of a probe stand, found by what they may follow and not by the pack's own bookkeeping."""
     path: list[int] = []
     first, last = pack.probe_starts[trace : trace + 2]
@@ -83,10 +83,10 @@ def test_a_tree_of_nothing():
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_layout(seed):
-    lengths, branches = random_case(seed)
-    pack = ProbePack.build(lengths, branches)
+    lengths, probes = random_case(seed)
+    pack = ProbePack.build(lengths, probes)
     assert pack.num_trace_tokens == sum(lengths)
-    assert pack.num_tokens == sum(lengths) + sum(count_probe_tokens(own) for own in branches)
+    assert pack.num_tokens == sum(lengths) + sum(count_probe_tokens(own) for own in probes)
     assert pack.trace_starts == (0, *itertools.accumulate(lengths))
     for trace, (start, length) in enumerate(zip(pack.trace_starts, lengths, strict=False)):
         span = slice(start, start + length)
@@ -103,14 +103,12 @@ def test_the_layout(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_who_sees_whom(seed, sliding_window):
     """A pair of tokens sees each other as in the plain sequences: trace up to the boundary, then the probe."""
-    lengths, branches = random_case(seed)
-    pack = ProbePack.build(lengths, branches)
+    lengths, probes = random_case(seed)
+    pack = ProbePack.build(lengths, probes)
     expected = torch.zeros(pack.num_tokens, pack.num_tokens, dtype=torch.bool)
     for trace, (start, length) in enumerate(zip(pack.trace_starts, lengths, strict=False)):
         sequences = [list(range(start, start + length))]
-        sequences += [
-            [*range(start, start + probe.position), *nodes_of(pack, trace, probe)] for probe in branches[trace]
-        ]
+        sequences += [[*range(start, start + probe.position), *nodes_of(pack, trace, probe)] for probe in probes[trace]]
         for sequence in sequences:
             for place, query in enumerate(sequence):
                 first = 0 if sliding_window is None else max(0, place - sliding_window + 1)
@@ -121,10 +119,10 @@ def test_who_sees_whom(seed, sliding_window):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_rows_are_the_ones_read(seed):
-    lengths, branches = random_case(seed)
-    pack = ProbePack.build(lengths, branches)
+    lengths, probes = random_case(seed)
+    pack = ProbePack.build(lengths, probes)
     expected = set()
-    for trace, own in enumerate(branches):
+    for trace, own in enumerate(probes):
         for probe, reading in zip(own, pack.readings[trace], strict=True):
             before = [pack.trace_starts[trace] + probe.position - 1, *nodes_of(pack, trace, probe)]
             assert list(reading.rows) == before[probe.scored_from :]
@@ -138,11 +136,11 @@ def test_the_rows_are_the_ones_read(seed):
 def test_positions_outside_the_trace_are_named():
     for position in (0, 4, -1):
         with pytest.raises(ValueError, match=rf"position {position} lies outside its trace of 3 tokens"):
-            ProbePack.build([5, 3], [[branch(5)], [branch(1), branch(position)]])
+            ProbePack.build([5, 3], [[probe(5)], [probe(1), probe(position)]])
 
 
 def test_a_pack_moves_as_a_whole():
-    pack = ProbePack.build([3], [[branch(2, (1, 2))]])
+    pack = ProbePack.build([3], [[probe(2, (1, 2))]])
     moved = pack.to(torch.device("meta"))
     assert {value.device.type for value in vars(moved).values() if isinstance(value, torch.Tensor)} == {"meta"}
     assert moved.readings == pack.readings and moved.trace_starts == pack.trace_starts
@@ -155,14 +153,14 @@ def test_a_pack_moves_as_a_whole():
 @pytest.mark.parametrize("seed", SEEDS)
 def test_reading(seed, all_trace_rows):
     """Logits that depend on the token alone; each probe is read by hand."""
-    lengths, branches = random_case(seed)
-    pack = ProbePack.build(lengths, branches)
+    lengths, probes = random_case(seed)
+    pack = ProbePack.build(lengths, probes)
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(pack.num_tokens, VOCAB_SIZE, generator=generator)
     temperatures = 0.5 + torch.rand(len(lengths), generator=generator)
     rows = pack.rows(all_trace_rows)
     found = read_probes(pack, rows, logits[rows], temperatures)
-    for trace, own in enumerate(branches):
+    for trace, own in enumerate(probes):
         log_probs = (logits.double() / temperatures[trace]).log_softmax(-1)
         expected = []
         for probe in own:
@@ -174,7 +172,7 @@ def test_reading(seed, all_trace_rows):
 
 
 def test_reading_takes_half_precision_logits_apart_in_float32():
-    pack = ProbePack.build([2], [[branch(2, (1,), closing=(0, 2))]])
+    pack = ProbePack.build([2], [[probe(2, (1,), closing=(0, 2))]])
     logits = torch.randn(2, VOCAB_SIZE, generator=torch.Generator().manual_seed(0)).bfloat16()
     rows = pack.rows(all_trace_rows=False)
     half = read_probes(pack, rows, logits, torch.tensor([0.7]))
@@ -192,7 +190,7 @@ def test_reading_nothing():
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_probes_survive_the_way_as_integers(seed):
-    for own in (*random_case(seed)[1], random_branches(7, 2, seed)):
+    for own in (*random_case(seed)[1], random_probes(7, 2, seed)):
         row = encode(own)
         assert all(type(number) is int for number in row)
         assert decode(row) == own
@@ -205,7 +203,7 @@ def test_no_probes():
 
 
 def test_a_row_that_is_cut_off_or_too_long_is_refused():
-    row = encode(random_branches(5, 1))
+    row = encode(random_probes(5, 1))
     for length in range(len(row)):
         with pytest.raises(ValueError, match=f"ends early: {length} integers"):
             decode(row[:length])

@@ -34,7 +34,7 @@ from tests.passes.architectures import (
     build_model,
     naive_scores,
     plain_log_probs,
-    random_branches,
+    random_probes,
     random_traces,
 )
 
@@ -43,9 +43,9 @@ TEMPERATURE = 0.7
 LENGTHS = (1, WINDOW - 2, 40, 23)
 
 
-def run(model, traces, branches, *, fused: bool, temperature: float = TEMPERATURE):
+def run(model, traces, probes, *, fused: bool, temperature: float = TEMPERATURE):
     """The probes' log-probabilities of each trace, and those of the traces' own tokens where they are asked for."""
-    pack = ProbePack.build([len(trace) for trace in traces], branches)
+    pack = ProbePack.build([len(trace) for trace in traces], probes)
     rows = pack.rows(all_trace_rows=fused)
     input_ids = torch.cat([torch.tensor(trace) for trace in traces] + [pack.probe_token_ids]).unsqueeze(0)
     with torch.no_grad(), shared_prefix(model.config) as current:
@@ -70,11 +70,11 @@ def run(model, traces, branches, *, fused: bool, temperature: float = TEMPERATUR
 
 def cases(lengths=LENGTHS, num_boundaries: int = 3):
     traces = random_traces(lengths)
-    return traces, [random_branches(length, num_boundaries, seed) for seed, length in enumerate(lengths)]
+    return traces, [random_probes(length, num_boundaries, seed) for seed, length in enumerate(lengths)]
 
 
-def assert_same(model, traces, branches, found, tolerance: float) -> None:
-    for trace, own, scores in zip(traces, branches, found, strict=True):
+def assert_same(model, traces, probes, found, tolerance: float) -> None:
+    for trace, own, scores in zip(traces, probes, found, strict=True):
         assert scores == pytest.approx(naive_scores(model, trace, own, TEMPERATURE), abs=tolerance)
 
 
@@ -84,13 +84,13 @@ def assert_same(model, traces, branches, found, tolerance: float) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_one_pass_gives_what_a_sequence_a_probe_gives(name):
     model = build_model(name)
-    traces, branches = cases()
+    traces, probes = cases()
     # A trace without probes stands between the others.
-    branches[1] = []
-    alone, nothing = run(model, traces, branches, fused=False)
-    together, own = run(model, traces, branches, fused=True)
+    probes[1] = []
+    alone, nothing = run(model, traces, probes, fused=False)
+    together, own = run(model, traces, probes, fused=True)
     assert nothing is None
-    assert_same(model, traces, branches, alone, 1e-4)
+    assert_same(model, traces, probes, alone, 1e-4)
     for first, second in zip(alone, together, strict=True):
         assert first == pytest.approx(second, abs=1e-4)
     for trace, log_probs in zip(traces, own, strict=True):
@@ -101,11 +101,11 @@ def test_one_pass_gives_what_a_sequence_a_probe_gives(name):
 def test_traces_and_probes_of_many_tiles(name):
     """More probes than a tile holds, traces longer than one, boundaries closer together than the window."""
     model = build_model(name)
-    traces, branches = cases((3 * shared_attention.QUERY_TILE + 5, 30), num_boundaries=25)
-    pack = ProbePack.build([len(trace) for trace in traces], branches)
+    traces, probes = cases((3 * shared_attention.QUERY_TILE + 5, 30), num_boundaries=25)
+    pack = ProbePack.build([len(trace) for trace in traces], probes)
     assert len(pack.probe_token_ids) > 3 * shared_attention.QUERY_TILE
-    scores, own = run(model, traces, branches, fused=True)
-    assert_same(model, traces, branches, scores, 1e-4)
+    scores, own = run(model, traces, probes, fused=True)
+    assert_same(model, traces, probes, scores, 1e-4)
     torch.testing.assert_close(own[0], plain_log_probs(model, traces[0], TEMPERATURE), atol=1e-4, rtol=0)
 
 
@@ -113,10 +113,10 @@ def test_traces_and_probes_of_many_tiles(name):
 def test_half_precision(name):
     """bfloat16 has 8 bits: two ways through 3 layers differ by a few per cent of a nat, with means that agree."""
     model = build_model(name).bfloat16()
-    traces, branches = cases()
-    scores, _ = run(model, traces, branches, fused=True)
+    traces, probes = cases()
+    scores, _ = run(model, traces, probes, fused=True)
     differences = []
-    for trace, own, found in zip(traces, branches, scores, strict=True):
+    for trace, own, found in zip(traces, probes, scores, strict=True):
         expected = naive_scores(model, trace, own, TEMPERATURE)
         differences += [theirs - ours for theirs, ours in zip(expected, found, strict=True)]
     errors = torch.tensor(differences)
@@ -125,30 +125,30 @@ def test_half_precision(name):
 
 def test_adapters_are_part_of_the_policy():
     model = build_model("qwen3-untied")
-    traces, branches = cases()
-    before, _ = run(model, traces, branches, fused=False)
+    traces, probes = cases()
+    before, _ = run(model, traces, probes, fused=False)
     adapted = get_peft_model(copy.deepcopy(model), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     with torch.no_grad():
         for parameter_name, parameter in adapted.named_parameters():
             if "lora_B" in parameter_name:
                 torch.nn.init.normal_(parameter, std=0.2)
-    scores, _ = run(adapted.eval(), traces, branches, fused=False)
-    assert_same(adapted, traces, branches, scores, 1e-4)
+    scores, _ = run(adapted.eval(), traces, probes, fused=False)
+    assert_same(adapted, traces, probes, scores, 1e-4)
     assert scores[2] != pytest.approx(before[2], abs=1e-2)
     with adapted.disable_adapter():
-        without, _ = run(adapted, traces, branches, fused=False)
+        without, _ = run(adapted, traces, probes, fused=False)
     assert without[2] == pytest.approx(before[2], abs=1e-5)
 
 
 def test_no_pass_leaves_a_trace():
     """Neither in the config nor in the numbers: of this model, of another of its kind, of the next pass."""
     model, other = build_model("mistral-sliding"), build_model("mistral-sliding", seed=1)
-    traces, branches = cases()
+    traces, probes = cases()
     plain = [plain_log_probs(model, trace, 1.0) for trace in traces]
-    first, _ = run(model, traces, branches, fused=True)
+    first, _ = run(model, traces, probes, fused=True)
     run(model, *cases((5, 60), 9), fused=False)
-    run(other, traces, branches, fused=True)
-    again, _ = run(model, traces, branches, fused=True)
+    run(other, traces, probes, fused=True)
+    again, _ = run(model, traces, probes, fused=True)
     assert first == again
     assert model.config._attn_implementation == "sdpa"
     for trace, before in zip(traces, plain, strict=True):
@@ -163,8 +163,8 @@ def test_no_pass_leaves_a_trace():
 @pytest.mark.parametrize("lengths", [(1,), (9, 1, 30), (17, 0, 4)])
 def test_the_tiles_are_the_mask(monkeypatch, sliding_window, tile, lengths):
     monkeypatch.setattr(shared_attention, "QUERY_TILE", tile)
-    branches = [random_branches(length, 4, seed) if length else [] for seed, length in enumerate(lengths)]
-    pack = ProbePack.build(lengths, branches)
+    probes = [random_probes(length, 4, seed) if length else [] for seed, length in enumerate(lengths)]
+    pack = ProbePack.build(lengths, probes)
     index = torch.arange(pack.num_tokens)
     found = torch.zeros(pack.num_tokens, pack.num_tokens, dtype=torch.bool)
     times_computed = torch.zeros(pack.num_tokens, dtype=torch.int64)
@@ -179,7 +179,7 @@ def test_the_tiles_are_the_mask(monkeypatch, sliding_window, tile, lengths):
 
 def test_a_window_keeps_the_masks_small():
     """A long trace under a short window: strips, and no mask of trace by trace."""
-    pack = ProbePack.build([4096], [random_branches(4096, 4)])
+    pack = ProbePack.build([4096], [random_probes(4096, 4)])
     masks = [part.mask for part in make_tiles(pack, 64) if part.mask is not None]
     assert sum(mask.numel() for mask in masks) < 4096 * 4 * shared_attention.QUERY_TILE
     assert [part.mask for part in make_tiles(pack, None)][0] is None
@@ -189,8 +189,8 @@ def test_a_window_keeps_the_masks_small():
 @pytest.mark.parametrize("sliding_window", [None, WINDOW])
 def test_the_block_mask_of_the_gpu(sliding_window):
     """FlexAttention, run on CPU with the very mask that a GPU gets, against the tiles."""
-    traces, branches = cases((150, 3, 40), num_boundaries=10)
-    pack = ProbePack.build([len(trace) for trace in traces], branches)
+    traces, probes = cases((150, 3, 40), num_boundaries=10)
+    pack = ProbePack.build([len(trace) for trace in traces], probes)
     assert pack.num_tokens > 2 * 128
     index = torch.arange(pack.num_tokens)
     block_mask = make_block_mask(pack, sliding_window)
@@ -271,9 +271,9 @@ def test_layers_that_attend_their_own_way_are_noticed():
     model = build_model("llama")
     attention = model.model.layers[1].self_attn
     attention.forward = lambda hidden_states, **kwargs: (hidden_states, None)
-    traces, branches = cases()
+    traces, probes = cases()
     with pytest.raises(RuntimeError, match="2 of 3 layers.*self_value.share_prefix=false"):
-        run(model, traces, branches, fused=False)
+        run(model, traces, probes, fused=False)
     assert model.config._attn_implementation == "sdpa"
 
 

@@ -117,14 +117,14 @@ def opened(response: str, boundary_text: str, kind: str = "byte_level", **elicit
     prefix, rest = encode(tokenizer, boundary_text), encode(tokenizer, response.removeprefix(boundary_text))
     ids = prefix + rest
     read = asked.read(ids)
-    branch, *_ = asked.branches(
+    probe, *_ = asked.probes(
         [], ids, [len(prefix), len(ids) + 1], [Proposal(PROGRAM_TEXT, 1.0)], "code", read.start if read else len(ids)
     )
-    assert branch.position == len(prefix)
+    assert probe.position == len(prefix)
     before = tokenizer.decode(prefix)
-    given = tokenizer.decode(prefix + list(branch.token_ids[: branch.scored_from])).removeprefix(before)
-    whole = tokenizer.decode(prefix + list(branch.token_ids)).removeprefix(before)
-    assert all(asked.vocabulary.texts[i].startswith("`") for i in branch.closing_token_ids)
+    given = tokenizer.decode(prefix + list(probe.token_ids[: probe.scored_from])).removeprefix(before)
+    whole = tokenizer.decode(prefix + list(probe.token_ids)).removeprefix(before)
+    assert all(asked.vocabulary.texts[i].startswith("`") for i in probe.closing_token_ids)
     return given, whole.removeprefix(given)
 
 

@@ -22,13 +22,13 @@ def elicitation(kind: str = "byte_level", **block) -> Elicitation:
     return Elicitation(Vocabulary(KINDS[kind]()), parse(block))
 
 
-def probe(asked: Elicitation, prompt: str, response: str, answer: str = "15", name: str = "boxed", boundary=None):
+def probe_of(asked: Elicitation, prompt: str, response: str, answer: str = "15", name: str = "boxed", boundary=None):
     """The probe of the whole answer at a boundary (default: the response's end); ids of prompt and response."""
     tokenizer = asked.vocabulary.tokenizer
     prompt_ids, response_ids = encode(tokenizer, prompt), encode(tokenizer, response)
     boundary = len(response_ids) if boundary is None else boundary
     read = asked.read(response_ids)
-    branches = asked.branches(
+    probes = asked.probes(
         prompt_ids,
         response_ids,
         [boundary, len(response_ids) + 1],
@@ -37,20 +37,20 @@ def probe(asked: Elicitation, prompt: str, response: str, answer: str = "15", na
         # The last boundary of a response is never probed; here it stands for one inside a longer response.
         read.start if read else len(response_ids) + 1,
     )
-    first, *merged = branches
+    first, *merged = probes
     assert len(merged) <= 1
-    for branch in merged:
+    for probe in merged:
         # It differs in the answer's last token and in what ends it, nothing else.
-        changes = {"token_ids": first.token_ids[:-1], "closing_token_ids": branch.closing_token_ids}
-        assert branch == dataclasses.replace(first, **changes)
-        assert not set(branch.closing_token_ids) & {first.token_ids[-1]} and branch.closing_token_ids
+        changes = {"token_ids": first.token_ids[:-1], "closing_token_ids": probe.closing_token_ids}
+        assert probe == dataclasses.replace(first, **changes)
+        assert not set(probe.closing_token_ids) & {first.token_ids[-1]} and probe.closing_token_ids
     return first, prompt_ids, response_ids
 
 
-def texts(tokenizer, branch):
+def texts(tokenizer, probe):
     return (
-        tokenizer.decode(branch.token_ids[: branch.scored_from]),
-        tokenizer.decode(branch.token_ids[branch.scored_from :]),
+        tokenizer.decode(probe.token_ids[: probe.scored_from]),
+        tokenizer.decode(probe.token_ids[probe.scored_from :]),
     )
 
 
@@ -61,10 +61,10 @@ def texts(tokenizer, branch):
 def test_joins_preserve_the_text_and_the_prefix_is_never_encoded_again(kind, name, answer, response):
     asked = elicitation(kind)
     tokenizer = asked.vocabulary.tokenizer
-    branch, prompt_ids, response_ids = probe(asked, PROMPT, response, answer, name)
+    probe, prompt_ids, response_ids = probe_of(asked, PROMPT, response, answer, name)
     prefix = prompt_ids + response_ids
-    assert branch.position == len(prefix)
-    whole = tokenizer.decode(prefix + list(branch.token_ids))
+    assert probe.position == len(prefix)
+    whole = tokenizer.decode(prefix + list(probe.token_ids))
     before = tokenizer.decode(prefix)
     assert whole.startswith(before)
     appended = whole[len(before) :]
@@ -83,9 +83,9 @@ def test_the_prefix_is_taken_as_generated_even_where_encoding_would_give_other_t
     odd = [*encode(tokenizer, "{\\frac{1}{2"), token(tokenizer, "}"), token(tokenizer, "}")]
     assert encode(tokenizer, tokenizer.decode(odd)) != odd
     prompt_ids = encode(tokenizer, PROMPT)
-    branch = asked.branches(prompt_ids, odd, [len(odd), 99], [Proposal("1", 1.0)], "boxed", 99)[0]
-    assert branch.position == len(prompt_ids) + len(odd)
-    assert tokenizer.decode(branch.token_ids) == "\n\nThe final answer is \\boxed{1"
+    probe = asked.probes(prompt_ids, odd, [len(odd), 99], [Proposal("1", 1.0)], "boxed", 99)[0]
+    assert probe.position == len(prompt_ids) + len(odd)
+    assert tokenizer.decode(probe.token_ids) == "\n\nThe final answer is \\boxed{1"
 
 
 @pytest.mark.parametrize(
@@ -102,16 +102,16 @@ def test_the_prefix_is_taken_as_generated_even_where_encoding_would_give_other_t
 )
 def test_an_open_thinking_block_is_closed(prompt, response, opening):
     asked = elicitation()
-    branch, _, _ = probe(asked, prompt, response)
-    assert asked.vocabulary.tokenizer.decode(branch.token_ids) == opening + "15"
+    probe, _, _ = probe_of(asked, prompt, response)
+    assert asked.vocabulary.tokenizer.decode(probe.token_ids) == opening + "15"
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, PROMPT.rstrip()])
 def test_at_the_start_of_a_response_no_newline_is_due(prompt):
     asked = elicitation()
-    branch, prompt_ids, _ = probe(asked, prompt, "so 3.", boundary=0)
-    assert branch.position == len(prompt_ids)
-    assert asked.vocabulary.tokenizer.decode(branch.token_ids) == "The final answer is \\boxed{15"
+    probe, prompt_ids, _ = probe_of(asked, prompt, "so 3.", boundary=0)
+    assert probe.position == len(prompt_ids)
+    assert asked.vocabulary.tokenizer.decode(probe.token_ids) == "The final answer is \\boxed{15"
 
 
 def test_thinking_is_judged_at_each_boundary_not_at_the_end():
@@ -122,15 +122,15 @@ def test_thinking_is_judged_at_each_boundary_not_at_the_end():
     assert asked.think_end(response_ids) == close + 1
     assert asked.think_end(response_ids[:close]) == close
     boundaries = [0, close, close + 1, len(response_ids)]
-    found = asked.branches(encode(tokenizer, PROMPT), response_ids, boundaries, [Proposal("1", 1.0)], "plain", 99)
+    found = asked.probes(encode(tokenizer, PROMPT), response_ids, boundaries, [Proposal("1", 1.0)], "plain", 99)
     assert ["</think>" in tokenizer.decode(b.token_ids) for b in found] == [False, True, False]
     assert [b.state for b in found] == [0, 1, 2]
 
 
 def test_a_tokenizer_without_thinking_tokens():
     asked = Elicitation(Vocabulary(byte_level(thinking=False)), parse({}))
-    branch, _, response_ids = probe(asked, PROMPT + THINK, "so 3")
-    assert "</think>" not in asked.vocabulary.tokenizer.decode(branch.token_ids)
+    probe, _, response_ids = probe_of(asked, PROMPT + THINK, "so 3")
+    assert "</think>" not in asked.vocabulary.tokenizer.decode(probe.token_ids)
     assert asked.think_end(response_ids) == len(response_ids)
 
 
@@ -145,8 +145,8 @@ def test_a_tokenizer_without_thinking_tokens():
 def test_where_the_response_opens_its_answer_the_probe_uses_the_same_words(name, response, marker):
     asked = elicitation()
     start = asked.read(encode(asked.vocabulary.tokenizer, response)).start
-    branch, _, _ = probe(asked, PROMPT, response, name=name, boundary=start)
-    assert asked.vocabulary.tokenizer.decode(branch.token_ids) == marker
+    probe, _, _ = probe_of(asked, PROMPT, response, name=name, boundary=start)
+    assert asked.vocabulary.tokenizer.decode(probe.token_ids) == marker
 
 
 def test_the_answer_is_read_with_its_format_and_first_token():
@@ -163,23 +163,23 @@ def test_the_answer_is_read_with_its_format_and_first_token():
 @pytest.mark.parametrize("name", ["boxed", "hash", "plain"])
 def test_only_the_answer_counts_unless_the_opening_is_scored_too(kind, name):
     asked = elicitation(kind)
-    branch, _, _ = probe(asked, PROMPT, "so 3.", name=name)
-    given, counted = texts(asked.vocabulary.tokenizer, branch)
+    probe, _, _ = probe_of(asked, PROMPT, "so 3.", name=name)
+    given, counted = texts(asked.vocabulary.tokenizer, probe)
     # What merges with the answer's first token counts; for these answers that is a space at most.
     assert counted.strip() == "15" and "15" not in given
-    assert branch.answer_from == branch.scored_from
+    assert probe.answer_from == probe.scored_from
     scored = elicitation(kind, self_value={"score_opening": True})
-    other, _, _ = probe(scored, PROMPT, "so 3.", name=name)
+    other, _, _ = probe_of(scored, PROMPT, "so 3.", name=name)
     # The answer starts where it starts, whatever counts.
-    assert other.scored_from == 0 and other == dataclasses.replace(branch, scored_from=0)
+    assert other.scored_from == 0 and other == dataclasses.replace(probe, scored_from=0)
 
 
 def test_an_opening_that_merges_with_the_answer_counts_from_the_merged_token():
     asked = elicitation()
     tokenizer = asked.vocabulary.tokenizer
     assert "{\\" in tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-    branch, _, _ = probe(asked, PROMPT, "so 3.", answer="\\frac{1}{2}")
-    given, counted = texts(tokenizer, branch)
+    probe, _, _ = probe_of(asked, PROMPT, "so 3.", answer="\\frac{1}{2}")
+    given, counted = texts(tokenizer, probe)
     assert given.endswith("\\boxed") and counted == "{\\frac{1}{2}"
 
 
@@ -188,13 +188,13 @@ def test_an_opening_that_merges_with_the_answer_counts_from_the_merged_token():
 def test_every_token_that_starts_with_the_closing_text_ends_an_answer(kind, name, ends):
     asked = elicitation(kind)
     tokenizer = asked.vocabulary.tokenizer
-    branch, _, _ = probe(asked, PROMPT, "so 3.", name=name)
-    found = {tokenizer.decode([i]) for i in branch.closing_token_ids}
+    probe, _, _ = probe_of(asked, PROMPT, "so 3.", name=name)
+    found = {tokenizer.decode([i]) for i in probe.closing_token_ids}
     expected = {text for text in (tokenizer.decode([i]) for i in range(len(tokenizer))) if text.startswith(ends)}
     if name != "boxed":
         expected |= {tokenizer.decode([i]) for i in asked.vocabulary.end_of_sequence_ids()}
     assert found == expected
-    assert len(set(branch.closing_token_ids)) == len(branch.closing_token_ids)
+    assert len(set(probe.closing_token_ids)) == len(probe.closing_token_ids)
     if kind == "byte_level" and name == "boxed":
         assert {"}", "}.\n"} <= found
 
@@ -202,12 +202,12 @@ def test_every_token_that_starts_with_the_closing_text_ends_an_answer(kind, name
 def test_closing_tokens_seen_in_responses_come_first():
     asked = elicitation()
     tokenizer = asked.vocabulary.tokenizer
-    before = probe(asked, PROMPT, "so 3.")[0].closing_token_ids
+    before = probe_of(asked, PROMPT, "so 3.")[0].closing_token_ids
     assert tokenizer.decode([before[0]]) == "}"
     for _ in range(2):
         asked.read(encode(tokenizer, "\\boxed{15}.\n"))
     asked.read([*encode(tokenizer, "\\boxed{15"), token(tokenizer, "}")])
-    after = probe(asked, PROMPT, "so 3.")[0].closing_token_ids
+    after = probe_of(asked, PROMPT, "so 3.")[0].closing_token_ids
     assert [tokenizer.decode([i]) for i in after[:2]] == ["}.\n", "}"]
     assert sorted(after) == sorted(before)
 
@@ -217,26 +217,26 @@ def ids_starting_with(tokenizer, start: str) -> list[int]:
 
 
 def test_an_answer_that_ends_in_a_brace_counts_as_the_model_writes_it():
-    """The probability of `\\boxed{\\frac{1}{2}}` as the tokenizer writes it must be part of some branch."""
+    """The probability of `\\boxed{\\frac{1}{2}}` as the tokenizer writes it must be part of some probe."""
     asked = elicitation()
     tokenizer = asked.vocabulary.tokenizer
     natural = encode(tokenizer, "\n\nThe final answer is \\boxed{\\frac{1}{2}}")
     assert tokenizer.decode(natural[-1:]) == "}}"
     ids = encode(tokenizer, "so 3.")
-    branches = asked.branches(
+    probes = asked.probes(
         encode(tokenizer, PROMPT), ids, [0, len(ids), 99], [Proposal("\\frac{1}{2}", 1.0)], "boxed", 99
     )
-    assert [branch.state for branch in branches] == [0, 0, 1, 1]
-    ways = [(*branch.token_ids, end) for branch in branches[2:] for end in branch.closing_token_ids]
+    assert [probe.state for probe in probes] == [0, 0, 1, 1]
+    ways = [(*probe.token_ids, end) for probe in probes[2:] for end in probe.closing_token_ids]
     assert tuple(natural) in ways
     # Each way to write it counts once, and each writes the answer and its end.
     assert len(set(ways)) == len(ways)
     assert all(tokenizer.decode(way).startswith(tokenizer.decode(natural)) for way in ways)
-    assert [sorted(branch.closing_token_ids) for branch in branches] == [
+    assert [sorted(probe.closing_token_ids) for probe in probes] == [
         ids_starting_with(tokenizer, "}"),
         ids_starting_with(tokenizer, "}}"),
     ] * 2
-    assert len(branches[1].closing_token_ids) > 1
+    assert len(probes[1].closing_token_ids) > 1
 
 
 @pytest.mark.parametrize("backend", SCORING_BACKENDS)
@@ -251,18 +251,18 @@ def test_the_probability_of_an_answer_that_ends_in_a_brace_is_the_full_one(backe
     model = TableModel(len(tokenizer), habit=natural)
     prompt_ids, ids = encode(tokenizer, PROMPT), encode(tokenizer, "First, so 3.")
     proposals = [Proposal(answer, 1.0), Proposal("15", 0.5)]
-    # The second answer comes first in the list, but it has one branch a boundary only.
-    branches = asked.branches(prompt_ids, ids, [1, len(ids), 99], proposals[::-1], "boxed", 99)
-    assert [(branch.state, branch.proposal) for branch in branches] == [(0, 0), (0, 1), (0, 1), (1, 0), (1, 1), (1, 1)]
+    # The second answer comes first in the list, but it has one probe a boundary only.
+    probes = asked.probes(prompt_ids, ids, [1, len(ids), 99], proposals[::-1], "boxed", 99)
+    assert [(probe.state, probe.proposal) for probe in probes] == [(0, 0), (0, 1), (0, 1), (1, 0), (1, 1), (1, 1)]
     scorer = make_scorer(backend, FakeServer(model).generate, asked.config.self_value, 1.0)
-    scores = asyncio.run(scorer.score("request-1", prompt_ids + ids, branches))
+    scores = asyncio.run(scorer.score("request-1", prompt_ids + ids, probes))
 
     def probability(prefix: list[int], forced: list[int], start: int, ends: str) -> float:
         closing = model.any_of([*prefix, *forced], ids_starting_with(tokenizer, ends))
         return math.exp(sum(model.sequence(prefix, forced)[start:]) + closing)
 
     for form in ("joint", "geometric"):
-        found = self_values(form, branches, scores, utilities(proposals[::-1]))
+        found = self_values(form, probes, scores, utilities(proposals[::-1]))
         for value, boundary in zip(found.tolist(), (1, len(ids)), strict=True):
             prefix = prompt_ids + ids[:boundary]
             whole = encode(tokenizer, opening + answer)
@@ -284,19 +284,19 @@ def test_the_probability_of_an_answer_that_ends_in_a_brace_is_the_full_one(backe
 
 
 @pytest.mark.parametrize("kind, name, answer", [("byte_level", "boxed", "15"), ("byte_level", "plain", "\\frac{1}{2}")])
-def test_an_answer_that_no_token_joins_to_its_end_has_one_branch(kind, name, answer):
+def test_an_answer_that_no_token_joins_to_its_end_has_one_probe(kind, name, answer):
     asked = elicitation(kind)
     prompt_ids = encode(asked.vocabulary.tokenizer, PROMPT)
-    assert len(asked.branches(prompt_ids, [], [0, 9], [Proposal(answer, 1.0)], name, 9)) == 1
+    assert len(asked.probes(prompt_ids, [], [0, 9], [Proposal(answer, 1.0)], name, 9)) == 1
 
 
 def test_merged_closing_tokens_seen_in_responses_come_first_too():
     asked = elicitation()
     tokenizer = asked.vocabulary.tokenizer
-    rare = asked.branches([], [], [0, 9], [Proposal("\\frac{1}{2}", 1.0)], "boxed", 9)[1].closing_token_ids[-1]
+    rare = asked.probes([], [], [0, 9], [Proposal("\\frac{1}{2}", 1.0)], "boxed", 9)[1].closing_token_ids[-1]
     for _ in range(2):
         asked.read([*encode(tokenizer, "\\boxed{\\frac{1}{2"), rare])
-    again = asked.branches([], [], [0, 9], [Proposal("\\frac{1}{2}", 1.0)], "boxed", 9)
+    again = asked.probes([], [], [0, 9], [Proposal("\\frac{1}{2}", 1.0)], "boxed", 9)
     assert again[0].closing_token_ids[0] == rare
     assert again[1].closing_token_ids[0] == rare
 
@@ -314,10 +314,10 @@ def test_whether_an_answer_can_be_written_is_known_before(kind, answer, expected
     asked = elicitation(kind)
     assert {asked.can_append(answer, name) for name in asked.formats} == {expected}
     if expected:
-        probe(asked, PROMPT, "so 3.", answer=answer)
+        probe_of(asked, PROMPT, "so 3.", answer=answer)
     else:
         with pytest.raises(JoinError, match=f"cannot continue a prefix with .*{answer}"):
-            probe(asked, PROMPT, "so 3.", answer=answer)
+            probe_of(asked, PROMPT, "so 3.", answer=answer)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -332,8 +332,8 @@ def test_an_answer_that_can_be_written_can_be_written_at_every_boundary(kind, an
             ids = encode(tokenizer, response)
             for start in (len(ids), 99):
                 proposals = [Proposal(answer, 1.0)]
-                branch = asked.branches(encode(tokenizer, PROMPT), ids, [len(ids), 99], proposals, name, start)[0]
-                assert tokenizer.decode(ids + list(branch.token_ids)).endswith(answer)
+                probe = asked.probes(encode(tokenizer, PROMPT), ids, [len(ids), 99], proposals, name, start)[0]
+                assert tokenizer.decode(ids + list(probe.token_ids)).endswith(answer)
 
 
 def test_an_opening_that_cannot_be_appended_is_refused_at_the_start():
@@ -344,8 +344,8 @@ def test_an_opening_that_cannot_be_appended_is_refused_at_the_start():
     assert issubclass(JoinError, ValueError)
     # Where no thinking block is ever open, nothing is in the way.
     asked = Elicitation(vocabulary, parse({"elicitation": {"think_close": "</reasoning>"}}))
-    branch, _, _ = probe(asked, PROMPT + THINK, "so 3")
-    assert vocabulary.tokenizer.decode(branch.token_ids).endswith("\\boxed{15")
+    probe, _, _ = probe_of(asked, PROMPT + THINK, "so 3")
+    assert vocabulary.tokenizer.decode(probe.token_ids).endswith("\\boxed{15")
 
 
 @pytest.mark.parametrize("opening", ["\n\n日本: ", "日本: "])
@@ -365,12 +365,12 @@ def test_format_to_ask_in():
     assert asked.format_for(None) == "hash"
 
 
-def test_one_branch_for_each_boundary_and_answer_in_order():
+def test_one_probe_for_each_boundary_and_answer_in_order():
     asked = elicitation()
     tokenizer = asked.vocabulary.tokenizer
     prompt_ids, ids = encode(tokenizer, PROMPT), encode(tokenizer, "First, 12 + 3 = 15.\n")
     proposals = [Proposal("15", 1.0), Proposal("16", 0.0)]
-    found = asked.branches(prompt_ids, ids, [0, 3, len(ids)], proposals, "boxed", len(ids))
+    found = asked.probes(prompt_ids, ids, [0, 3, len(ids)], proposals, "boxed", len(ids))
     assert [(b.state, b.proposal) for b in found] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert [b.position - len(prompt_ids) for b in found] == [0, 0, 3, 3]
 
@@ -379,9 +379,9 @@ def test_a_custom_format():
     custom = {"format": "custom", "opening": "\nResult: ", "pattern": r"Result: ([^;\n]+)", "closing": [";"]}
     asked = elicitation(elicitation=custom)
     tokenizer = asked.vocabulary.tokenizer
-    branch, _, _ = probe(asked, PROMPT, "so 3.", name="custom")
-    assert tokenizer.decode(branch.token_ids) == "\nResult: 15"
-    ends = {tokenizer.decode([i]) for i in branch.closing_token_ids}
+    probe, _, _ = probe_of(asked, PROMPT, "so 3.", name="custom")
+    assert tokenizer.decode(probe.token_ids) == "\nResult: 15"
+    ends = {tokenizer.decode([i]) for i in probe.closing_token_ids}
     assert ";" in ends and "<|im_end|>" in ends and "}" not in ends
 
 

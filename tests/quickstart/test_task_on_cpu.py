@@ -268,9 +268,9 @@ def test_one_packed_pass_equals_one_sequence_per_elicited_answer(tokenizer):
     with torch.no_grad():
         packed = model(**inputs).logits
         for row, example in enumerate(examples):
-            ids, branch = torch.tensor(example["input_ids"]), torch.tensor(example["branch"])
-            for index in range(int(branch.max()) + 1):
-                own = (branch == index).nonzero()[:, 0]
+            ids, probe = torch.tensor(example["input_ids"]), torch.tensor(example["probe"])
+            for index in range(int(probe.max()) + 1):
+                own = (probe == index).nonzero()[:, 0]
                 fork = example["fork"][own[0]] if index else 0
                 alone = model(input_ids=torch.cat([ids[:fork], ids[own]])[None]).logits[0, fork:]
                 torch.testing.assert_close(packed[row, own], alone, atol=1e-5, rtol=1e-4)

@@ -204,11 +204,11 @@ def test_probes_open_and_close_as_the_warm_start_teaches(tokenizer):
         opening, program = probe
         boundary = len(sum(lines[:number], []))
         boundaries = [boundary, len(response)] if boundary == 0 else [0, boundary, len(response)]
-        branches = elicitation.branches([1], response, boundaries, [Proposal(program, 1.0)], "code", read.start)
-        branch = branches[-1]
-        assert tokenizer.decode(branch.token_ids) == opening + program
-        assert branch.answer_from == len(tokenizer.encode(opening))
-        assert tokenizer.encode(language.FENCE)[0] in branch.closing_token_ids
+        probes = elicitation.probes([1], response, boundaries, [Proposal(program, 1.0)], "code", read.start)
+        probe = probes[-1]
+        assert tokenizer.decode(probe.token_ids) == opening + program
+        assert probe.answer_from == len(tokenizer.encode(opening))
+        assert tokenizer.encode(language.FENCE)[0] in probe.closing_token_ids
         num_checked += 1
     assert num_checked == 2 * len(problem.operations) + 2
 
@@ -272,10 +272,10 @@ def test_one_packed_pass_equals_one_sequence_per_elicited_program(tokenizer):
     with torch.no_grad():
         packed = model(**{key: batch[key] for key in ("input_ids", "position_ids", "attention_mask")}).logits
         for row, example in enumerate(examples):
-            ids, branch = torch.tensor(example["input_ids"]), torch.tensor(example["branch"])
-            assert int(branch.max()) == 4
+            ids, probe = torch.tensor(example["input_ids"]), torch.tensor(example["probe"])
+            assert int(probe.max()) == 4
             for index in range(5):
-                own = (branch == index).nonzero()[:, 0]
+                own = (probe == index).nonzero()[:, 0]
                 fork = example["fork"][own[0]] if index else 0
                 alone = model(input_ids=torch.cat([ids[:fork], ids[own]])[None]).logits[0, fork:]
                 torch.testing.assert_close(packed[row, own], alone, atol=1e-5, rtol=1e-4)

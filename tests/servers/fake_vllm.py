@@ -9,7 +9,7 @@ import torch
 
 from rredcot_verl.servers import vllm_tree
 from rredcot_verl.servers.vllm_forced import EXTRA_ARG
-from rredcot_verl.servers.vllm_requests import ScorePlaces, parse_score_request, score_branches
+from rredcot_verl.servers.vllm_requests import ScorePlaces, parse_score_request, read_probes
 from rredcot_verl.servers.vllm_rows import ForcedRequest, replace_rows
 
 
@@ -88,7 +88,7 @@ class FakeVLLM:
         score_places: ScorePlaces = vllm_tree.score_places,
         vocab_size: int = 10**6,
     ) -> list[dict[str, Any]]:
-        """What our server does with a request that holds `score_branches`."""
-        branches = parse_score_request(sampling_params, len(trace_ids), max_model_len, vocab_size)
+        """What our server does with a request that holds `read_probes`."""
+        probes = parse_score_request(sampling_params, len(trace_ids), max_model_len, vocab_size)
         temperature = sampling_params.get("temperature", 1.0)
-        return await score_branches(score_places, self.send, trace_ids, branches, temperature, self.block_size)
+        return await read_probes(score_places, self.send, trace_ids, probes, temperature, self.block_size)

@@ -9,41 +9,41 @@ import torch
 
 from rredcot_verl.config.blocks import SelfValueConfig
 from rredcot_verl.config.schema import parse
-from rredcot_verl.probes.elicitation import Branch, Proposal
-from rredcot_verl.probes.values import BranchScore, self_values
-from rredcot_verl.servers.client import SCORING_BACKENDS, BranchScorer, ScoringTimeout, make_scorer
+from rredcot_verl.probes.elicitation import Probe, Proposal
+from rredcot_verl.probes.values import ProbeScore, self_values
+from rredcot_verl.servers.client import SCORING_BACKENDS, ProbeReader, ScoringTimeout, make_scorer
 from tests.passes.table_model import FakeServer, TableModel, utilities
 
 MODEL = TableModel(vocab_size=12)
 TRACE = [3, 1, 4, 1, 5, 9, 2, 6]
 CLOSING = (7, 8, 11)
 BRANCHES = [
-    Branch(state=0, proposal=0, position=2, token_ids=(10, 4), answer_from=1, scored_from=1, closing_token_ids=CLOSING),
-    Branch(
+    Probe(state=0, proposal=0, position=2, token_ids=(10, 4), answer_from=1, scored_from=1, closing_token_ids=CLOSING),
+    Probe(
         state=0, proposal=1, position=2, token_ids=(10, 5, 5), answer_from=1, scored_from=1, closing_token_ids=CLOSING
     ),
-    Branch(state=1, proposal=0, position=6, token_ids=(4,), answer_from=0, scored_from=0, closing_token_ids=CLOSING),
-    Branch(state=1, proposal=1, position=6, token_ids=(5, 5), answer_from=0, scored_from=0, closing_token_ids=CLOSING),
+    Probe(state=1, proposal=0, position=6, token_ids=(4,), answer_from=0, scored_from=0, closing_token_ids=CLOSING),
+    Probe(state=1, proposal=1, position=6, token_ids=(5, 5), answer_from=0, scored_from=0, closing_token_ids=CLOSING),
 ]
 PROPOSALS = [Proposal("4", 1.0), Proposal("55", 0.5)]
 
 
-def score(scorer, branches=BRANCHES):
-    return asyncio.run(scorer.score("request-1", TRACE, branches))
+def score(scorer, probes=BRANCHES):
+    return asyncio.run(scorer.score("request-1", TRACE, probes))
 
 
-def directly(branch: Branch, temperature: float = 1.0) -> tuple[list[float], float]:
-    prefix = TRACE[: branch.position]
-    forced = list(branch.token_ids)
+def directly(probe: Probe, temperature: float = 1.0) -> tuple[list[float], float]:
+    prefix = TRACE[: probe.position]
+    forced = list(probe.token_ids)
     return (
         MODEL.sequence(prefix, forced, temperature),
         MODEL.any_of([*prefix, *forced], list(CLOSING), temperature),
     )
 
 
-def counted(branch: Branch, log_probs) -> list[float]:
+def counted(probe: Probe, log_probs) -> list[float]:
     """What comes before the first scored token is given, and may hold anything."""
-    return list(log_probs)[branch.scored_from :]
+    return list(log_probs)[probe.scored_from :]
 
 
 @pytest.mark.parametrize("block_size", [0, 1, 3, 4, 16])
@@ -52,43 +52,43 @@ def counted(branch: Branch, log_probs) -> list[float]:
 def test_scores_equal_direct_computation(block_size, generated, temperature):
     """Whatever the server, and whatever its cache holds: also the probed answers themselves."""
     server = FakeServer(MODEL, block_size, generated)
-    found = score(BranchScorer(server.generate, temperature))
-    for branch, result in zip(BRANCHES, found, strict=True):
-        tokens, closing = directly(branch, temperature)
-        assert counted(branch, result.token_log_probs) == pytest.approx(counted(branch, tokens), abs=1e-12)
+    found = score(ProbeReader(server.generate, temperature))
+    for probe, result in zip(BRANCHES, found, strict=True):
+        tokens, closing = directly(probe, temperature)
+        assert counted(probe, result.token_log_probs) == pytest.approx(counted(probe, tokens), abs=1e-12)
         assert result.closing_log_prob == pytest.approx(closing, abs=1e-12)
 
 
 def test_one_request_a_trace_to_the_server_that_holds_it():
     server = FakeServer(MODEL)
-    found = score(BranchScorer(server.generate, 0.7))
+    found = score(ProbeReader(server.generate, 0.7))
     (request,) = server.requests
     assert request["request_id"] == "request-1" and request["prompt_ids"] == TRACE
     assert request["sampling_params"]["temperature"] == 0.7
-    for branch, sent in zip(BRANCHES, request["sampling_params"]["score_branches"], strict=True):
+    for probe, sent in zip(BRANCHES, request["sampling_params"]["read_probes"], strict=True):
         assert sent == {
-            "position": branch.position,
-            "token_ids": list(branch.token_ids),
-            "scored_from": branch.scored_from,
-            "closing_token_ids": branch.closing_token_ids,
+            "position": probe.position,
+            "token_ids": list(probe.token_ids),
+            "scored_from": probe.scored_from,
+            "closing_token_ids": probe.closing_token_ids,
         }
-    # A server that counts nothing computes the branches and nothing else.
+    # A server that counts nothing computes the probes and nothing else.
     assert [(each.num_forward_tokens, each.num_recomputed_tokens) for each in found] == [(2, 0), (3, 0), (1, 0), (2, 0)]
 
 
-def test_the_closing_tokens_that_branches_share_are_sent_once():
+def test_the_closing_tokens_that_probes_share_are_sent_once():
     server = FakeServer(MODEL)
-    score(BranchScorer(server.generate, 1.0))
-    sent = server.requests[0]["sampling_params"]["score_branches"]
-    assert all(branch["closing_token_ids"] is CLOSING for branch in sent)
+    score(ProbeReader(server.generate, 1.0))
+    sent = server.requests[0]["sampling_params"]["read_probes"]
+    assert all(probe["closing_token_ids"] is CLOSING for probe in sent)
 
 
 def test_computed_tokens_are_counted():
     whole = FakeServer(MODEL, block_size=2, generated=TRACE)
-    found = score(BranchScorer(whole.generate, 1.0))
+    found = score(ProbeReader(whole.generate, 1.0))
     assert sum(result.num_recomputed_tokens for result in found) == 0
     lost = FakeServer(MODEL, block_size=2)
-    found = score(BranchScorer(lost.generate, 1.0))
+    found = score(ProbeReader(lost.generate, 1.0))
     # The longest prefix was computed once, for all: six tokens, of which a request that ends there computes two anyway.
     assert [result.num_recomputed_tokens for result in found] == [0, 0, 4, 0]
 
@@ -132,16 +132,16 @@ def test_waiting_for_a_turn_is_no_part_of_a_requests_time():
 
 def test_answers_that_do_not_fit_the_question_are_refused():
     async def fewer(**kwargs):
-        return SimpleNamespace(extra_fields={"branch_log_probs": []})
+        return SimpleNamespace(extra_fields={"probe_log_probs": []})
 
     with pytest.raises(RuntimeError, match="scored 0 of 4 probes"):
-        score(BranchScorer(fewer, 1.0))
+        score(ProbeReader(fewer, 1.0))
 
     async def another_server(**kwargs):
         return SimpleNamespace(extra_fields={})
 
     with pytest.raises(RuntimeError, match="generated instead of scoring"):
-        score(BranchScorer(another_server, 1.0))
+        score(ProbeReader(another_server, 1.0))
 
 
 @pytest.mark.parametrize("change", [-1, 1])
@@ -150,7 +150,7 @@ def test_a_list_of_another_length_is_refused(change):
 
     async def generate(*args, **kwargs):
         output = await server.generate(*args, **kwargs)
-        for result in output.extra_fields["branch_log_probs"][1:2]:
+        for result in output.extra_fields["probe_log_probs"][1:2]:
             given = result["token_log_probs"]
             result["token_log_probs"] = given[:change] if change < 0 else [*given, -1.0]
         return output
@@ -163,10 +163,10 @@ def test_values_from_scores_by_hand():
     half, tenth = math.log(0.5), math.log(0.1)
     scores = [
         # What comes before `scored_from` is given and does not count.
-        BranchScore([-50.0, half], half, 2),
-        BranchScore([-50.0, tenth, 0.0], half, 3),
-        BranchScore([0.0], half, 1),
-        BranchScore([half, half], 0.0, 2),
+        ProbeScore([-50.0, half], half, 2),
+        ProbeScore([-50.0, tenth, 0.0], half, 3),
+        ProbeScore([0.0], half, 1),
+        ProbeScore([half, half], 0.0, 2),
     ]
     assert self_values("joint", BRANCHES, scores, utilities(PROPOSALS)).tolist() == pytest.approx(
         [0.275, 0.625], abs=1e-6
@@ -183,13 +183,13 @@ def test_values_from_scores_by_hand():
 
 
 def test_joint_from_both_servers_is_the_probability_of_the_texts():
-    scores = score(BranchScorer(FakeServer(MODEL).generate, 1.0))
+    scores = score(ProbeReader(FakeServer(MODEL).generate, 1.0))
     expected = []
     for first in (0, 2):
         total = 0.0
-        for branch, proposal in zip(BRANCHES[first : first + 2], PROPOSALS, strict=True):
-            tokens, closing = directly(branch)
-            total += proposal.utility * math.exp(sum(tokens[branch.scored_from :]) + closing)
+        for probe, proposal in zip(BRANCHES[first : first + 2], PROPOSALS, strict=True):
+            tokens, closing = directly(probe)
+            total += proposal.utility * math.exp(sum(tokens[probe.scored_from :]) + closing)
         expected.append(total)
     assert self_values("joint", BRANCHES, scores, utilities(PROPOSALS)).tolist() == pytest.approx(expected, abs=1e-7)
 
@@ -198,58 +198,54 @@ def test_joint_from_both_servers_is_the_probability_of_the_texts():
 @pytest.mark.parametrize("place", ["token", "closing"])
 @pytest.mark.parametrize("form", ["joint", "normalized", "geometric"])
 def test_numbers_that_are_no_log_probabilities_are_refused(bad, place, form):
-    good = BranchScore([-1.0], -1.0, 1)
-    faulty = BranchScore([bad], -1.0, 1) if place == "token" else BranchScore([-1.0], bad, 1)
-    branches = [Branch(0, 0, 2, (4,), 0, 0, CLOSING), Branch(0, 1, 2, (5,), 0, 0, CLOSING)]
+    good = ProbeScore([-1.0], -1.0, 1)
+    faulty = ProbeScore([bad], -1.0, 1) if place == "token" else ProbeScore([-1.0], bad, 1)
+    probes = [Probe(0, 0, 2, (4,), 0, 0, CLOSING), Probe(0, 1, 2, (5,), 0, 0, CLOSING)]
     with pytest.raises(ValueError, match="log-probabilities"):
-        self_values(form, branches, [good, faulty], utilities(PROPOSALS))
+        self_values(form, probes, [good, faulty], utilities(PROPOSALS))
 
 
 def test_impossible_tokens_give_value_zero():
-    branches = [Branch(0, 0, 2, (4,), 0, 0, CLOSING)]
-    scores = [BranchScore([-math.inf], -1.0, 1)]
-    assert self_values("joint", branches, scores, utilities(PROPOSALS[:1])).tolist() == [0.0]
+    probes = [Probe(0, 0, 2, (4,), 0, 0, CLOSING)]
+    scores = [ProbeScore([-math.inf], -1.0, 1)]
+    assert self_values("joint", probes, scores, utilities(PROPOSALS[:1])).tolist() == [0.0]
     # Rounding above log 1 is no fault.
-    scores = [BranchScore([0.0], 1e-7, 1)]
-    assert torch.equal(self_values("joint", branches, scores, utilities(PROPOSALS[:1])), torch.ones(1))
+    scores = [ProbeScore([0.0], 1e-7, 1)]
+    assert torch.equal(self_values("joint", probes, scores, utilities(PROPOSALS[:1])), torch.ones(1))
 
 
-def test_the_two_branches_of_an_answer_add_up():
+def test_the_two_probes_of_an_answer_add_up():
     half, tenth = math.log(0.5), math.log(0.1)
-    branches = [
-        Branch(0, 0, 2, (10, 4, 5), 1, 1, CLOSING),
+    probes = [
+        Probe(0, 0, 2, (10, 4, 5), 1, 1, CLOSING),
         # The same answer where the closing token holds its last token too.
-        Branch(0, 0, 2, (10, 4), 1, 1, (9,)),
-        Branch(0, 1, 2, (10, 6), 1, 1, CLOSING),
-        Branch(1, 0, 6, (4, 5), 0, 0, CLOSING),
-        Branch(1, 0, 6, (4,), 0, 0, (9,)),
-        Branch(1, 1, 6, (6,), 0, 0, CLOSING),
+        Probe(0, 0, 2, (10, 4), 1, 1, (9,)),
+        Probe(0, 1, 2, (10, 6), 1, 1, CLOSING),
+        Probe(1, 0, 6, (4, 5), 0, 0, CLOSING),
+        Probe(1, 0, 6, (4,), 0, 0, (9,)),
+        Probe(1, 1, 6, (6,), 0, 0, CLOSING),
     ]
     never = -math.inf
     scores = [
-        BranchScore([-50.0, half, half], half, 3),  # 0.125
-        BranchScore([-50.0, half], tenth, 2),  # 0.05
-        BranchScore([-50.0, tenth], 0.0, 2),  # 0.1
-        BranchScore([half, never], never, 2),  # 0
-        BranchScore([half], half, 1),  # 0.25
-        BranchScore([half], half, 1),  # 0.25
+        ProbeScore([-50.0, half, half], half, 3),  # 0.125
+        ProbeScore([-50.0, half], tenth, 2),  # 0.05
+        ProbeScore([-50.0, tenth], 0.0, 2),  # 0.1
+        ProbeScore([half, never], never, 2),  # 0
+        ProbeScore([half], half, 1),  # 0.25
+        ProbeScore([half], half, 1),  # 0.25
     ]
     expected = [0.175 + 0.5 * 0.1, 0.25 + 0.5 * 0.25]
-    assert self_values("joint", branches, scores, utilities(PROPOSALS)).tolist() == pytest.approx(expected, abs=1e-6)
+    assert self_values("joint", probes, scores, utilities(PROPOSALS)).tolist() == pytest.approx(expected, abs=1e-6)
     expected = [(0.175 + 0.05) / 0.275, (0.25 + 0.125) / 0.5]
-    assert self_values("normalized", branches, scores, utilities(PROPOSALS)).tolist() == pytest.approx(
-        expected, abs=1e-6
-    )
-    # The root is that of the longer branch: two tokens and the end.
+    assert self_values("normalized", probes, scores, utilities(PROPOSALS)).tolist() == pytest.approx(expected, abs=1e-6)
+    # The root is that of the longer probe: two tokens and the end.
     expected = [0.175 ** (1 / 3), 0.25 ** (1 / 3)]
-    assert self_values("geometric", branches, scores, utilities(PROPOSALS)).tolist() == pytest.approx(
-        expected, abs=1e-6
-    )
+    assert self_values("geometric", probes, scores, utilities(PROPOSALS)).tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_scorers_by_backend():
     generate = FakeServer(MODEL).generate
     for name in SCORING_BACKENDS:
-        assert isinstance(make_scorer(name, generate, SelfValueConfig(), 1.0), BranchScorer)
+        assert isinstance(make_scorer(name, generate, SelfValueConfig(), 1.0), ProbeReader)
     with pytest.raises(ValueError, match="rollout.name='trtllm' cannot score probes.*rredcot_cpu.*vllm.*sglang"):
         make_scorer("trtllm", generate, SelfValueConfig(), 1.0)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from rredcot_verl.servers.sglang_requests import branch_request, parse_score_request, read_answer, score_branches
+from rredcot_verl.servers.sglang_requests import parse_score_request, probe_request, read_answer, read_probes
 from tests.passes.table_model import TableModel
 
 VOCAB_SIZE = 20
@@ -111,13 +111,13 @@ def _shared(first: list[int], second: list[int]) -> int:
     return length
 
 
-def _score(manager: FakeTokenizerManager, trace: list[int], branches: list[dict[str, Any]], num_slots: int = 128):
+def _score(manager: FakeTokenizerManager, trace: list[int], probes: list[dict[str, Any]], num_slots: int = 128):
     async def send(fields):
         return await manager.generate_request(FakeGenerateReqInput(**fields), None).__anext__()
 
     async def run():
-        parsed = parse_score_request({"score_branches": branches}, len(trace))
-        return await score_branches(send, trace, parsed, asyncio.Semaphore(num_slots))
+        parsed = parse_score_request({"read_probes": probes}, len(trace))
+        return await read_probes(send, trace, parsed, asyncio.Semaphore(num_slots))
 
     return asyncio.run(run())
 
@@ -132,11 +132,11 @@ BRANCHES = [
 ]
 
 
-def _expected(model: TableModel, branch: dict[str, Any]) -> tuple[list[float], float | None]:
-    prefix, tokens = TRACE[: branch["position"]], branch["token_ids"]
-    scored_from = branch.get("scored_from", 0)
+def _expected(model: TableModel, probe: dict[str, Any]) -> tuple[list[float], float | None]:
+    prefix, tokens = TRACE[: probe["position"]], probe["token_ids"]
+    scored_from = probe.get("scored_from", 0)
     scored = model.sequence([*prefix, *tokens[:scored_from]], tokens[scored_from:])
-    closing = sorted(set(branch.get("closing_token_ids", [])))
+    closing = sorted(set(probe.get("closing_token_ids", [])))
     return [0.0] * scored_from + scored, model.any_of([*prefix, *tokens], closing) if closing else None
 
 
@@ -145,15 +145,15 @@ def test_scores_are_the_models_own_whatever_the_cache_holds(cached):
     model = TableModel(VOCAB_SIZE)
     results = _score(FakeTokenizerManager(model, cached), TRACE, BRANCHES)
     assert len(results) == len(BRANCHES)
-    for branch, result in zip(BRANCHES, results, strict=True):
-        token_log_probs, closing = _expected(model, branch)
+    for probe, result in zip(BRANCHES, results, strict=True):
+        token_log_probs, closing = _expected(model, probe)
         assert result["token_log_probs"] == pytest.approx(token_log_probs, abs=1e-12)
         assert result["closing_log_prob"] == (None if closing is None else pytest.approx(closing, abs=1e-12))
 
 
 def test_the_position_before_the_first_scored_token_is_where_reading_starts():
-    branches = parse_score_request({"score_branches": BRANCHES}, len(TRACE))
-    requests = [branch_request(TRACE, branch) for branch in branches]
+    probes = parse_score_request({"read_probes": BRANCHES}, len(TRACE))
+    requests = [probe_request(TRACE, probe) for probe in probes]
     assert [request["logprob_start_len"] for request in requests] == [1, 9, 5, 0, 3]
     assert requests[1]["input_ids"] == [*TRACE, 7, 8, 9]
     assert requests[1]["token_ids_logprob"] == [6, 5]
@@ -179,9 +179,9 @@ def test_what_the_cache_lost_of_a_trace_is_computed_once():
 
 
 def test_a_probe_that_was_asked_before_is_computed_from_its_first_scored_token():
-    branch = {"position": 3, "token_ids": [7, 8, 9], "closing_token_ids": [5], "scored_from": 1}
+    probe = {"position": 3, "token_ids": [7, 8, 9], "closing_token_ids": [5], "scored_from": 1}
     model = TableModel(VOCAB_SIZE)
-    first, again = _score(FakeTokenizerManager(model, (TRACE,)), TRACE, [branch, branch])
+    first, again = _score(FakeTokenizerManager(model, (TRACE,)), TRACE, [probe, probe])
     assert again["token_log_probs"] == first["token_log_probs"]
     assert (first["num_forward_tokens"], again["num_forward_tokens"]) == (3, 3)
     assert first["num_recomputed_tokens"] == again["num_recomputed_tokens"] == 0
@@ -223,14 +223,14 @@ def test_an_answer_in_another_layout_is_refused(edit, error, message):
 
 
 def test_impossible_closings_have_no_probability():
-    branch = parse_score_request({"score_branches": BRANCHES[3:4]}, len(TRACE))[0]
+    probe = parse_score_request({"read_probes": BRANCHES[3:4]}, len(TRACE))[0]
     minus_infinity = float("-inf")
     meta_info = {
         "cached_tokens": 0,
         "input_token_logprobs": [(None, 3, None)],
         "output_token_ids_logprobs": [[(minus_infinity, 4, None), (minus_infinity, 10, None)]],
     }
-    assert read_answer(branch, {"meta_info": meta_info})["closing_log_prob"] == minus_infinity
+    assert read_answer(probe, {"meta_info": meta_info})["closing_log_prob"] == minus_infinity
 
 
 @pytest.mark.parametrize(
@@ -242,16 +242,16 @@ def test_impossible_closings_have_no_probability():
         ({"token": [1]}, "must have position, token_ids"),
     ],
 )
-def test_a_bad_branch_is_refused(changes, message):
+def test_a_bad_probe_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        parse_score_request({"score_branches": [{**BRANCHES[0], **changes}]}, len(TRACE))
+        parse_score_request({"read_probes": [{**BRANCHES[0], **changes}]}, len(TRACE))
 
 
 def test_bad_parameters_are_refused():
-    with pytest.raises(ValueError, match="at temperature 1, score_branches got 0.6"):
-        parse_score_request({"score_branches": BRANCHES, "temperature": 0.6}, len(TRACE))
+    with pytest.raises(ValueError, match="at temperature 1, read_probes got 0.6"):
+        parse_score_request({"read_probes": BRANCHES, "temperature": 0.6}, len(TRACE))
     with pytest.raises(ValueError, match="takes temperature and max_tokens beside it, got top_p"):
-        parse_score_request({"score_branches": BRANCHES, "top_p": 0.9}, len(TRACE))
+        parse_score_request({"read_probes": BRANCHES, "top_p": 0.9}, len(TRACE))
     with pytest.raises(ValueError, match="longer than the model's context"):
         _score(FakeTokenizerManager(TableModel(VOCAB_SIZE), context_len=5), TRACE, BRANCHES)
 
@@ -337,11 +337,11 @@ def check_server() -> None:
     manager = FakeTokenizerManager(model, (TRACE,))
     server = _make_server(ScoringSGLangHttpServer, manager)
     asyncio.run(server.set_global_steps(7))
-    output = asyncio.run(server.generate(TRACE, {"score_branches": BRANCHES, "temperature": 1.0}, request_id="r"))
+    output = asyncio.run(server.generate(TRACE, {"read_probes": BRANCHES, "temperature": 1.0}, request_id="r"))
     assert (output.token_ids, output.extra_fields["global_steps"]) == ([], 7)
-    results = output.extra_fields["branch_log_probs"]
-    for branch, result in zip(BRANCHES, results, strict=True):
-        token_log_probs, closing = _expected(model, branch)
+    results = output.extra_fields["probe_log_probs"]
+    for probe, result in zip(BRANCHES, results, strict=True):
+        token_log_probs, closing = _expected(model, probe)
         assert result["token_log_probs"] == pytest.approx(token_log_probs, abs=1e-12)
         assert result["closing_log_prob"] == (None if closing is None else pytest.approx(closing, abs=1e-12))
     assert all(request.rid is None and request.lora_path is None for request in manager.requests)
@@ -360,13 +360,13 @@ def check_server() -> None:
 
     manager = FakeTokenizerManager(model)
     server = _make_server(ScoringSGLangHttpServer, manager, lora_rank=8)
-    asyncio.run(server.generate(TRACE, {"score_branches": BRANCHES}, request_id="r"))
+    asyncio.run(server.generate(TRACE, {"read_probes": BRANCHES}, request_id="r"))
     assert {request.lora_path for request in manager.requests} == {SGLANG_LORA_NAME}
     with pytest.raises(ValueError, match="takes text only, got image_data"):
-        asyncio.run(server.generate(TRACE, {"score_branches": BRANCHES}, request_id="r", image_data=[object()]))
+        asyncio.run(server.generate(TRACE, {"read_probes": BRANCHES}, request_id="r", image_data=[object()]))
     server._disaggregation_role = "prefill"
     with pytest.raises(ValueError, match="prefills and decodes"):
-        asyncio.run(server.generate(TRACE, {"score_branches": BRANCHES}, request_id="r"))
+        asyncio.run(server.generate(TRACE, {"read_probes": BRANCHES}, request_id="r"))
 
     replica = ScoringSGLangReplica(0, server.config, server.model_config)
     assert issubclass(replica.server_class.__ray_metadata__.modified_class, ScoringSGLangHttpServer)

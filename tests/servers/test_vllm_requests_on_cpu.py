@@ -29,15 +29,15 @@ WAYS = [vllm_tree.score_places, vllm_forced.score_places]
 both_ways = pytest.mark.parametrize("way", WAYS, ids=["tree", "forced"])
 
 
-def score(engine, branches=BRANCHES, way=vllm_tree.score_places, temperature=1.0, max_model_len=10**6):
-    params = {"score_branches": branches, "temperature": temperature}
+def score(engine, probes=BRANCHES, way=vllm_tree.score_places, temperature=1.0, max_model_len=10**6):
+    params = {"read_probes": probes, "temperature": temperature}
     return asyncio.run(engine.score(TRACE, params, max_model_len, way))
 
 
-def directly(branch, temperature=1.0, model=MODEL):
-    prefix, forced = TRACE[: branch["position"]], list(branch["token_ids"])
-    tokens = model.sequence(prefix, forced, temperature)[branch["scored_from"] :]
-    return tokens, model.any_of([*prefix, *forced], list(branch["closing_token_ids"]), temperature)
+def directly(probe, temperature=1.0, model=MODEL):
+    prefix, forced = TRACE[: probe["position"]], list(probe["token_ids"])
+    tokens = model.sequence(prefix, forced, temperature)[probe["scored_from"] :]
+    return tokens, model.any_of([*prefix, *forced], list(probe["closing_token_ids"]), temperature)
 
 
 @both_ways
@@ -45,20 +45,20 @@ def directly(branch, temperature=1.0, model=MODEL):
 @pytest.mark.parametrize("generated", [[], TRACE, [*TRACE[:9], 10, 4, 5, 7, 7]])
 @pytest.mark.parametrize("scored_from", [0, 1, 2])
 def test_scores_equal_direct_computation(way, temperature, generated, scored_from):
-    branches = [branch | {"scored_from": scored_from} for branch in BRANCHES]
-    found = score(FakeVLLM(MODEL, 4, generated), branches, way, temperature)
-    for branch, result in zip(branches, found, strict=True):
-        tokens, closing = directly(branch, temperature)
+    probes = [probe | {"scored_from": scored_from} for probe in BRANCHES]
+    found = score(FakeVLLM(MODEL, 4, generated), probes, way, temperature)
+    for probe, result in zip(probes, found, strict=True):
+        tokens, closing = directly(probe, temperature)
         assert result["token_log_probs"] == pytest.approx([0.0] * scored_from + tokens, abs=1e-9)
         assert result["closing_log_prob"] == pytest.approx(closing, abs=1e-9)
 
 
 @both_ways
-def test_branches_of_one_answer_may_be_scored_from_different_tokens(way):
-    branches = [branch | {"scored_from": 2 if index % 3 else 0} for index, branch in enumerate(BRANCHES)]
-    for branch, result in zip(branches, score(FakeVLLM(MODEL), branches, way), strict=True):
-        tokens, closing = directly(branch)
-        assert result["token_log_probs"][branch["scored_from"] :] == pytest.approx(tokens, abs=1e-9)
+def test_probes_of_one_answer_may_be_scored_from_different_tokens(way):
+    probes = [probe | {"scored_from": 2 if index % 3 else 0} for index, probe in enumerate(BRANCHES)]
+    for probe, result in zip(probes, score(FakeVLLM(MODEL), probes, way), strict=True):
+        tokens, closing = directly(probe)
+        assert result["token_log_probs"][probe["scored_from"] :] == pytest.approx(tokens, abs=1e-9)
         assert result["closing_log_prob"] == pytest.approx(closing, abs=1e-9)
 
 
@@ -91,8 +91,8 @@ def test_what_is_asked_of_vllm_does_not_depend_on_how_the_rollout_samples():
 
 
 def test_answers_that_begin_with_another_ride_along():
-    branches = parse_score_request({"score_branches": BRANCHES}, 12, 100, 12)
-    assert [(path.position, path.start, path.token_ids) for path in paths_of(branches)] == [
+    probes = parse_score_request({"read_probes": BRANCHES}, 12, 100, 12)
+    assert [(path.position, path.start, path.token_ids) for path in paths_of(probes)] == [
         (4, 1, (10, 4, 6, 6)),
         (9, 1, (10, 4, 6, 6)),
         (4, 1, (10, 4, 5)),
@@ -108,10 +108,10 @@ def test_answers_that_begin_with_another_ride_along():
 @pytest.mark.parametrize("num_lists", [1, 2, 3, 5])
 def test_more_closings_at_a_place_than_a_path_sums(num_lists):
     lists = [tuple(range(start, start + 3)) for start in range(num_lists)]
-    branches = [{"position": 5, "token_ids": (4,), "scored_from": 0, "closing_token_ids": ids} for ids in lists]
+    probes = [{"position": 5, "token_ids": (4,), "scored_from": 0, "closing_token_ids": ids} for ids in lists]
     engine = FakeVLLM(MODEL)
-    for branch, result in zip(branches, score(engine, branches, vllm_forced.score_places), strict=True):
-        assert result["closing_log_prob"] == pytest.approx(directly(branch)[1], abs=1e-9)
+    for probe, result in zip(probes, score(engine, probes, vllm_forced.score_places), strict=True):
+        assert result["closing_log_prob"] == pytest.approx(directly(probe)[1], abs=1e-9)
     assert len(engine.requests) == (num_lists + 1) // 2
 
 
@@ -154,19 +154,19 @@ def test_an_answer_read_at_the_wrong_step_is_noticed():
         def _log_probs(self, context, output_ids, fields):
             return super()._log_probs(context, output_ids[:-1], fields)
 
-    branch = {"position": 5, "token_ids": (4, 4), "scored_from": 0, "closing_token_ids": CLOSING}
+    probe = {"position": 5, "token_ids": (4, 4), "scored_from": 0, "closing_token_ids": CLOSING}
     assert NUM_CHANNELS == 4
     with pytest.raises(RuntimeError, match="was forced"):
-        score(Late(MODEL), [branch], vllm_forced.score_places)
+        score(Late(MODEL), [probe], vllm_forced.score_places)
 
 
 def test_computed_tokens_are_counted_once():
     found = score(FakeVLLM(MODEL, 4, TRACE), way=vllm_forced.score_places)
-    # Two paths of four and of three tokens begin at the place that the first branch reads first.
+    # Two paths of four and of three tokens begin at the place that the first probe reads first.
     assert [result["num_forward_tokens"] for result in found] == [4 + 3, 0, 0] * 2
     assert [result["num_recomputed_tokens"] for result in found] == [0] * 6
     found = score(FakeVLLM(MODEL, 4, TRACE))
-    # Places "10" and "10 4" belong to the first branch, which has a third one; the second has none of its own.
+    # Places "10" and "10 4" belong to the first probe, which has a third one; the second has none of its own.
     assert [result["num_forward_tokens"] for result in found] == [1 + 2 + 3, 0, 3 + 4] * 2
     assert [result["num_recomputed_tokens"] for result in found] == [0] * 6
 
@@ -185,33 +185,33 @@ def test_what_the_cache_lost_of_a_trace_is_computed_once(way):
 def test_closing_tokens_beyond_one_request_give_a_lower_bound(num_closing):
     model = TableModel(vocab_size=500)
     closing = tuple(range(100, 100 + num_closing))
-    branch = {"position": 3, "token_ids": (5,), "scored_from": 0, "closing_token_ids": closing}
+    probe = {"position": 3, "token_ids": (5,), "scored_from": 0, "closing_token_ids": closing}
     engine = FakeVLLM(model)
-    (result,) = score(engine, [branch])
+    (result,) = score(engine, [probe])
     assert len(engine.requests) == 2
     kept = list(closing[:MAX_TOKEN_IDS])
     assert result["closing_log_prob"] == pytest.approx(model.any_of([*TRACE[:3], 5], kept), abs=1e-12)
-    (result,) = score(FakeVLLM(model), [branch], vllm_forced.score_places)
+    (result,) = score(FakeVLLM(model), [probe], vllm_forced.score_places)
     assert result["closing_log_prob"] == pytest.approx(model.any_of([*TRACE[:3], 5], list(closing)), abs=1e-9)
 
 
-def test_closing_tokens_of_several_branches_at_a_place_share_its_room():
+def test_closing_tokens_of_several_probes_at_a_place_share_its_room():
     first, second = tuple(range(100, 400)), tuple(range(390, 490))
     place = (3, (5,))
-    branches = [
+    probes = [
         {"position": 3, "token_ids": [5], "closing_token_ids": first},
         {"position": 3, "token_ids": [5], "closing_token_ids": second},
         {"position": 3, "token_ids": [5, 9], "closing_token_ids": (1,)},
     ]
-    wanted = places_of(parse_score_request({"score_branches": branches}, 12, 100, 500))[place].wanted()
-    # What a branch has next is never left out; then the likeliest of each list in turn.
+    wanted = places_of(parse_score_request({"read_probes": probes}, 12, 100, 500))[place].wanted()
+    # What a probe has next is never left out; then the likeliest of each list in turn.
     assert wanted[:5] == [9, 100, 390, 101, 391] and len(wanted) == MAX_TOKEN_IDS
 
 
 @both_ways
-def test_a_branch_may_have_no_tokens_or_no_closings(way):
-    branches = [{"position": 5, "token_ids": [], "closing_token_ids": CLOSING}, {"position": 5, "token_ids": [4]}]
-    first, second = score(FakeVLLM(MODEL), branches, way)
+def test_a_probe_may_have_no_tokens_or_no_closings(way):
+    probes = [{"position": 5, "token_ids": [], "closing_token_ids": CLOSING}, {"position": 5, "token_ids": [4]}]
+    first, second = score(FakeVLLM(MODEL), probes, way)
     assert first["token_log_probs"] == [] and second["closing_log_prob"] is None
     assert first["closing_log_prob"] == pytest.approx(MODEL.any_of(TRACE[:5], list(CLOSING)), abs=1e-9)
     assert second["token_log_probs"] == pytest.approx(MODEL.sequence(TRACE[:5], [4]), abs=1e-9)
@@ -276,14 +276,14 @@ def test_no_output_at_all_is_an_error():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"position": 0}, r"score_branches\[0\].position must be in \[1, 12\], got 0"),
+        ({"position": 0}, r"read_probes\[0\].position must be in \[1, 12\], got 0"),
         ({"position": 13}, "got 13"),
         ({"scored_from": 4}, r"scored_from must be in \[0, 3\], got 4"),
         ({"answer": 1}, "must have position, token_ids"),
-        ({"token_ids": [1] * 96}, "a branch has 100 tokens with its prefix, max_model_len=100 leaves no room"),
+        ({"token_ids": [1] * 96}, "a probe has 100 tokens with its prefix, max_model_len=100 leaves no room"),
     ],
 )
-def test_a_bad_branch_is_refused(changes, message):
+def test_a_bad_probe_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         score(FakeVLLM(MODEL), [BRANCHES[0] | changes], max_model_len=100)
 
@@ -291,17 +291,17 @@ def test_a_bad_branch_is_refused(changes, message):
 @pytest.mark.parametrize("params", [{"temperature": 0.0}, {"temperature": -1.0}, {"top_p": 0.9}])
 def test_bad_parameters_are_refused(params):
     with pytest.raises(ValueError, match="temperature"):
-        parse_score_request({"score_branches": [], **params}, 12, 100, 12)
+        parse_score_request({"read_probes": [], **params}, 12, 100, 12)
 
 
 @pytest.mark.parametrize("changes", [{"token_ids": [12]}, {"closing_token_ids": [-1]}])
 def test_tokens_that_the_model_has_not_are_refused(changes):
-    branch = {"position": 3, "token_ids": [11], "closing_token_ids": [0]}
-    assert parse_score_request({"score_branches": [branch]}, 12, 100, vocab_size=12)
+    probe = {"position": 3, "token_ids": [11], "closing_token_ids": [0]}
+    assert parse_score_request({"read_probes": [probe]}, 12, 100, vocab_size=12)
     with pytest.raises(ValueError, match="the model has 12"):
-        parse_score_request({"score_branches": [branch | changes]}, 12, 100, vocab_size=12)
+        parse_score_request({"read_probes": [probe | changes]}, 12, 100, vocab_size=12)
 
 
-def test_the_longest_branch_leaves_room_for_one_token():
-    branch = BRANCHES[0] | {"token_ids": (1,) * 95}
-    assert len(score(FakeVLLM(MODEL), [branch], max_model_len=100)) == 1
+def test_the_longest_probe_leaves_room_for_one_token():
+    probe = BRANCHES[0] | {"token_ids": (1,) * 95}
+    assert len(score(FakeVLLM(MODEL), [probe], max_model_len=100)) == 1

@@ -21,13 +21,13 @@ from tests.servers.vllm_server import make_model, serve
 
 OPENING = (33, 34, 35)
 CLOSING = tuple(range(10, 60))
-# Two branches of one answer, one of its last token merged with the end; an answer with the same start; a short one.
+# Two probes of one answer, one of its last token merged with the end; an answer with the same start; a short one.
 ANSWERS = [((5, 6, 7), CLOSING), ((5, 6), (70, 71)), ((5, 6, 9, 9), CLOSING), ((11,), CLOSING)]
 both_ways = pytest.mark.parametrize("settings", [{}, {"logits_processors": [PROCESSOR]}], ids=["tree", "forced"])
 SAMPLING = {"temperature": 1.0, "top_p": 0.9, "top_k": 40, "logprobs": True, "ignore_eos": True}
 
 
-def branches_at(*positions):
+def probes_at(*positions):
     return [
         {"position": position, "token_ids": OPENING + answer, "scored_from": len(OPENING), "closing_token_ids": closing}
         for position in positions
@@ -36,19 +36,19 @@ def branches_at(*positions):
 
 
 @torch.no_grad()
-def expected(model, trace, branch, temperature):
-    ids = [*trace[: branch["position"]], *branch["token_ids"]]
+def expected(model, trace, probe, temperature):
+    ids = [*trace[: probe["position"]], *probe["token_ids"]]
     log_probs = (model(torch.tensor([ids])).logits[0] / temperature).log_softmax(-1)
-    scored = range(branch["position"] + branch["scored_from"], len(ids))
+    scored = range(probe["position"] + probe["scored_from"], len(ids))
     tokens = [log_probs[place - 1, ids[place]].item() for place in scored]
-    return tokens, log_probs[-1, list(branch["closing_token_ids"])].logsumexp(0).item()
+    return tokens, log_probs[-1, list(probe["closing_token_ids"])].logsumexp(0).item()
 
 
-def check(model, trace, branches, results, temperature=1.0):
-    assert len(results) == len(branches)
-    for branch, result in zip(branches, results, strict=True):
-        tokens, closing = expected(model, trace, branch, temperature)
-        assert result["token_log_probs"] == pytest.approx([0.0] * branch["scored_from"] + tokens, abs=1e-4)
+def check(model, trace, probes, results, temperature=1.0):
+    assert len(results) == len(probes)
+    for probe, result in zip(probes, results, strict=True):
+        tokens, closing = expected(model, trace, probe, temperature)
+        assert result["token_log_probs"] == pytest.approx([0.0] * probe["scored_from"] + tokens, abs=1e-4)
         assert result["closing_log_prob"] == pytest.approx(closing, abs=1e-4)
 
 
@@ -65,12 +65,12 @@ async def rollout(server, seed, num_prompt=40, num_tokens=100, **params):
     return prompt + list(output.token_ids), output
 
 
-async def score(server, trace, branches, temperature=1.0):
-    params = {"temperature": temperature, "score_branches": branches}
+async def score(server, trace, probes, temperature=1.0):
+    params = {"temperature": temperature, "read_probes": probes}
     output = await server.generate(list(trace), params, f"score-{random.random()}")
     assert output.token_ids == [] and output.stop_reason == "completed"
     assert output.extra_fields["global_steps"] == server.global_steps
-    return output.extra_fields["branch_log_probs"]
+    return output.extra_fields["probe_log_probs"]
 
 
 def recomputed(results):
@@ -85,19 +85,19 @@ def test_the_table_of_symbols():
 @both_ways
 def test_scores_and_cache(tmp_path, settings):
     model = make_model(tmp_path)
-    branches = branches_at(40, 57, 90, 120, 138)
+    probes = probes_at(40, 57, 90, 120, 138)
 
     async def run():
         async with serve(tmp_path, **settings) as server:
             trace, _ = await rollout(server, seed=0)
             for temperature in (1.0, 0.7):
-                results = await score(server, trace, branches, temperature)
-                check(model, trace, branches, results, temperature)
+                results = await score(server, trace, probes, temperature)
+                check(model, trace, probes, results, temperature)
                 # The generation's own blocks were found: nothing of the trace was computed again.
-                assert recomputed(results) == [0] * len(branches)
+                assert recomputed(results) == [0] * len(probes)
             await server.engine.reset_prefix_cache()
-            results = await score(server, trace, branches)
-            check(model, trace, branches, results)
+            results = await score(server, trace, probes)
+            check(model, trace, probes, results)
             # The first request, at the longest prefix, computed the lost blocks for all.
             assert [count for count in recomputed(results) if count] == [138 // 16 * 16]
             await check_limits(server, trace)
@@ -111,7 +111,7 @@ async def check_limits(server, trace):
     with pytest.raises(ValueError, match="max_model_len=512 leaves no room"):
         await score(server, trace, [longest | {"token_ids": [5] * (512 - len(trace))}])
     with pytest.raises(ValueError, match="text only, got image_data"):
-        params = {"score_branches": [longest]}
+        params = {"read_probes": [longest]}
         await server.generate(trace, params, "images", image_data=[object()])
     with pytest.raises(ValueError, match="the model has"):
         await score(server, trace, [{"position": 3, "token_ids": [5, 10**6], "closing_token_ids": ()}])
@@ -125,12 +125,12 @@ async def check_limits(server, trace):
 )
 def test_other_settings(tmp_path, settings):
     model = make_model(tmp_path)
-    branches = branches_at(40, 100)
+    probes = probes_at(40, 100)
 
     async def run():
         async with serve(tmp_path, **settings) as server:
             trace, _ = await rollout(server, seed=1)
-            check(model, trace, branches, await score(server, trace, branches))
+            check(model, trace, probes, await score(server, trace, probes))
 
     asyncio.run(run())
 
@@ -139,7 +139,7 @@ def test_other_settings(tmp_path, settings):
 def test_generation_beside_scoring_is_undisturbed(tmp_path, settings):
     """Rows of one batch ask for different log-probabilities."""
     model = make_model(tmp_path)
-    branches = branches_at(40, 57, 90)
+    probes = probes_at(40, 57, 90)
 
     async def run():
         async with serve(tmp_path, **settings) as server:
@@ -149,7 +149,7 @@ def test_generation_beside_scoring_is_undisturbed(tmp_path, settings):
 
             async def keep_scoring():
                 for _ in range(8):
-                    check(model, trace, branches, await score(server, trace, branches))
+                    check(model, trace, probes, await score(server, trace, probes))
 
             beside, *_ = await asyncio.gather(
                 asyncio.gather(*[rollout(server, seed, **greedy) for seed in (2, 3)]), keep_scoring()
@@ -165,16 +165,16 @@ def test_generation_beside_scoring_is_undisturbed(tmp_path, settings):
 def test_cache_pressure_and_preemption(tmp_path, settings):
     """64 blocks for six traces of 15 each, and for three generations beside them that grow to 28 each."""
     model = make_model(tmp_path)
-    branches = branches_at(40, 120, 220)
+    probes = probes_at(40, 120, 220)
 
     async def run():
         async with serve(tmp_path, num_gpu_blocks_override=64, max_num_seqs=16, **settings) as server:
             traces = [(await rollout(server, seed, num_tokens=200))[0] for seed in range(6)]
-            jobs = [score(server, trace, branches) for trace in traces]
+            jobs = [score(server, trace, probes) for trace in traces]
             jobs += [rollout(server, seed, num_tokens=400) for seed in range(10, 13)]
             found = await asyncio.gather(*jobs)
             for trace, results in zip(traces, found, strict=False):
-                check(model, trace, branches, results)
+                check(model, trace, probes, results)
             # Some prefixes had to go: that was slower, and is counted.
             assert sum(sum(recomputed(results)) for results in found[:6]) > 0
 
@@ -183,7 +183,7 @@ def test_cache_pressure_and_preemption(tmp_path, settings):
 
 def test_aborted_probes_are_an_error(tmp_path):
     model = make_model(tmp_path)
-    branches = branches_at(*range(40, 140, 3))
+    probes = probes_at(*range(40, 140, 3))
 
     async def run():
         async with serve(tmp_path) as server:
@@ -195,25 +195,25 @@ def test_aborted_probes_are_an_error(tmp_path):
                     await asyncio.sleep(0)
                 await server.engine.abort(list(states), internal=True)
 
-            outcome, _ = await asyncio.gather(score(server, trace, branches), abort(), return_exceptions=True)
+            outcome, _ = await asyncio.gather(score(server, trace, probes), abort(), return_exceptions=True)
             assert isinstance(outcome, RuntimeError) and "aborted" in str(outcome)
             assert server._admitting == 0
             # A weight update lets the probes under way finish, and those that come later wait for its end.
-            under_way = asyncio.create_task(score(server, trace, branches))
+            under_way = asyncio.create_task(score(server, trace, probes))
             while server._admitting == 0:
                 await asyncio.sleep(0)
             await server.abort_all_requests()
-            check(model, trace, branches, await asyncio.wait_for(under_way, 1))
-            later = asyncio.create_task(score(server, trace, branches[:4]))
+            check(model, trace, probes, await asyncio.wait_for(under_way, 1))
+            later = asyncio.create_task(score(server, trace, probes[:4]))
             await asyncio.sleep(0.2)
             assert not later.done()
             await server.resume_generation()
             results = await later
-            check(model, trace, branches[:4], results)
+            check(model, trace, probes[:4], results)
             assert sum(recomputed(results)) == 32
             await server.abort_all_requests(reject_request=True)
             with pytest.raises(RuntimeError, match="takes no requests at present"):
-                await score(server, trace, branches)
+                await score(server, trace, probes)
 
     asyncio.run(run())
 
@@ -228,18 +228,18 @@ def test_lora(tmp_path):
     lora_config = peft.LoraConfig(r=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     adapted = peft.get_peft_model(model, lora_config).eval()
     adapted.save_pretrained(tmp_path / "adapter")
-    branches = branches_at(40, 100)
+    probes = probes_at(40, 100)
 
     async def run():
         async with serve(tmp_path / "model", enable_lora=True, max_loras=1, max_lora_rank=8) as server:
             server.model_config.lora_rank = 8
             trace, _ = await rollout(server, seed=0)
             with adapted.disable_adapter():
-                check(adapted, trace, branches, await score(server, trace, branches))
+                check(adapted, trace, probes, await score(server, trace, probes))
             await server.engine.add_lora(LoRARequest(VLLM_LORA_NAME, VLLM_LORA_INT_ID, str(tmp_path / "adapter")))
             trace, _ = await rollout(server, seed=1)
-            results = await score(server, trace, branches)
-            check(adapted, trace, branches, results)
-            assert recomputed(results) == [0] * len(branches)
+            results = await score(server, trace, probes)
+            check(adapted, trace, probes, results)
+            assert recomputed(results) == [0] * len(probes)
 
     asyncio.run(run())

@@ -11,7 +11,7 @@ from transfer_queue import KVBatchMeta
 from rredcot_verl.config.schema import parse
 from rredcot_verl.passes.probe_codec import NO_PROBES, encode
 from rredcot_verl.passes.protocol import PASS, PROBE_LOG_PROBS, PROBES, PROBES_ONLY
-from rredcot_verl.probes.elicitation import Branch
+from rredcot_verl.probes.elicitation import Probe
 from rredcot_verl.sources.record import NO_PROPOSAL, PLANNED, SCORED, CreditRecord
 from rredcot_verl.trainer import actor_probes
 from rredcot_verl.trainer import batch as batch_module
@@ -33,18 +33,18 @@ SETTINGS = parse({"self_value": {"reward_range": [-1, 3]}}).self_value
 UTILITIES = [1.0, 0.25]
 
 
-def branches_of(length: int) -> list[Branch]:
+def probes_of(length: int) -> list[Probe]:
     """Two answers at three boundaries; the second ends in two ways at one of them, as after a brace."""
-    branches = []
+    probes = []
     for state, position in enumerate((2, length // 2 + 1, length)):
-        branches.append(Branch(state, 0, position, (7, 8, 9), 2, 2, (3, 4, 5)))
-        branches.append(Branch(state, 1, position, (7, 8, 10, 11), 2, 1, (5, 3)))
+        probes.append(Probe(state, 0, position, (7, 8, 9), 2, 2, (3, 4, 5)))
+        probes.append(Probe(state, 1, position, (7, 8, 10, 11), 2, 1, (5, 3)))
         if state == 1:
-            branches.append(Branch(state, 1, position, (7, 8, 10), 2, 1, (60,)))
-    return branches
+            probes.append(Probe(state, 1, position, (7, 8, 10), 2, 1, (60,)))
+    return probes
 
 
-BRANCHES = [branches_of(LENGTHS[0]), branches_of(LENGTHS[1]), [], []]
+BRANCHES = [probes_of(LENGTHS[0]), probes_of(LENGTHS[1]), [], []]
 RECORDS = [
     CreditRecord(PLANNED, segment_boundaries=[0, 1, 2, 3], utilities=UTILITIES, probes=encode(BRANCHES[0])),
     CreditRecord(PLANNED, segment_boundaries=[0, 1, 2, 3], utilities=UTILITIES, probes=encode(BRANCHES[1])),
@@ -98,12 +98,12 @@ def separate(workers, **fields) -> SeparateSequences:
     return SeparateSequences(worker_group=workers, **(defaults | fields))
 
 
-def expected_values(model, trace, branches) -> list[float]:
+def expected_values(model, trace, probes) -> list[float]:
     """Summed probability of the answers, by hand: the mass on each boundary, scaled to the range of rewards."""
     values = [0.0] * 3
-    for branch in branches:
-        log_prob = sum(naive_scores(model, trace, [branch], 0.7))
-        values[branch.state] += UTILITIES[branch.proposal] * math.exp(log_prob)
+    for probe in probes:
+        log_prob = sum(naive_scores(model, trace, [probe], 0.7))
+        values[probe.state] += UTILITIES[probe.proposal] * math.exp(log_prob)
     return [-1 + 4 * value for value in values]
 
 
@@ -115,7 +115,7 @@ def test_separate_sequences(queue, model, monkeypatch, num_ranks, max_tokens_per
     separate(workers).read(make_batch(), RECORDS)
     for found, trace, own in zip(queue[PROBE_LOG_PROBS].unbind(), TRACES, BRANCHES, strict=True):
         assert found.tolist() == pytest.approx(naive_scores(model, trace, own, 0.7) or [0.0], abs=1e-5)
-    num_sequences = sum(len(branch.closing_token_ids) for own in BRANCHES for branch in own)
+    num_sequences = sum(len(probe.closing_token_ids) for own in BRANCHES for probe in own)
     if max_tokens_per_call == 1:
         assert len(workers.calls) == num_sequences
     if max_tokens_per_call == 2**22:

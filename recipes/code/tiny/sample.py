@@ -18,7 +18,7 @@ from rredcot_verl.answers.grammar import look_up
 from rredcot_verl.config.schema import RREDCoTConfig, parse
 from rredcot_verl.cpu.generation import GeneratedSequence, generate_batch
 from rredcot_verl.cpu.sampling import SamplingParams
-from rredcot_verl.cpu.scoring import Branch, BranchLogProbs, parse_branches, score_branches
+from rredcot_verl.cpu.scoring import Probe, ProbeLogProbs, parse_probes, read_probes
 from rredcot_verl.report.data import Segment, Trace
 from rredcot_verl.rewards.code import compute_score
 from rredcot_verl.sources.group import Group
@@ -57,7 +57,7 @@ class Policy:
     def __init__(self, folder: str | Path):
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self._known: dict[tuple[int, ...], dict[Branch, BranchLogProbs]] = {}
+        self._known: dict[tuple[int, ...], dict[Probe, ProbeLogProbs]] = {}
 
     def sample(self, rows: Sequence[Mapping[str, Any]], num_samples: int, seed: int) -> list[Sample]:
         """Samples and verifies responses at temperature 1; a row's are neighbours. Seeds torch's global generator."""
@@ -92,18 +92,16 @@ class Policy:
     async def score_probes(
         self, request_id: str, *, prompt_ids: list[int], sampling_params: Mapping[str, Any]
     ) -> SimpleNamespace:
-        """Stands in for `LLMServerClient.generate`: the scores of the branches of one trace."""
+        """Stands in for `LLMServerClient.generate`: the scores of the probes of one trace."""
         del request_id
-        branches = parse_branches(sampling_params["score_branches"], len(prompt_ids))
+        probes = parse_probes(sampling_params["read_probes"], len(prompt_ids))
         # The value forms share most of their probes: each is computed once.
         known = self._known.setdefault(tuple(prompt_ids), {})
-        new = [branch for branch in dict.fromkeys(branches) if branch not in known]
+        new = [probe for probe in dict.fromkeys(probes) if probe not in known]
         if new:
-            (scores,) = score_branches(self.model, [prompt_ids], [new], sampling_params["temperature"], 32768)
+            (scores,) = read_probes(self.model, [prompt_ids], [new], sampling_params["temperature"], 32768)
             known.update(zip(new, scores, strict=True))
-        return SimpleNamespace(
-            extra_fields={"branch_log_probs": [dataclasses.asdict(known[branch]) for branch in branches]}
-        )
+        return SimpleNamespace(extra_fields={"probe_log_probs": [dataclasses.asdict(known[probe]) for probe in probes]})
 
     def credit(self, samples: Sequence[Sample], num_samples: int, block: Mapping[str, Any]) -> list[Trace]:
         """Scores the probes of sampled responses under one setting of `algorithm.rredcot`.

@@ -12,7 +12,7 @@ The corpus has two parts, made from the same responses:
   still to come drawn anew, and the writing of every line drawn anew. Only the program's own tokens and the fence after
   it are trained, so the policy does not learn to stop early.
 
-Both are trained in one pass: the elicited programs are branches that hang off the response, as in the quickstart.
+Both are trained in one pass: the elicited programs are probes that hang off the response, as in the quickstart.
 """
 
 import random
@@ -111,11 +111,11 @@ class Draft:
 def make_example(
     rng: random.Random, problem: task.Problem, config: WarmStartConfig, tokenizer: PreTrainedTokenizerFast
 ) -> dict[str, list[int]]:
-    """Builds one response with its elicited programs as branches.
+    """Builds one response with its elicited programs as probes.
 
     Returns:
         Lists of one length, as the quickstart's `collate` takes them: ``input_ids``; ``labels`` (the token to predict
-        at this place, or -100); ``position_ids``; ``branch`` (0 = the response, b > 0 = the b-th elicited program);
+        at this place, or -100); ``position_ids``; ``probe`` (0 = the response, b > 0 = the b-th elicited program);
         ``fork`` (number of tokens of the response a token may see).
     """
     draft = Draft(rng, problem, config)
@@ -129,7 +129,7 @@ def make_example(
         "input_ids": trace[:-1],
         "labels": labels,
         "position_ids": list(range(len(labels))),
-        "branch": [0] * len(labels),
+        "probe": [0] * len(labels),
         "fork": [len(labels)] * len(labels),
     }
     # The last line is the closing fence: after it there is nothing left to ask.
@@ -142,7 +142,7 @@ def make_example(
         example["input_ids"] += forced[:-1]
         example["labels"] += [IGNORE] * (len(given) - 1) + forced[len(given) :]
         example["position_ids"] += range(boundary, boundary + size)
-        example["branch"] += [index] * size
+        example["probe"] += [index] * size
         example["fork"] += [boundary] * size
     return example
 

@@ -1,4 +1,4 @@
-"""What a scoring server is asked: branches of a trace. Imports neither a server nor verl."""
+"""What a scoring server is asked: probes of a trace. Imports neither a server nor verl."""
 
 import asyncio
 import math
@@ -14,13 +14,13 @@ Key = tuple[int, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Branch:
+class Probe:
     """A continuation of a trace's first `position` tokens.
 
     Attributes:
-        position: Number of the trace's tokens that the branch follows, at least 1.
-        token_ids: The branch's tokens, possibly none.
-        closing_token_ids: Alternatives for the token after the branch, each once, the likeliest first; possibly none.
+        position: Number of the trace's tokens that the probe follows, at least 1.
+        token_ids: The probe's tokens, possibly none.
+        closing_token_ids: Alternatives for the token after the probe, each once, the likeliest first; possibly none.
         scored_from: Index in `token_ids` from which log-probabilities are read.
     """
 
@@ -42,48 +42,48 @@ class Branch:
 
     @property
     def num_tokens(self) -> int:
-        """Length of prefix and branch, tokens."""
+        """Length of prefix and probe, tokens."""
         return self.position + len(self.token_ids)
 
 
-def parse_branches(sampling_params: Mapping[str, Any], num_prompt_tokens: int) -> list[Branch]:
-    """Reads sampling parameters that hold `score_branches`.
+def parse_probes(sampling_params: Mapping[str, Any], num_prompt_tokens: int) -> list[Probe]:
+    """Reads sampling parameters that hold `read_probes`.
 
     Args:
-        sampling_params: `score_branches` (a list of dicts `position`, `token_ids` and, if wanted, `closing_token_ids`
+        sampling_params: `read_probes` (a list of dicts `position`, `token_ids` and, if wanted, `closing_token_ids`
             and `scored_from`), and `temperature` and `max_tokens` if given. Nothing is generated.
         num_prompt_tokens: Length of the trace, tokens.
 
     Raises:
         ValueError: A field is unknown, missing or out of range.
     """
-    unknown = sorted(sampling_params.keys() - {"score_branches", "temperature", "max_tokens"})
+    unknown = sorted(sampling_params.keys() - {"read_probes", "temperature", "max_tokens"})
     if unknown:
-        raise ValueError(f"score_branches takes temperature and max_tokens beside it, got {', '.join(unknown)}")
+        raise ValueError(f"read_probes takes temperature and max_tokens beside it, got {', '.join(unknown)}")
     temperature = float(sampling_params.get("temperature", 1.0))
     if temperature <= 0:
-        raise ValueError(f"score_branches needs a positive temperature, got {temperature}")
+        raise ValueError(f"read_probes needs a positive temperature, got {temperature}")
     return [
-        _parse_branch(f"score_branches[{index}]", branch, num_prompt_tokens)
-        for index, branch in enumerate(sampling_params["score_branches"])
+        _parse_probe(f"read_probes[{index}]", probe, num_prompt_tokens)
+        for index, probe in enumerate(sampling_params["read_probes"])
     ]
 
 
-def _parse_branch(name: str, branch: Mapping[str, Any], num_prompt_tokens: int) -> Branch:
-    if not _REQUIRED_FIELDS <= branch.keys() <= _KNOWN_FIELDS:
+def _parse_probe(name: str, probe: Mapping[str, Any], num_prompt_tokens: int) -> Probe:
+    if not _REQUIRED_FIELDS <= probe.keys() <= _KNOWN_FIELDS:
         raise ValueError(
             f"{name} must have position, token_ids and, if wanted, closing_token_ids and scored_from; "
-            f"got {sorted(branch)}"
+            f"got {sorted(probe)}"
         )
-    position, scored_from = int(branch["position"]), int(branch.get("scored_from", 0))
-    token_ids = tuple(int(token) for token in branch["token_ids"])
+    position, scored_from = int(probe["position"]), int(probe.get("scored_from", 0))
+    token_ids = tuple(int(token) for token in probe["token_ids"])
     if not 1 <= position <= num_prompt_tokens:
         raise ValueError(f"{name}.position must be in [1, {num_prompt_tokens}], got {position}")
     if not 0 <= scored_from <= len(token_ids):
         raise ValueError(f"{name}.scored_from must be in [0, {len(token_ids)}], got {scored_from}")
     # A token listed twice is still one outcome.
-    closing_ids = dict.fromkeys(int(token) for token in branch.get("closing_token_ids") or ())
-    return Branch(position, token_ids, tuple(closing_ids), scored_from)
+    closing_ids = dict.fromkeys(int(token) for token in probe.get("closing_token_ids") or ())
+    return Probe(position, token_ids, tuple(closing_ids), scored_from)
 
 
 def refuse_media(inputs: Mapping[str, Any]) -> None:
@@ -94,7 +94,7 @@ def refuse_media(inputs: Mapping[str, Any]) -> None:
     """
     refused = sorted(name for name, value in inputs.items() if value)
     if refused:
-        raise ValueError(f"score_branches takes text only, got {', '.join(refused)}")
+        raise ValueError(f"read_probes takes text only, got {', '.join(refused)}")
 
 
 def log_sum_exp(values: Sequence[float]) -> float:
