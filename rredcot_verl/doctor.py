@@ -19,7 +19,7 @@ warnings.simplefilter("ignore")
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 from verl.experimental.reward_loop.reward_manager import registry
 from verl.trainer.ppo.v1 import get_trainer_cls
-from rredcot_verl.config.sources import SOURCES
+from rredcot_verl.sources.registry import SOURCES
 print("FOUND" + json.dumps({
     **{f"advantage estimator {name}": name in ADV_ESTIMATOR_REGISTRY for name in SOURCES},
     "reward manager rredcot": "rredcot" in registry.REWARD_MANAGER,
@@ -85,7 +85,7 @@ def check_golden() -> str | None:
     """Two segments, the second one decisive: a number computed by hand."""
     import torch
 
-    from rredcot_verl.core.advantage import reweight
+    from rredcot_verl.core.credit import reweight
     from rredcot_verl.core.redistribution import SegmentBatch, redistribute
 
     segments = SegmentBatch.from_rows([[0, 2, 4]], [[0.25, 0.0]], torch.tensor([1.0]), [4])

@@ -9,9 +9,8 @@ from types import ModuleType
 
 
 def register_estimator(core_algos: ModuleType) -> None:
-    """Registers the advantage estimator `rredcot` and its peers."""
+    """Registers the advantage estimator under the names of all sources."""
     importlib.import_module("rredcot_verl.trainer.estimator")
-    importlib.import_module("rredcot_verl.trainer.peers")
 
 
 def register_reward_manager(reward_manager: ModuleType) -> None:

@@ -1,22 +1,26 @@
-"""The agent loop side: probes are scored where responses are generated, while their prefix is in the server's cache."""
+"""The agent loop side: responses are recorded where they are generated, while their prefix is in the server's cache."""
 
 import functools
 import logging
 from typing import Any
 
 import ray
+import torch
 from verl.experimental.agent_loop import AgentLoopOutput
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
-from rredcot_verl.agent.scorer import ResponseScorer
+from rredcot_verl.agent.segmenting import ResponseRecorder
 from rredcot_verl.agent.session import SESSION, Session, SessionClient
 from rredcot_verl.answers.grammar import look_up
-from rredcot_verl.run.settings import max_sequence_length, parse_block
+from rredcot_verl.passes.protocol import NOTHING
+from rredcot_verl.probes.elicitation import Elicitation
+from rredcot_verl.probes.vocabulary import Vocabulary
+from rredcot_verl.run.settings import max_sequence_length, parse_block, run_source
 from rredcot_verl.servers.client import ScoringTimeout
 from rredcot_verl.sources.group import Group
-from rredcot_verl.sources.record import FAILED, KEY, CreditRecord
-from rredcot_verl.sources.response import Response, as_member
+from rredcot_verl.sources.record import KEY, Plan, Record, Status
+from rredcot_verl.sources.response import AgentTools, Response
 
 logger = logging.getLogger(__name__)
 
@@ -25,16 +29,26 @@ _WorkerTQ: Any = AgentLoopWorkerTQ.__ray_metadata__.modified_class.__ray_actor_c
 
 
 class RREDCoTAgentLoopWorker(_WorkerTQ):
-    """verl's agent loop worker; every training rollout also gets its segments and self-values before it is stored."""
+    """verl's agent loop worker; a training rollout is stored with its segments and what their values are made of."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # The trainer has checked them, and names this worker only for runs that redistribute.
         settings = parse_block(self.config)
         positions = getattr(self.model_config.hf_config, "max_position_embeddings", None)
-        max_length = max_sequence_length(self.config, settings.self_value.engine, positions)
+        rollout = self.config.actor_rollout_ref.rollout
         self.llm_client = SessionClient(self.llm_client)
-        self._scorer = ResponseScorer(self.config, settings, self.tokenizer, self.llm_client.generate, max_length)
+        tools = AgentTools(
+            elicitation=Elicitation(Vocabulary(self.tokenizer, settings.segmentation.keywords), settings),
+            generate=self.llm_client.generate,
+            max_length=max_sequence_length(self.config, settings.self_value.engine, positions),
+            response_length=int(rollout.response_length),
+            temperature=float(rollout.temperature),
+            rollout_name=rollout.name,
+        )
+        source = run_source(self.config, settings)
+        source.start(tools)
+        self._recorder = ResponseRecorder(settings, source, tools)
         self._groups: dict[str, Group] = {}
 
     async def _run_prompt(
@@ -66,15 +80,17 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
     ) -> None:
         outputs = output if isinstance(output, list) else [output]
         if not validate and outputs:
-            failure = await self._verify(outputs, kwargs)
-            record = failure or await self._credit(outputs, kwargs)
-            outputs[-1].extra_fields[KEY] = record.to_dict()
+            plan = await self._verify(outputs, kwargs) or await self._record(outputs, kwargs)
+            outputs[-1].extra_fields[KEY] = plan.record.to_dict()
+            # verl stores what the prompt's row holds beside each output: so these go straight to the training engine.
+            for field in self._recorder.source.payload_fields:
+                kwargs[field] = torch.tensor(plan.rows.get(field, NOTHING), dtype=torch.int32)
         await super()._agent_loop_postprocess(output, validate, **kwargs)
 
-    async def _verify(self, outputs: list[AgentLoopOutput], kwargs: dict[str, Any]) -> CreditRecord | None:
-        """The rewards of a rollout; a record where the verifier failed.
+    async def _verify(self, outputs: list[AgentLoopOutput], kwargs: dict[str, Any]) -> Plan | None:
+        """The rewards of a rollout; a plan where the verifier failed.
 
-        Like `_credit` it never raises: verl would drop the response and train on the rest of its group without a word.
+        Like `_record` it never raises: verl would drop the response and train on the rest of its group without a word.
         The record carries the failure to the trainer, which stops.
         """
         try:
@@ -84,21 +100,21 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
             logger.exception("rredcot: a response could not be verified")
             outputs[-1].reward_score = 0.0
             outputs[-1].extra_fields["reward_extra_info"] = {}
-            return CreditRecord(FAILED, error=f"the verifier failed: {type(error).__name__}: {error}")
+            return _failed(f"the verifier failed: {type(error).__name__}: {error}")
         return None
 
-    async def _credit(self, outputs: list[AgentLoopOutput], kwargs: dict[str, Any]) -> CreditRecord:
-        """Segments and self-values of a verified rollout. Never raises, see `_verify`."""
+    async def _record(self, outputs: list[AgentLoopOutput], kwargs: dict[str, Any]) -> Plan:
+        """Segments of a verified rollout, and what is measured of them. Never raises, see `_verify`."""
         try:
             response = self._response(outputs, kwargs)
             group = self._groups[kwargs["uid"]]
-            await group.arrive(kwargs["session_id"], as_member(response))
-            return await self._scorer.credit(response, group)
+            await group.arrive(kwargs["session_id"], response.as_member())
+            return await self._recorder.record(response, group)
         except ScoringTimeout as error:
-            return CreditRecord(FAILED, error=str(error))
+            return _failed(str(error))
         except Exception as error:  # noqa: BLE001 - not swallowed: the trainer raises it
             logger.exception("rredcot: the self-values of a response could not be computed")
-            return CreditRecord(FAILED, error=f"{type(error).__name__}: {error}")
+            return _failed(f"{type(error).__name__}: {error}")
 
     def _response(self, outputs: list[AgentLoopOutput], kwargs: dict[str, Any]) -> Response:
         output = outputs[-1]
@@ -115,11 +131,11 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
             response_mask=list(output.response_mask),
             log_probs=output.response_logprobs,
             reward=output.reward_score,
-            references=look_up(kwargs, self._scorer.settings.self_value.reference_key),
+            references=look_up(kwargs, self._recorder.settings.self_value.reference_key),
             # An agent loop that never called the server has no request; any id then routes by load.
             request_id=(session.request_id if session else None) or f"{kwargs['uid']}_{kwargs['session_id']}",
             answer=(
-                self._scorer.elicitation.read(output.response_ids, output.prompt_ids) if output.response_ids else None
+                self._recorder.elicitation.read(output.response_ids, output.prompt_ids) if output.response_ids else None
             ),
             sampling_params=session.sampling_params if session else {},
             verify=functools.partial(self._verify_other, output, kwargs) if verifiable else None,
@@ -137,6 +153,10 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
         await self._compute_score([other], kwargs=kwargs)
         assert other.reward_score is not None  # refused by the settings
         return other.reward_score
+
+
+def _failed(error: str) -> Plan:
+    return Plan(Record(Status.FAILED, error=error))
 
 
 class RREDCoTAgentLoopManager(AgentLoopManagerTQ):

@@ -1,10 +1,10 @@
 """Schema of the `algorithm.rredcot` block: its parts (`blocks.py`), and what they say together.
 
-`rredcot_trainer.yaml` repeats the defaults for people who read YAML; a test keeps the two equal.
+`rredcot/default.yaml` is generated from it: `python -m rredcot_verl.config.overlay --write`.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -20,9 +20,9 @@ from rredcot_verl.config.blocks import (
     SelfValueConfig,
     TracesConfig,
 )
-from rredcot_verl.config.sources import ATTRIBUTIONS, PROBED
 
 PREFIX = "algorithm.rredcot"
+T = TypeVar("T", bound=BaseModel)
 
 
 class RREDCoTConfig(Block):
@@ -37,6 +37,13 @@ class RREDCoTConfig(Block):
         True,
         description="Check the data files before any worker is started: columns, prompts, ground truths, references.",
     )
+    source: str | None = Field(
+        None,
+        min_length=1,
+        description="`package.module:Class`: a source of segment values of your own, with adv_estimator=rredcot; null: "
+        "the one that algorithm.adv_estimator names.",
+    )
+    source_options: dict[str, Any] = Field({}, description="Options of that source, checked by its class.")
     segmentation: SegmentationConfig = SegmentationConfig()
     elicitation: ElicitationConfig = ElicitationConfig()
     self_value: SelfValueConfig = SelfValueConfig()
@@ -45,29 +52,6 @@ class RREDCoTConfig(Block):
     attribution: AttributionConfig = AttributionConfig()
     credit: CreditConfig = CreditConfig()
     traces: TracesConfig = TracesConfig()
-
-    def reads_probes(self, source: str) -> bool:
-        """Whether a run with this source forces known answers."""
-        return source in PROBED and self.self_value.form != "hidden"
-
-    def reads_references(self, source: str) -> bool:
-        """Whether the rows' reference answers are used."""
-        if self.reads_probes(source):
-            return self.self_value.proposals != "group"
-        return source in ATTRIBUTIONS and self.attribution.target == "reference"
-
-    def needs_references(self, source: str) -> bool:
-        """Whether a row without a reference answer can have no segment values."""
-        others = self.reads_probes(source) and self.self_value.proposals != "reference"
-        return self.reads_references(source) and not others
-
-    def regresses(self) -> bool:
-        """Whether values are fitted to the outcomes, starting from the mean of the prompt's other rollouts."""
-        return self.self_value.form == "hidden" or self.self_value.calibration != "none"
-
-    def reads_hidden_states(self) -> bool:
-        """Whether the training engine reads the policy's hidden states."""
-        return self.self_value.form == "hidden" or (self.regresses() and self.readout.use_hidden)
 
     @model_validator(mode="after")
     def _readout(self) -> "RREDCoTConfig":
@@ -106,23 +90,29 @@ def parse(block: Mapping[str, Any] | None) -> RREDCoTConfig:
         ValueError: An unknown or ill-typed key, an impossible combination or a number out of range. The message has one
             line per fault with the full key, the value and what is allowed.
     """
+    return validate(RREDCoTConfig, block or {}, PREFIX)
+
+
+def validate(model: type[T], block: Mapping[str, Any], prefix: str) -> T:
+    """Validate a block of settings by its model; errors as in `parse`, with `prefix` before each key."""
     try:
-        return RREDCoTConfig.model_validate(dict(block or {}))
+        return model.model_validate(dict(block))
     except ValidationError as error:
-        raise ValueError("\n".join(_describe(fault) for fault in error.errors())) from None
+        raise ValueError("\n".join(_describe(model, fault, prefix) for fault in error.errors())) from None
 
 
-def _describe(fault: Any) -> str:
-    key = ".".join([PREFIX, *(str(part) for part in fault["loc"])])
+def _describe(model: type[BaseModel], fault: Any, prefix: str) -> str:
+    key = ".".join([prefix, *(str(part) for part in fault["loc"])])
     if fault["type"] == "extra_forbidden":
-        return f"{key}={fault['input']!r}: unknown key; {_siblings(fault['loc'])}"
+        return f"{key}={fault['input']!r}: unknown key; {_siblings(model, fault['loc'])}"
     if fault["type"] == "value_error":
-        return f"{PREFIX}: {fault['ctx']['error']}"
+        return f"{prefix}: {fault['ctx']['error']}"
+    if fault["type"] == "missing":
+        return f"{key} is missing; it must be set"
     return f"{key}={fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
 
-def _siblings(loc: tuple[Any, ...]) -> str:
-    model: type[BaseModel] = RREDCoTConfig
+def _siblings(model: type[BaseModel], loc: tuple[Any, ...]) -> str:
     for part in loc[:-1]:
         annotation = model.model_fields[str(part)].annotation
         assert isinstance(annotation, type) and issubclass(annotation, BaseModel)

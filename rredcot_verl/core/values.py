@@ -8,16 +8,8 @@ import itertools
 import math
 from collections.abc import Sequence
 
-UNPINNED = ("vps", "mig")
-"""Sources whose last segment is credited with 0 by `credit.form=reweight`, not with R - v_{K-1}.
 
-GRPO-VPS (arXiv 2604.20659) takes the change of the correct answer's probability over a segment as its progress; IGPO
-(arXiv 2510.14967) pays a turn the increase of exp(mean log-probability) of the ground truth, and the outcome to the
-last turn. Ours: the answer's own segment makes no progress, and how progress becomes advantages
-(`algorithm.rredcot.credit`)."""
-
-
-def mig_values(probabilities: Sequence[float]) -> list[float]:
+def new_highs(probabilities: Sequence[float]) -> list[float]:
     """Running maximum of the reference answer's probability: only new highs of it pay.
 
     Step-wise marginal information gain against a monotonic historical watermark (arXiv 2602.01034), which pays a step

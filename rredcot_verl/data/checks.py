@@ -16,11 +16,11 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from rredcot_verl.config.schema import PREFIX, RREDCoTConfig, parse
-from rredcot_verl.config.sources import SOURCES, source_of
 from rredcot_verl.data.budget_checks import check_budget
 from rredcot_verl.data.findings import CheckReport, Finding, Tally
 from rredcot_verl.data.load import parquet_paths, read_columns, read_file
 from rredcot_verl.data.row_checks import RowChecker, RowFacts, check_rows
+from rredcot_verl.sources.registry import SOURCES, make_source
 
 __all__ = ["CheckReport", "Finding", "check_files", "check_rows", "files_of", "verifier_of", "with_template"]
 
@@ -163,7 +163,7 @@ def _active_settings(config: DictConfig, report: CheckReport) -> RREDCoTConfig |
 
 def _row_options(config: DictConfig, settings: RREDCoTConfig | None) -> dict[str, Any]:
     data = config.data
-    needs_reference = settings is not None and settings.needs_references(source_of(config.algorithm.adv_estimator))
+    needs_reference = settings is not None and make_source(settings, config.algorithm.adv_estimator).needs_references()
     kwargs = data.get("apply_chat_template_kwargs") or {}
     return {
         "max_prompt_length": data.max_prompt_length,

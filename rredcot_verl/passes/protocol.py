@@ -1,32 +1,39 @@
 """Names on which the trainer and the training engine agree."""
 
+from dataclasses import dataclass
+
 MODEL_TYPE = "rredcot_language_model"
-"""`actor_rollout_ref.model.model_type` of runs whose training engine reads probes or hidden states; verl's is
+"""`actor_rollout_ref.model.model_type` of runs whose training engine reads something for us; verl's is
 `language_model`."""
 
-PROBES = "rredcot_probes"
-"""Field of a row: its probes, encoded."""
+PASSES = "rredcot_passes"
+"""Entry of a batch: what a call of `compute_log_prob` reads besides; a tuple of `(name, options)` pairs, each name a
+key of `FIELDS`. Without it the call is verl's own."""
 
-PROBE_LOG_PROBS = "rredcot_probe_log_probs"
-"""Field of a row that a pass gives: see `read_probes`; a single 0 for a row without probes."""
+ALONE = "rredcot_alone"
+"""Entry of a batch: True: nothing but these is computed; False: the rows' own log-probabilities and entropies too."""
 
-PASS = "rredcot_pass"
-"""What a log-probability pass is for: `FUSED`, `PROBES_ONLY` or `HIDDEN_ONLY`; without it the pass is verl's own."""
 
-FUSED = "fused"
-"""The traces' own log-probabilities and entropies too."""
+@dataclass(frozen=True)
+class PassFields:
+    """Row fields of a pass.
 
-PROBES_ONLY = "probes_only"
-"""Nothing but the probes."""
+    Attributes:
+        payload: What it is given: jagged int32; a row that wants nothing holds `NOTHING`.
+        result: What it gives: jagged float32; a row that wanted nothing holds a single 0.
+    """
 
-HIDDEN_ONLY = "hidden_only"
-"""Nothing but the hidden states that `READOUT` asks for."""
+    payload: str
+    result: str
 
-READOUT = "rredcot_readout"
-"""Asks a log-probability pass, with or without probes, for hidden states: `(layer, dim, seed)`, see `hidden_states`."""
 
-HIDDEN_POSITIONS = "rredcot_hidden_positions"
-"""Field of a row: the indices in its `input_ids` of the tokens whose states are wanted; a single -1 for none."""
+FIELDS = {
+    "probes": PassFields("rredcot_probes", "rredcot_probe_log_probs"),
+    "hidden": PassFields("rredcot_hidden_positions", "rredcot_hidden_states"),
+    "attention": PassFields("rredcot_attention_plans", "rredcot_attention_weights"),
+    "gradient": PassFields("rredcot_gradient_plans", "rredcot_gradient_weights"),
+}
+"""By pass. Options: `probes` (); `hidden` (layer, dim, seed); `attention` (layers,); `gradient` (method, num_steps)."""
 
-HIDDEN_STATES = "rredcot_hidden_states"
-"""Field of a row that a pass gives: its states, one after the other, `dim` floats each; a single 0 for none."""
+NOTHING = (-1,)
+"""Payload of a row that wants nothing, for every pass."""

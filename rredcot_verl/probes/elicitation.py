@@ -316,13 +316,16 @@ class Elicitation:
         return False
 
 
-def build_proposals(config: RREDCoTConfig, references: object, members: Sequence[tuple[str, float]]) -> list[Proposal]:
+def build_proposals(
+    config: RREDCoTConfig, references: object, members: Sequence[tuple[str, float]], form: str | None = None
+) -> list[Proposal]:
     """The distinct answers to probe, useful ones first, references before the group's own.
 
     Args:
         config: The `algorithm.rredcot` block.
         references: What the row holds under `self_value.reference_key`.
         members: For every response of the group with an answer, its text and its utility in [0, 1].
+        form: How values are made of them, `self_value.form` where not given; `normalized` needs useless ones too.
 
     Returns:
         At most `self_value.max_proposals`; empty where no useful answer is known, as every value would be 0.
@@ -346,7 +349,7 @@ def build_proposals(config: RREDCoTConfig, references: object, members: Sequence
         for key, (text, utilities) in found.items()
     ]
     useful = [entry for entry in proposals if entry[1].utility > 0]
-    useless = [entry for entry in proposals if entry[1].utility == 0] if settings.form == "normalized" else []
+    useless = [entry for entry in proposals if entry[1].utility == 0] if (form or settings.form) == "normalized" else []
     if not useful:
         return []
     for entries in (useful, useless):

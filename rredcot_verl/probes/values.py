@@ -6,14 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rredcot_verl.config.blocks import SelfValueConfig
 from rredcot_verl.core.self_value import geometric_value, joint_value, normalized_value
 from rredcot_verl.probes.elicitation import Probe
 
 
 @dataclass(frozen=True)
 class ProbeScore:
-    """What the policy thinks of one probe.
+    """What a rollout server thinks of one probe.
 
     Attributes:
         token_log_probs: Log-probability of each forced token, nats; what comes before `Probe.scored_from` is given and
@@ -29,13 +28,52 @@ class ProbeScore:
     num_recomputed_tokens: int = 0
 
 
+@dataclass(frozen=True)
+class ProbePlace:
+    """Where the log-probabilities of one probe belong.
+
+    Attributes:
+        state: Index k of the boundary.
+        proposal: Index of the answer.
+        num_log_probs: How many count: the answer's tokens and its end.
+    """
+
+    state: int
+    proposal: int
+    num_log_probs: int
+
+    @classmethod
+    def of(cls, probe: Probe) -> "ProbePlace":
+        """The place of a probe."""
+        return cls(probe.state, probe.proposal, len(probe.token_ids) - probe.scored_from + 1)
+
+
 def self_values(form: str, probes: Sequence[Probe], scores: Sequence[ProbeScore], utilities: Sequence[float]) -> Tensor:
-    """Self-values in [0, 1] from the scores of all probes.
+    """`values_of_log_probs` of what a server has read.
 
     Args:
         form: `joint`, `normalized` or `geometric`.
         probes: One or two probes for every state and proposal.
         scores: One a probe.
+        utilities: One an answer, in [0, 1].
+    """
+    log_probs = [
+        value
+        for probe, score in zip(probes, scores, strict=True)
+        for value in (*score.token_log_probs[probe.scored_from :], score.closing_log_prob)
+    ]
+    return values_of_log_probs(form, [ProbePlace.of(probe) for probe in probes], log_probs, utilities)
+
+
+def values_of_log_probs(
+    form: str, places: Sequence[ProbePlace], log_probs: Sequence[float], utilities: Sequence[float]
+) -> Tensor:
+    """Self-values in [0, 1] from the log-probabilities of all probes.
+
+    Args:
+        form: `joint`, `normalized` or `geometric`.
+        places: One a probe, boundary by boundary.
+        log_probs: Probe by probe the counted tokens' log-probabilities and that of the answer's end, laid end to end.
         utilities: One an answer, in [0, 1].
 
     Returns:
@@ -44,31 +82,22 @@ def self_values(form: str, probes: Sequence[Probe], scores: Sequence[ProbeScore]
     Raises:
         ValueError: A log-probability is NaN or positive: the numbers cannot be trusted.
     """
-    shape = (probes[-1].state + 1, len(utilities))
-    log_probs = torch.full(shape, float("-inf"), dtype=torch.float64)
+    shape = (places[-1].state + 1, len(utilities))
+    total = torch.full(shape, float("-inf"), dtype=torch.float64)
     lengths = torch.ones(shape, dtype=torch.int64)
-    for probe, score in zip(probes, scores, strict=True):
-        counted = [*score.token_log_probs[probe.scored_from :], score.closing_log_prob]
+    first = 0
+    for place in places:
+        counted = log_probs[first : first + place.num_log_probs]
+        first += place.num_log_probs
         # A sum over closing tokens may exceed log 1 by rounding only.
         if any(value != value or value > 1e-3 for value in counted):
-            raise ValueError(f"got log-probabilities {counted} for the probe {probe.token_ids}")
-        place = probe.state, probe.proposal
-        log_probs[place] = torch.logaddexp(log_probs[place], torch.tensor(sum(counted), dtype=torch.float64))
-        lengths[place] = max(int(lengths[place]), len(counted))
+            raise ValueError(f"got log-probabilities {list(counted)} for a probe of answer {place.proposal}")
+        at = place.state, place.proposal
+        total[at] = torch.logaddexp(total[at], torch.tensor(sum(counted), dtype=torch.float64))
+        lengths[at] = max(int(lengths[at]), len(counted))
     weights = torch.tensor(utilities, dtype=torch.float64)
     if form == "joint":
-        return joint_value(log_probs, weights)
+        return joint_value(total, weights)
     if form == "normalized":
-        return normalized_value(log_probs, weights)
-    return geometric_value(log_probs, weights, lengths)
-
-
-def state_values(
-    settings: SelfValueConfig, probes: Sequence[Probe], scores: Sequence[ProbeScore], utilities: Sequence[float]
-) -> list[float]:
-    """Self-values v_0 .. v_{K-1} in units of reward; see `self_values`."""
-    low, high = settings.reward_range
-    # Settled by the estimator; where there is none, by the method.
-    form = "joint" if settings.form == "auto" else settings.form
-    values = low + (high - low) * self_values(form, probes, scores, utilities).double()
-    return list(values.tolist())
+        return normalized_value(total, weights)
+    return geometric_value(total, weights, lengths)

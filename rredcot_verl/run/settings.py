@@ -7,10 +7,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rredcot_verl.answers.grammar import formats_of
 from rredcot_verl.config.schema import PREFIX, RREDCoTConfig, parse
-from rredcot_verl.config.sources import ATTRIBUTIONS, MONTE_CARLO, SOURCES, source_of
 from rredcot_verl.core.segmentation import get_segmenter
-from rredcot_verl.run.capabilities import why_server_cannot_score
-from rredcot_verl.sources.monte_carlo import check_monte_carlo
+from rredcot_verl.sources.base import Source
+from rredcot_verl.sources.registry import SOURCES, SPECIFIC, make_source
 
 logger = logging.getLogger(__name__)
 
@@ -27,24 +26,23 @@ OUTCOME_ESTIMATORS = frozenset(
 def parse_block(config: DictConfig) -> RREDCoTConfig:
     """Read the `algorithm.rredcot` block of verl's config; the defaults where it has none.
 
-    `self_value.form=auto` is settled by the estimator.
-
     Raises:
         ValueError: As `rredcot_verl.config.schema.parse`.
     """
     block = OmegaConf.select(config, PREFIX)
     if block is not None and not isinstance(block, DictConfig):
         raise ValueError(f"{PREFIX}={block!r}: expected a block of settings")
-    settings = parse(None if block is None else OmegaConf.to_container(block, resolve=True))  # type: ignore[arg-type]
-    if settings.self_value.form != "auto":
-        return settings
-    form = "geometric" if run_source(config) in ("vps", "mig") else "joint"
-    return settings.model_copy(update={"self_value": settings.self_value.model_copy(update={"form": form})})
+    return parse(None if block is None else OmegaConf.to_container(block, resolve=True))  # type: ignore[arg-type]
 
 
-def run_source(config: DictConfig) -> str:
-    """Where a run's segment values come from, one of `config.sources.SOURCES`."""
-    return source_of(str(OmegaConf.select(config, "algorithm.adv_estimator")))
+def run_source(config: DictConfig, settings: RREDCoTConfig) -> Source:
+    """Where a run's segment values come from.
+
+    Raises:
+        ValueError: As `make_source`.
+    """
+    source: Source = make_source(settings, str(OmegaConf.select(config, "algorithm.adv_estimator")))
+    return source
 
 
 def active_settings(config: DictConfig) -> RREDCoTConfig | None:
@@ -68,60 +66,37 @@ def active_settings(config: DictConfig) -> RREDCoTConfig | None:
         )
     get_segmenter(settings.segmentation.method)
     formats_of(settings.elicitation)
-    _check_source(run_source(config), settings)
-    _check_run(config, settings)
+    _check_run(config)
+    obstacle = run_source(config, settings).check(config)
+    if obstacle is not None:
+        raise ValueError(obstacle)
     return settings
 
 
-def _check_source(source: str, settings: RREDCoTConfig) -> None:
-    value = settings.self_value
-    asked = [
-        name
-        for name, on in (
-            (f"self_value.calibration={value.calibration}", value.calibration != "none"),
-            ("self_value.form=hidden", value.form == "hidden"),
-        )
-        if on
-    ]
-    if asked and source != "rredcot":
-        raise ValueError(
-            f"{PREFIX}.{asked[0]} with algorithm.adv_estimator={source}: only rredcot's values are regressed on the "
-            "outcome; use algorithm.adv_estimator=rredcot or leave it out"
-        )
-    if settings.readout.use_hidden and not settings.reads_hidden_states():
-        raise ValueError(
-            f"{PREFIX}.readout.use_hidden=True with self_value.calibration=none: nothing is regressed; set "
-            "self_value.calibration=logistic or self_value.form=hidden"
-        )
+def unread_settings(config: DictConfig, settings: RREDCoTConfig, source: Source) -> list[str]:
+    """Keys that the config changes and the run's source does not read.
 
-
-def unread_settings(config: DictConfig, settings: RREDCoTConfig) -> list[str]:
-    """Keys that the config changes and the run's source does not read."""
-    source, value = run_source(config), settings.self_value
+    They are reported and not refused: a run is compared with its peers by changing the estimator alone.
+    """
+    idle = [name for name in SPECIFIC if name not in source.reads()]
+    if str(config.algorithm.adv_estimator) not in SOURCES:
+        idle.append("credit")
     default = RREDCoTConfig()
-    unused = {
-        "monte_carlo": source != MONTE_CARLO,
-        "attribution": source not in ATTRIBUTIONS,
-        "readout": value.calibration == "none" and value.form != "hidden",
-    }
-    unused["credit"] = str(config.algorithm.adv_estimator) not in SOURCES
-    changed = [name for name, idle in unused.items() if idle and getattr(settings, name) != getattr(default, name)]
-    if not settings.reads_probes(source):
-        names = ["engine", "share_prefix", "proposals", "max_proposals", "max_answer_tokens", "max_closing_tokens"]
-        names += ["score_opening", "timeout_s", "max_concurrency"]
-        names += [] if settings.reads_references(source) else ["reference_key"]
-        changed += [f"self_value.{n}" for n in names if getattr(value, n) != getattr(default.self_value, n)]
-        # Settled by the estimator, so compared with what it settles.
-        changed += ["self_value.form"] if value.form not in ("joint", "hidden") else []
-    elif settings.regresses() and not settings.reads_hidden_states():
-        names = ["layer", "dim"]
-        changed += [f"readout.{n}" for n in names if getattr(settings.readout, n) != getattr(default.readout, n)]
-    return [f"{PREFIX}.{name}" for name in changed]
+    changed = [name for name in idle if _at(settings, name) != _at(default, name)]
+    # A block that is named whole needs no line for a key in it.
+    return [f"{PREFIX}.{name}" for name in changed if name.partition(".")[0] not in changed or "." not in name]
 
 
-def warn_of_unread(config: DictConfig, settings: RREDCoTConfig) -> None:
+def _at(settings: RREDCoTConfig, name: str) -> Any:
+    found: Any = settings
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def warn_of_unread(config: DictConfig, settings: RREDCoTConfig, source: Source) -> None:
     """Say once what the config changes for nothing."""
-    unread = unread_settings(config, settings)
+    unread = unread_settings(config, settings, source)
     if unread:
         logger.warning(
             "rredcot: algorithm.adv_estimator=%s does not read %s, which the config changes",
@@ -130,38 +105,17 @@ def warn_of_unread(config: DictConfig, settings: RREDCoTConfig) -> None:
         )
 
 
-def _check_run(config: DictConfig, settings: RREDCoTConfig) -> None:
+def _check_run(config: DictConfig) -> None:
     trainer = config.trainer
     if not trainer.get("use_v1", True):
         raise ValueError("trainer.use_v1=False: RREDCoT needs verl's V1 trainer, set trainer.use_v1=True")
     mode = trainer.v1.trainer_mode
     if mode not in TRAINER_MODES:
         raise ValueError(f"trainer.v1.trainer_mode={mode!r}: RREDCoT supports {', '.join(map(repr, TRAINER_MODES))}")
-    obstacle = why_server_cannot_score(config)
-    if settings.self_value.engine == "rollout" and obstacle is not None:
-        raise ValueError(f"{PREFIX}.self_value.engine=rollout: {obstacle}; use self_value.engine=actor")
     if config.algorithm.use_kl_in_reward:
         raise ValueError(
             "algorithm.use_kl_in_reward=True puts a KL term on every token's reward, which has no place in a "
             "redistributed outcome; use actor_rollout_ref.actor.use_kl_loss=True instead"
-        )
-    reward_model = config.reward.reward_model
-    colocated = reward_model.enable and not reward_model.enable_resource_pool
-    samples = run_source(config) == MONTE_CARLO
-    if samples:
-        check_monte_carlo(config, settings)
-    if colocated and samples:
-        raise ValueError(
-            f"algorithm.adv_estimator={MONTE_CARLO} needs the rewards of its continuations while they are rolled out, "
-            "but reward.reward_model.enable_resource_pool=False computes rewards later; use a resource pool"
-        )
-    needs_rewards = settings.self_value.proposals == "group" or settings.self_value.form == "normalized"
-    if colocated and needs_rewards:
-        value = settings.self_value
-        raise ValueError(
-            f"{PREFIX}.self_value.proposals={value.proposals} with form={value.form} needs the reward of a response "
-            "while it is rolled out, but reward.reward_model.enable_resource_pool=False computes it later; use "
-            "reference and joint, or a resource pool"
         )
 
 

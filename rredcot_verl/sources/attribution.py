@@ -1,72 +1,114 @@
-"""Attribution in a run: what a response's segments are weighed for, and the pass that weighs them.
+"""Segments share the advantage by their weight for the answer: three peers that ask what the answer was made of.
 
-The agent loop writes a plan into a response's record; the trainer sends it with the row to the training engine, and
-reads a weight a segment back.
+The RREDCoT paper compares with attention attribution, gradient attribution and leave-one-out. Ours in all three: which
+answer, that the segment that holds it weighs nothing, and shares of R less the group's mean
+(`core.values.attribution_values`).
 """
 
-import dataclasses
 import itertools
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
-import transfer_queue as tq
-from transfer_queue import KVBatchMeta
+from omegaconf import DictConfig
 
 from rredcot_verl.answers.grammar import canonical_form, find_answer, reference_answers
-from rredcot_verl.config.blocks import AttributionConfig
 from rredcot_verl.config.schema import RREDCoTConfig
-from rredcot_verl.config.sources import ATTENTION_ATTRIBUTION, GRADIENT_ATTRIBUTION, LEAVE_ONE_OUT
-from rredcot_verl.passes.attribution_protocol import ATTENTION, GRADIENT, OPTIONS, PLANS, WEIGHTS
-from rredcot_verl.passes.attribution_task import NO_PLAN, AttributionPlan, AttributionTask, decode_plan, encode_plan
+from rredcot_verl.core.values import attribution_values
+from rredcot_verl.passes.attribution_task import AttributionPlan, AttributionTask, decode_plan, encode_plan
 from rredcot_verl.passes.leave_one_out import leave_one_out_tasks, leave_one_out_weights
-from rredcot_verl.passes.protocol import PASS
-from rredcot_verl.probes.elicitation import Elicitation, Proposal
+from rredcot_verl.passes.protocol import FIELDS, PassFields
+from rredcot_verl.probes.elicitation import Proposal
+from rredcot_verl.sources.base import PassRequest, Source, Workers
+from rredcot_verl.sources.engines import EngineChoice, why_not_shared
 from rredcot_verl.sources.group import Group
-from rredcot_verl.sources.record import NO_PROPOSAL, PLANNED, SCORED, TOO_LONG, CreditRecord
+from rredcot_verl.sources.queue import RecordedBatch, Rows, put_rows, read_rows
+from rredcot_verl.sources.record import Plan, Record, Status
 from rredcot_verl.sources.response import Response
-from rredcot_verl.trainer.actor_probes import Records, SeparateSequences, any_planned
-from rredcot_verl.trainer.batch import put_rows
+from rredcot_verl.sources.sequences import SeparateSequences
 
-INTEGRATED_GRADIENTS = "integrated_gradients"
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class AttributionSource:
-    """Plans what a response's segments are weighed for, in the agent loop.
+class Attribution(Source):
+    """What the three have in common; a record's payload is `num_weights`, how many segments stand before the answer."""
 
-    Attributes:
-        settings: The `algorithm.rredcot` block.
-        source: `attention_attribution`, `gradient_attribution` or `leave_one_out`.
-        elicitation: Finds answers, and opens the reference answer.
-        max_length: Longest sequence, prompt included, tokens.
-    """
+    weighs = True
+    fields: PassFields
+    """Row fields in which plans and weights travel."""
 
-    settings: RREDCoTConfig
-    source: str
-    elicitation: Elicitation
-    max_length: int
+    def __init__(self, settings: RREDCoTConfig, name: str) -> None:
+        super().__init__(settings, name)
+        self.payload_fields, self.result_fields = (self.fields.payload,), (self.fields.result,)
 
-    needs_all = False
+    # Before anything starts
 
-    async def record(self, response: Response, group: Group, boundaries: list[int]) -> CreditRecord:
-        """The record of a response that waits for the training engine; see `Source` and `plan`."""
-        plan = self.plan(response, boundaries)
+    def reads(self) -> frozenset[str]:
+        """See `Source`."""
+        reference = {"self_value.reference_key"} if self.reads_references() else set()
+        return super().reads() | {"attribution"} | reference
+
+    def reads_references(self) -> bool:
+        """See `Source`."""
+        return self.settings.attribution.target == "reference"
+
+    def choose_engine(self, config: DictConfig) -> EngineChoice:
+        """See `Source`."""
+        obstacle = self.why_not_on(config)
+        if obstacle is not None:
+            raise ValueError(
+                f"algorithm.adv_estimator={self.name} needs verl's FSDP engine and a model whose traces it can pack: "
+                f"{obstacle}; algorithm.adv_estimator=leave_one_out runs on any engine"
+            )
+        return self._said(EngineChoice("actor", True, "a pass of its own over the traces", self.name.replace("_", " ")))
+
+    def why_not_on(self, config: DictConfig) -> str | None:
+        """Why the training engine of a run cannot weigh segments; None where it can."""
+        return why_not_shared(config)
+
+    def _said(self, choice: EngineChoice) -> EngineChoice:
+        logger.warning("rredcot: %s: %s, by %s; %s", self.name, choice.what, choice.engine, choice.reason)
+        return choice
+
+    def describe(self) -> str:
+        """See `Source`."""
+        return f"weights of the segments for the {self.settings.attribution.target} answer"
+
+    def way_out(self) -> str:
+        """See `Source`."""
+        if self.reads_references():
+            return f"check algorithm.rredcot.self_value.reference_key={self.settings.self_value.reference_key}"
+        return "check algorithm.rredcot.elicitation.format"
+
+    # In an agent loop worker
+
+    async def plan(self, response: Response, group: Group, boundaries: list[int]) -> Plan:
+        """See `Source`."""
+        plan = self.plan_for_answer(response, boundaries)
         if plan is None:
-            return CreditRecord(NO_PROPOSAL)
-        if plan.num_tokens > self.max_length:
-            return CreditRecord(TOO_LONG)
-        return CreditRecord(
-            PLANNED,
+            return Plan(Record(Status.NO_PROPOSAL))
+        if plan.num_tokens > self.tools.max_length:
+            return Plan(Record(Status.TOO_LONG))
+        record = Record(
+            Status.SCORED,
             segment_boundaries=list(boundaries),
-            attribution=encode_plan(plan),
-            num_probes=len(plan.boundaries) if self.source == LEAVE_ONE_OUT else 1,
-            num_probe_tokens=num_tokens(plan, self.source, self.settings.attribution),
+            payload={"num_weights": len(plan.boundaries) - 1},
+            num_probes=self.num_sequences(plan),
+            num_probe_tokens=self.num_tokens(plan),
         )
+        return Plan(record, {self.fields.payload: encode_plan(plan)})
 
-    def plan(self, response: Response, boundaries: Sequence[int]) -> AttributionPlan | None:
+    def num_sequences(self, plan: AttributionPlan) -> int:
+        """Sequences computed to weigh one response's segments."""
+        del plan
+        return 1
+
+    def num_tokens(self, plan: AttributionPlan) -> int:
+        """Tokens computed to weigh one response's segments."""
+        return plan.num_tokens
+
+    def plan_for_answer(self, response: Response, boundaries: Sequence[int]) -> AttributionPlan | None:
         """Which answer, and which segments stand before it.
 
         The segment that holds the answer, and all after it, are left out of the plan: they weigh nothing (ours).
@@ -83,20 +125,21 @@ class AttributionSource:
         """For the response's own final answer; what follows it is cut off."""
         if response.answer is None:
             return None
-        vocabulary = self.elicitation.vocabulary
+        vocabulary = self.tools.elicitation.vocabulary
         text = vocabulary.decode(response.response_ids)
-        thinking = self.elicitation.thinking_after(response.prompt_ids)
-        found = find_answer(text, self.elicitation.formats, thinking)
+        thinking = self.tools.elicitation.thinking_after(response.prompt_ids)
+        found = find_answer(text, self.tools.elicitation.formats, thinking)
         if found is None:
             return None
         first = vocabulary.offset_of(response.response_ids, text, found.answer_start)
         last = vocabulary.offset_of(response.response_ids, text, found.end - 1)
         kept = [boundary for boundary in boundaries if boundary <= response.answer.start]
-        return self._plan(response, kept, last + 1, (), first, last + 1)
+        return _plan(response, kept, last + 1, (), first, last + 1)
 
     def _reference(self, response: Response, boundaries: Sequence[int]) -> AttributionPlan | None:
         """For the reference answer, where the response's own stands, or at its end where it has none."""
-        answer_format = self.elicitation.format_for(response.answer)
+        elicitation = self.tools.elicitation
+        answer_format = elicitation.format_for(response.answer)
         text = self._reference_text(response.references, answer_format)
         if text is None:
             return None
@@ -107,7 +150,7 @@ class AttributionSource:
             place = self._end_of_text(response.response_ids)
             # Nothing of the last segment is an answer: it may weigh.
             kept = [*(boundary for boundary in boundaries if boundary < place), place]
-        (probe, *_) = self.elicitation.probes(
+        (probe, *_) = elicitation.probes(
             response.prompt_ids,
             response.response_ids,
             [place, len(response.response_ids)],
@@ -116,181 +159,164 @@ class AttributionSource:
             place if response.answer is not None else -1,
         )
         answer_from, answer_to = place + probe.answer_from, place + len(probe.token_ids)
-        return self._plan(response, kept, place, probe.token_ids, answer_from, answer_to)
+        return _plan(response, kept, place, probe.token_ids, answer_from, answer_to)
 
     def _reference_text(self, references: object, answer_format: str) -> str | None:
         """The first reference answer that the tokenizer can write; how many tokens it has does not matter here."""
         texts = reference_answers(references, canonical_form(self.settings.elicitation))
-        return next((text for text in texts if self.elicitation.can_append(text, answer_format)), None)
+        return next((text for text in texts if self.tools.elicitation.can_append(text, answer_format)), None)
 
     def _end_of_text(self, response_ids: Sequence[int]) -> int:
         """Length of a response without the tokens that end the turn: no answer follows those."""
-        ends = set(self.elicitation.vocabulary.end_of_sequence_ids())
+        ends = set(self.tools.elicitation.vocabulary.end_of_sequence_ids())
         length = len(response_ids)
         while length and response_ids[length - 1] in ends:
             length -= 1
         return length
 
-    @staticmethod
-    def _plan(
-        response: Response,
-        kept: Sequence[int],
-        num_kept: int,
-        appended: Sequence[int],
-        answer_from: int,
-        answer_to: int,
-    ) -> AttributionPlan | None:
-        """A plan from offsets in the response."""
-        if len(kept) < 2 or answer_from >= answer_to:
-            return None
-        start = len(response.prompt_ids)
-        return AttributionPlan(
-            start + num_kept,
-            tuple(appended),
-            tuple(start + boundary for boundary in kept),
-            start + answer_from,
-            start + answer_to,
-        )
+    # In the trainer's step
+
+    def _waiting(self, recorded: RecordedBatch) -> bool:
+        return any(record is not None and record.payload for record in recorded.records)
+
+    def values(self, rows: Rows) -> list[list[float]]:
+        """See `Source`.
+
+        Raises:
+            RuntimeError: A row has another number of weights than segments, or one that is no number.
+        """
+        values: list[list[float]] = [[] for _ in rows.keys]
+        if not self._waiting(rows.recorded):
+            return values
+        weights = rows.read(self.fields.result)
+        for row in rows.scored:
+            record = rows.records[row]
+            assert record is not None
+            own, expected = weights[row].tolist(), record.payload["num_weights"]
+            if len(own) != expected or not all(0 <= weight < float("inf") for weight in own):
+                raise RuntimeError(
+                    f"a pass gave the weights {own} for the segments of {rows.keys[row]}, expected {expected} of them"
+                )
+            rest = [0.0] * (len(record.segment_boundaries) - 1 - expected)
+            baseline = rows.groups.mean[row].item()
+            values[row] = attribution_values(own + rest, rows.outcomes[row].item(), baseline)
+        return values
 
 
-def num_tokens(plan: AttributionPlan, source: str, settings: AttributionConfig) -> int:
-    """Tokens computed to weigh one response's segments.
+class AttentionAttribution(Attribution):
+    """Segments share the advantage by how much the tokens that give the answer attend to them.
 
-    A backward pass counts as one forward pass: it makes no gradients of weights.
+    Attention as credit is ABC's (Chan et al., "Dense Reward for Free in RLHF", arXiv 2402.00782), which spreads a
+    reward model's score over tokens by its last layer's attention. Ours: the policy's own attention, from the rows that
+    predict the answer, averaged over heads and layers, summed by segment. One more pass over the traces.
     """
-    if source == ATTENTION_ATTRIBUTION:
-        return plan.num_tokens
-    if source == GRADIENT_ATTRIBUTION:
-        num_steps = settings.num_steps if settings.gradient == INTEGRATED_GRADIENTS else 1
+
+    fields = FIELDS["attention"]
+
+    def passes(self, recorded: RecordedBatch) -> tuple[PassRequest, ...]:
+        """See `Source`."""
+        request = PassRequest("attention", (self.settings.attribution.layers,), fuses=False)
+        return (request,) if self._waiting(recorded) else ()
+
+
+class GradientAttribution(Attribution):
+    """Segments share the advantage by the gradient of the answer's log-probability in their embeddings.
+
+    Input x gradient (Shrikumar et al., arXiv 1605.01713) or integrated gradients (Sundararajan et al., arXiv
+    1703.01365). Ours: the absolute value of the sum over a segment's tokens, and the zero baseline. One forward and one
+    backward pass over the traces, `num_steps` of them for integrated gradients.
+    """
+
+    fields = FIELDS["gradient"]
+
+    def why_not_on(self, config: DictConfig) -> str | None:
+        """See `Attribution`."""
+        obstacle = super().why_not_on(config)
+        if obstacle is None and config.actor_rollout_ref.model.get("enable_activation_offload"):
+            return "actor_rollout_ref.model.enable_activation_offload=True follows whole training steps"
+        return obstacle
+
+    def num_tokens(self, plan: AttributionPlan) -> int:
+        """See `Attribution`. A backward pass counts as one forward pass: it makes no gradients of weights."""
+        settings = self.settings.attribution
+        num_steps = settings.num_steps if settings.gradient == "integrated_gradients" else 1
         return 2 * num_steps * plan.num_tokens
-    # The whole trace, and once without each segment.
-    num_segments = len(plan.boundaries) - 1
-    return (num_segments + 1) * plan.num_tokens - (plan.boundaries[-1] - plan.boundaries[0])
+
+    def passes(self, recorded: RecordedBatch) -> tuple[PassRequest, ...]:
+        """See `Source`."""
+        settings = self.settings.attribution
+        request = PassRequest("gradient", (settings.gradient, settings.num_steps), fuses=False)
+        return (request,) if self._waiting(recorded) else ()
 
 
-class _Sequences(SeparateSequences):
-    """Whole sequences through `compute_log_prob`."""
+class LeaveOneOut(Attribution):
+    """Segments share the advantage by how far the answer's log-probability falls without them.
 
-    def answer_log_probs(self, tasks: Iterable[AttributionTask]) -> Iterator[float]:
-        """Log-probability of each task's answer, with which its tokens end; nats."""
-        answers: deque[tuple[int, int]] = deque()
-
-        def sequences() -> Iterator[tuple[int, ...]]:
-            for task in tasks:
-                answers.append((task.answer_from, task.answer_to))
-                yield tuple(task.token_ids)
-
-        for part in self._parts(sequences()):
-            for row in self._log_probs(part):
-                # Entry i of a sequence is the log-probability of token i + 1; the last one has no meaning.
-                first, last = answers.popleft()
-                yield row[first - 1 : last - 1].double().sum().item()
-
-
-@dataclass(frozen=True)
-class AttributionPass:
-    """Weighs the segments of a batch on the training engine.
-
-    Attributes:
-        worker_group: verl's actor workers.
-        source: `attention_attribution`, `gradient_attribution` or `leave_one_out`.
-        settings: The `algorithm.rredcot.attribution` block.
-        num_ranks: Data-parallel ranks.
-        temperature: Of the rollout.
-        max_tokens: Tokens of one rank's pass, for `leave_one_out`.
+    Ours: the rest closes up, and rises count as 0. A sequence of the trace's length for every segment; any engine.
     """
 
-    worker_group: Any
-    source: str
-    settings: AttributionConfig
-    num_ranks: int
-    temperature: float
-    max_tokens: int
+    fields = PassFields("rredcot_left_out_plans", "rredcot_left_out_weights")
 
-    def run(self, batch: KVBatchMeta, records: Records) -> None:
-        """Weigh the segments of all rows that wait for it and store the weights beside the rows; see `weighed`."""
-        if self.source == LEAVE_ONE_OUT:
-            self._leave_one_out(batch, records)
+    def choose_engine(self, config: DictConfig) -> EngineChoice:
+        """See `Source`."""
+        return self._said(EngineChoice("actor", False, "sequences without one segment each", "leave-one-out"))
+
+    def num_sequences(self, plan: AttributionPlan) -> int:
+        """See `Attribution`."""
+        return len(plan.boundaries)
+
+    def num_tokens(self, plan: AttributionPlan) -> int:
+        """See `Attribution`: the whole trace, and once without each segment."""
+        return len(plan.boundaries) * plan.num_tokens - (plan.boundaries[-1] - plan.boundaries[0])
+
+    def measure(self, recorded: RecordedBatch, workers: Workers) -> None:
+        """See `Source`."""
+        if not self._waiting(recorded):
             return
-        put_rows(batch, PLANS, [torch.tensor(_encoded(record), dtype=torch.int64) for record in records])
-        before = dict(batch.extra_info)
-        batch.extra_info.update(self._extra_info())
-        self.worker_group.compute_log_prob(batch)
-        batch.extra_info.clear()
-        batch.extra_info.update(before)
-
-    def _extra_info(self) -> dict[str, Any]:
-        is_attention = self.source == ATTENTION_ATTRIBUTION
-        gradient = (self.settings.gradient, self.settings.num_steps)
-        return {
-            PASS: ATTENTION if is_attention else GRADIENT,
-            OPTIONS: (self.settings.layers,) if is_attention else gradient,
-            "calculate_entropy": False,
-            "compute_loss": False,
-            "temperature": self.temperature,
-        }
-
-    def _leave_one_out(self, batch: KVBatchMeta, records: Records) -> None:
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["input_ids"])
-        plans = [decode_plan(_encoded(record)) for record in records]
-        workers = _Sequences(self.worker_group, self.num_ranks, self.temperature, 1, self.max_tokens)
+        traces = read_rows(recorded.batch, "input_ids")
+        plans = [decode_plan(row.tolist()) for row in read_rows(recorded.batch, self.fields.payload)]
         # Made as they are sent: all at once they would be many times the batch.
         tasks = (
             task
-            for trace, plan in zip(data["input_ids"].unbind(), plans, strict=True)
+            for trace, plan in zip(traces, plans, strict=True)
             if plan is not None
             for task in leave_one_out_tasks(plan.task(trace.tolist()))
         )
-        log_probs = workers.answer_log_probs(tasks)
+        log_probs = _answer_log_probs(SeparateSequences(workers), tasks)
         weights = [
             # The whole trace, and without each segment.
             [] if plan is None else leave_one_out_weights(list(itertools.islice(log_probs, len(plan.boundaries))))
             for plan in plans
         ]
-        put_rows(batch, WEIGHTS, [torch.tensor(own or [0.0]) for own in weights])
+        put_rows(recorded.batch, self.fields.result, [torch.tensor(own or [0.0]) for own in weights])
 
 
-def weighed(batch: KVBatchMeta, records: Records) -> list[CreditRecord | None]:
-    """The records with the weights that a pass has found, scored.
+def _answer_log_probs(sequences: SeparateSequences, tasks: Iterable[AttributionTask]) -> Iterator[float]:
+    """Log-probability of each task's answer, with which its tokens end; nats."""
+    answers: deque[tuple[int, int]] = deque()
 
-    Args:
-        batch: The batch.
-        records: Its records, as they were when the pass was run.
+    def token_ids() -> Iterator[Sequence[int]]:
+        for task in tasks:
+            answers.append((task.answer_from, task.answer_to))
+            yield tuple(task.token_ids)
 
-    Returns:
-        The same records; one that waited has a weight >= 0 for each of its segments, 0 for the answer's own and what
-        follows it.
-
-    Raises:
-        RuntimeError: The pass gave another number of weights than the row has segments, or one that is no number.
-    """
-    if not any_planned(records):
-        return list(records)
-    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[WEIGHTS])
-    rows = data[WEIGHTS].unbind()
-    return [
-        record
-        if record is None or record.status != PLANNED
-        else dataclasses.replace(record, status=SCORED, weights=_weights(key, record, row.tolist()))
-        for key, record, row in zip(batch.keys, records, rows, strict=True)
-    ]
+    for row in sequences.log_probs(token_ids()):
+        # Entry i of a sequence is the log-probability of token i + 1; the last one has no meaning.
+        first, last = answers.popleft()
+        yield row[first - 1 : last - 1].double().sum().item()
 
 
-def _weights(key: str, record: CreditRecord, weights: list[float]) -> list[float]:
-    plan = decode_plan(record.attribution)
-    assert plan is not None
-    expected = len(plan.boundaries) - 1
-    if len(weights) != expected or not all(0 <= weight < float("inf") for weight in weights):
-        raise RuntimeError(f"a pass gave the weights {weights} for the segments of {key}, expected {expected} of them")
-    return weights + [0.0] * (len(record.segment_boundaries) - 1 - expected)
-
-
-def without_attribution(batch: KVBatchMeta) -> KVBatchMeta:
-    """The same batch, with nothing of this for its next readers to fetch."""
-    if batch.fields is not None:
-        batch.fields = [field for field in batch.fields if field not in (PLANS, WEIGHTS)]
-    return batch
-
-
-def _encoded(record: CreditRecord | None) -> Sequence[int]:
-    return record.attribution if record is not None and record.status == PLANNED else NO_PLAN
+def _plan(
+    response: Response, kept: Sequence[int], num_kept: int, appended: Sequence[int], answer_from: int, answer_to: int
+) -> AttributionPlan | None:
+    """A plan from offsets in the response."""
+    if len(kept) < 2 or answer_from >= answer_to:
+        return None
+    start = len(response.prompt_ids)
+    return AttributionPlan(
+        start + num_kept,
+        tuple(appended),
+        tuple(start + boundary for boundary in kept),
+        start + answer_from,
+        start + answer_to,
+    )

@@ -26,38 +26,85 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from rredcot_verl.config.blocks import MonteCarloConfig
 from rredcot_verl.config.schema import PREFIX, RREDCoTConfig
-from rredcot_verl.config.sources import MONTE_CARLO
-from rredcot_verl.servers.client import Generate
+from rredcot_verl.sources.base import Source
+from rredcot_verl.sources.engines import EngineChoice
 from rredcot_verl.sources.group import Group
-from rredcot_verl.sources.record import SCORED, CreditRecord
-from rredcot_verl.sources.response import Response
-from rredcot_verl.sources.sampled_values import Estimate, Job, MonteCarlo
+from rredcot_verl.sources.queue import Rows
+from rredcot_verl.sources.record import Plan, Record, Status
+from rredcot_verl.sources.response import AgentTools, Response
+from rredcot_verl.sources.sampled_values import Estimate, Job, StateSampler
 
 logger = logging.getLogger(__name__)
 
-ESTIMATOR = f"algorithm.adv_estimator={MONTE_CARLO}"
+ESTIMATOR = "algorithm.adv_estimator=vineppo"
 
 
-class MonteCarloSource:
-    """Segment values of a response from continuations of its states; a `Source`.
+class MonteCarlo(Source):
+    """v_k is the mean reward of continuations sampled from boundary k; see above.
 
-    Args:
-        settings: The `algorithm.rredcot.monte_carlo` block.
-        generate: `LLMServerClient.generate`.
-        response_length: `rollout.response_length`, tokens.
-        max_length: Longest sequence the rollout server takes, tokens.
+    A record's payload: `values` and their `standard_errors` in units of reward, `num_cut_short` continuations that
+    reached their limit, `num_weight_versions` of the weights that wrote them.
     """
 
-    needs_all = False
-
-    def __init__(self, settings: MonteCarloConfig, generate: Generate, response_length: int, max_length: int) -> None:
-        self._settings = settings
-        self._monte_carlo = MonteCarlo(settings, generate, response_length, max_length)
+    def __init__(self, settings: RREDCoTConfig, name: str) -> None:
+        super().__init__(settings, name)
         self._reported = False
 
-    async def record(self, response: Response, group: Group, boundaries: list[int]) -> CreditRecord:
+    def reads(self) -> frozenset[str]:
+        """See `Source`."""
+        return super().reads() | {"monte_carlo"}
+
+    def check(self, config: DictConfig) -> str | None:
+        """See `Source`."""
+        reward_model = config.reward.reward_model
+        if reward_model.enable and not reward_model.enable_resource_pool:
+            return (
+                f"{ESTIMATOR} needs the rewards of its continuations while they are rolled out, but "
+                "reward.reward_model.enable_resource_pool=False computes rewards later; use a resource pool"
+            )
+        return super().check(config) or self._why_not_sampled(config.actor_rollout_ref.rollout)
+
+    def _why_not_sampled(self, rollout: DictConfig) -> str | None:
+        block = self.settings.monte_carlo
+        if rollout.get("full_determinism", False):
+            return (
+                f"{ESTIMATOR} with actor_rollout_ref.rollout.full_determinism=True: verl gives every request the same "
+                "seed, so all continuations of a state would be one; set it to False"
+            )
+        loop, multi_turn = rollout.agent.get("default_agent_loop"), rollout.multi_turn.get("enable", False)
+        if multi_turn or loop == "tool_agent":
+            return (
+                f"{ESTIMATOR} with actor_rollout_ref.rollout.multi_turn.enable={multi_turn} and "
+                f"agent.default_agent_loop={loop}: a response is continued by generating, without tools or further "
+                "turns; use algorithm.adv_estimator=rredcot, whose probes need neither"
+            )
+        longest = min(block.max_tokens or rollout.response_length, rollout.response_length)
+        least = block.num_rollouts * longest
+        if block.max_total_tokens is not None and block.max_total_tokens < least:
+            return (
+                f"{PREFIX}.monte_carlo.max_total_tokens={block.max_total_tokens} does not allow to sample the prompt's "
+                f"own state: monte_carlo.num_rollouts={block.num_rollouts} continuations of up to {longest} tokens may "
+                f"need {least}; raise it to at least that, or lower monte_carlo.num_rollouts or monte_carlo.max_tokens"
+            )
+        return None
+
+    def choose_engine(self, config: DictConfig) -> EngineChoice:
+        """See `Source`."""
+        choice = EngineChoice("rollout", False, "continuations are generated", "continuations")
+        logger.warning("rredcot: %s: %s, by %s; %s", self.name, choice.what, choice.engine, choice.reason)
+        return choice
+
+    def describe(self) -> str:
+        """See `Source`."""
+        return f"{self.settings.monte_carlo.num_rollouts} continuations from every boundary"
+
+    def start(self, tools: AgentTools) -> None:
+        """See `Source`."""
+        super().start(tools)
+        self._sampler = StateSampler(self.settings.monte_carlo, tools.generate, tools.response_length, tools.max_length)
+
+    async def plan(self, response: Response, group: Group, boundaries: list[int]) -> Plan:
         """See `Source`.
 
         Raises:
@@ -79,20 +126,23 @@ class MonteCarloSource:
             group=group,
             verify=response.verify,
         )
-        estimate = await self._monte_carlo.values(job, boundaries)
+        estimate = await self._sampler.values(job, boundaries)
         self._report(estimate)
-        return CreditRecord(
-            SCORED,
+        record = Record(
+            Status.SCORED,
             segment_boundaries=estimate.boundaries,
-            self_values=estimate.values,
-            standard_errors=estimate.standard_errors,
+            payload={
+                "values": estimate.values,
+                "standard_errors": estimate.standard_errors,
+                "num_cut_short": sum(state.num_cut_short for state in estimate.paid),
+                "num_weight_versions": len(estimate.weight_versions),
+            },
             num_probes=estimate.num_rollouts,
             num_probe_tokens=estimate.num_tokens,
             num_recomputed_tokens=sum(state.num_recomputed_tokens for state in estimate.paid),
-            num_cut_short=sum(state.num_cut_short for state in estimate.paid),
-            num_weight_versions=len(estimate.weight_versions),
             num_dropped_boundaries=estimate.num_dropped_boundaries,
         )
+        return Plan(record)
 
     def _report(self, estimate: Estimate) -> None:
         if estimate.num_dropped_boundaries and not self._reported:
@@ -101,10 +151,38 @@ class MonteCarloSource:
                 "rredcot: %s.monte_carlo.max_total_tokens=%s allowed to sample %d of the %d boundaries of a response; "
                 "the segments of the others join. rredcot/dropped_boundaries/sum counts them from here on",
                 PREFIX,
-                self._settings.max_total_tokens,
+                self.settings.monte_carlo.max_total_tokens,
                 len(estimate.states),
                 len(estimate.states) + estimate.num_dropped_boundaries,
             )
+
+    def values(self, rows: Rows) -> list[list[float]]:
+        """See `Source`."""
+        scored = set(rows.scored)
+        return [
+            list(record.payload["values"]) if record is not None and row in scored else []
+            for row, record in enumerate(rows.records)
+        ]
+
+    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
+        """What the estimates of a step are worth; nothing where no response was sampled.
+
+        `monte_carlo_standard_error/mean`: standard error of a value, mean over all sampled states, in units of reward;
+        `monte_carlo_cut_short/mean`: share of continuations that reached their limit and may not be finished;
+        `monte_carlo_weight_versions/max`: most versions of the weights behind the values of one response.
+        """
+        sampled = [record for record in records if record.payload]
+        errors = [error for record in sampled for error in record.payload["standard_errors"]]
+        if not errors:
+            return {}
+        num_rollouts = sum(record.num_probes for record in sampled)
+        num_cut_short = sum(record.payload["num_cut_short"] for record in sampled)
+        versions = [record.payload["num_weight_versions"] for record in sampled]
+        return {
+            "rredcot/monte_carlo_standard_error/mean": sum(errors) / len(errors),
+            "rredcot/monte_carlo_cut_short/mean": num_cut_short / max(1, num_rollouts),
+            "rredcot/monte_carlo_weight_versions/max": float(max(versions)),
+        }
 
 
 def check_single_turn(response_mask: Sequence[int]) -> None:
@@ -120,55 +198,3 @@ def check_single_turn(response_mask: Sequence[int]) -> None:
             "(tools, several turns), which only its environment could give; use algorithm.adv_estimator=rredcot, whose "
             "probes need no environment"
         )
-
-
-def check_monte_carlo(config: DictConfig, settings: RREDCoTConfig) -> None:
-    """Refuse a run whose states cannot be sampled, before any worker is started.
-
-    Raises:
-        ValueError: Names key, value and what is allowed.
-    """
-    rollout, block = config.actor_rollout_ref.rollout, settings.monte_carlo
-    if rollout.get("full_determinism", False):
-        raise ValueError(
-            f"{ESTIMATOR} with actor_rollout_ref.rollout.full_determinism=True: verl gives every request the same "
-            "seed, so all continuations of a state would be one; set it to False"
-        )
-    loop, multi_turn = rollout.agent.get("default_agent_loop"), rollout.multi_turn.get("enable", False)
-    if multi_turn or loop == "tool_agent":
-        raise ValueError(
-            f"{ESTIMATOR} with actor_rollout_ref.rollout.multi_turn.enable={multi_turn} and "
-            f"agent.default_agent_loop={loop}: a response is continued by generating, without tools or further turns; "
-            "use algorithm.adv_estimator=rredcot, whose probes need neither"
-        )
-    longest = min(block.max_tokens or rollout.response_length, rollout.response_length)
-    least = block.num_rollouts * longest
-    if block.max_total_tokens is not None and block.max_total_tokens < least:
-        raise ValueError(
-            f"{PREFIX}.monte_carlo.max_total_tokens={block.max_total_tokens} does not allow to sample the prompt's own "
-            f"state: monte_carlo.num_rollouts={block.num_rollouts} continuations of up to {longest} tokens may need "
-            f"{least}; raise it to at least that, or lower monte_carlo.num_rollouts or monte_carlo.max_tokens"
-        )
-
-
-def monte_carlo_metrics(records: Sequence[CreditRecord]) -> dict[str, float]:
-    """What the estimates of a step are worth, for the trainer's metrics; nothing where no response was sampled.
-
-    Args:
-        records: Records of the step's responses.
-
-    Returns:
-        `monte_carlo_standard_error/mean`: standard error of a value, mean over all sampled states, in units of reward;
-        `monte_carlo_cut_short/mean`: share of continuations that reached their limit and may not be finished;
-        `monte_carlo_weight_versions/max`: most versions of the weights behind the values of one response.
-    """
-    sampled = [record for record in records if record.standard_errors]
-    errors = [error for record in sampled for error in record.standard_errors]
-    if not errors:
-        return {}
-    num_rollouts = sum(record.num_probes for record in sampled)
-    return {
-        "rredcot/monte_carlo_standard_error/mean": sum(errors) / len(errors),
-        "rredcot/monte_carlo_cut_short/mean": sum(record.num_cut_short for record in sampled) / max(1, num_rollouts),
-        "rredcot/monte_carlo_weight_versions/max": float(max(record.num_weight_versions for record in sampled)),
-    }

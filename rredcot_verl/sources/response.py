@@ -1,12 +1,12 @@
-"""A rollout as the sources of segment values see it."""
+"""A rollout as the sources of segment values see it, and what they are given to work with."""
 
 import dataclasses
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
-from rredcot_verl.probes.elicitation import ReadAnswer
-from rredcot_verl.sources.group import Group, Member
-from rredcot_verl.sources.record import CreditRecord
+from rredcot_verl.probes.elicitation import Elicitation, ReadAnswer
+from rredcot_verl.servers.client import Generate
+from rredcot_verl.sources.group import Member
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,24 +40,27 @@ class Response:
         """Offset of the first token of its answer's opening; its length where it has no answer."""
         return self.answer.start if self.answer else len(self.response_ids)
 
-
-class Source(Protocol):
-    """Where the values of a response's segments come from."""
-
-    needs_all: bool
-    """Whether all rollouts of a prompt must be there, or two with different rewards are enough."""
-
-    async def record(self, response: Response, group: Group, boundaries: list[int]) -> CreditRecord:
-        """Values of a response of the group, or what the trainer needs to get them.
-
-        Args:
-            response: The response; at least one of its tokens is the policy's.
-            group: Its group, decided.
-            boundaries: Its segment boundaries, `num_segments + 1` offsets.
-        """
-        ...
+    def as_member(self) -> Member:
+        """What the group needs to know of it."""
+        return Member(self.reward, self.answer.text if self.answer else None)
 
 
-def as_member(response: Response) -> Member:
-    """What the group needs to know of a response."""
-    return Member(response.reward, response.answer.text if response.answer else None)
+@dataclasses.dataclass(frozen=True)
+class AgentTools:
+    """What an agent loop worker gives the run's source.
+
+    Attributes:
+        elicitation: How answers are found and asked for, with the policy's vocabulary.
+        generate: `LLMServerClient.generate`.
+        max_length: Longest sequence that can be measured, tokens.
+        response_length: `rollout.response_length`, tokens.
+        temperature: The rollout's.
+        rollout_name: `rollout.name`.
+    """
+
+    elicitation: Elicitation
+    generate: Generate
+    max_length: int
+    response_length: int
+    temperature: float
+    rollout_name: str

@@ -106,7 +106,7 @@ class Estimate:
         return sum(state.num_tokens for state in self.paid)
 
 
-class MonteCarlo:
+class StateSampler:
     """Values of the states of a response, by continuing each of them `num_rollouts` times.
 
     Args:

@@ -11,10 +11,11 @@ from torch import Tensor
 from transfer_queue import KVBatchMeta
 
 from rredcot_verl.config.blocks import TracesConfig
+from rredcot_verl.core.credit import Credit
 from rredcot_verl.core.redistribution import SegmentBatch
 from rredcot_verl.report.selection import choose_extremes, scores
-from rredcot_verl.trainer.batch import Rows, as_list
-from rredcot_verl.trainer.estimator import Credit
+from rredcot_verl.sources.base import Source
+from rredcot_verl.sources.queue import Rows, as_list
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class CreditedRows:
         rows, segments, credit: As computed by the trainer.
         return_errors: `(bs,)`, |redistributed - R|.
         engine: Who read the probes.
-        source: Where the values come from: the name of the advantage estimator.
+        source: Where the values come from.
     """
 
     rows: Rows
@@ -33,7 +34,7 @@ class CreditedRows:
     credit: Credit
     return_errors: Tensor
     engine: str
-    source: str = "rredcot"
+    source: Source
 
 
 def write_traces(settings: TracesConfig, step: int, tokenizer: Any, batch: KVBatchMeta, credited: CreditedRows) -> None:
@@ -116,8 +117,9 @@ def trace_lines(
                 "index": _text((extra_infos[place] or {}).get("index")),
                 "reward": rows.outcomes[row].item(),
                 "grpo_advantage": credited.credit.row_advantages[row].item(),
-                "status": record.status,
-                "source": credited.source,
+                "status": record.status.value,
+                "source": credited.source.name,
+                "weighs": credited.source.weighs,
                 "engine": credited.engine,
                 "truncated": record.truncated,
                 "start_value": credited.segments.self_values[row, 0].item(),

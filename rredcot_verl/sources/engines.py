@@ -1,17 +1,78 @@
-"""What the engines of a run can do, read off its config before any worker is started."""
+"""What the engines of a run can do, read off its config before any worker is started, and which of them measures."""
 
 import copy
+import logging
+from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 from verl.utils.config import omega_conf_to_dataclass
 
 from rredcot_verl.config.blocks import ReadoutConfig
-from rredcot_verl.config.sources import GRADIENT_ATTRIBUTION, LEAVE_ONE_OUT
+from rredcot_verl.config.schema import PREFIX
 from rredcot_verl.passes.hidden_states import layer_index
 from rredcot_verl.passes.protocol import MODEL_TYPE
 from rredcot_verl.servers import vllm_settings
 from rredcot_verl.servers.client import SCORING_BACKENDS
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """Who measures what the values of a run's segments are made of.
+
+    Attributes:
+        engine: `actor` (the training engine), `rollout` (the rollout server) or `source` (the source itself).
+        share_prefix: For `actor`: passes of our engine; otherwise whole sequences through verl's own.
+        reason: Why.
+        what: What is measured.
+    """
+
+    engine: str
+    share_prefix: bool
+    reason: str
+    what: str = "probes"
+
+    @property
+    def label(self) -> str:
+        """Name for logs and reports."""
+        if self.what != "probes":
+            return f"{self.engine}, {self.what}"
+        if self.engine == "rollout":
+            return "rollout"
+        return "actor, shared prefix" if self.share_prefix else "actor, separate sequences"
+
+
+def apply_choice(config: DictConfig, choice: EngineChoice) -> None:
+    """Write the choice into verl's config, where the agent loop and the training workers read it.
+
+    For the rollout server, verl is told to start servers that read probes, in this process.
+    """
+    if choice.engine == "source":
+        return
+    with open_dict(config):
+        OmegaConf.update(config, f"{PREFIX}.self_value.engine", choice.engine, force_add=True)
+        OmegaConf.update(config, f"{PREFIX}.self_value.share_prefix", choice.share_prefix, force_add=True)
+        if choice.share_prefix:
+            config.actor_rollout_ref.model.model_type = MODEL_TYPE
+    if choice.engine == "rollout" and choice.what == "probes":
+        from rredcot_verl.servers.registration import use_scoring_servers
+
+        use_scoring_servers(config.actor_rollout_ref.rollout.name)
+        if config.actor_rollout_ref.rollout.name == "vllm":
+            vllm_settings.warn(config)
+
+
+def weights_of_probes(config: DictConfig, engine: str) -> str:
+    """Under which weights the probes of a run are read, in words; see docs/modes.md."""
+    if engine == "rollout":
+        return "the rollout server's weights, which are those of the policy in trainer_mode=sync"
+    if bypasses_old_log_prob(config):
+        return "the current weights: with rollout_correction.bypass_mode there is no pass for old_log_prob"
+    if config.trainer.v1.trainer_mode == "separate_async":
+        return "the weights of the last synchronisation, as old_log_prob"
+    return "the current weights, as old_log_prob"
 
 
 def bypasses_old_log_prob(config: DictConfig) -> bool:
@@ -76,27 +137,6 @@ def why_no_hidden(config: DictConfig) -> str | None:
     if model.get("model_type", "language_model") not in ("language_model", MODEL_TYPE):
         return f"actor_rollout_ref.model.model_type={model.model_type}"
     return None
-
-
-def why_no_attribution(config: DictConfig, source: str) -> str | None:
-    """Why the training engine of a run cannot weigh segments, with the way out; None where it can.
-
-    Args:
-        config: verl's whole config.
-        source: One of `config.sources.ATTRIBUTIONS`.
-    """
-    if source == LEAVE_ONE_OUT:
-        return None
-    obstacle = why_not_shared(config)
-    offloads = config.actor_rollout_ref.model.get("enable_activation_offload")
-    if obstacle is None and source == GRADIENT_ATTRIBUTION and offloads:
-        obstacle = "actor_rollout_ref.model.enable_activation_offload=True follows whole training steps"
-    if obstacle is None:
-        return None
-    return (
-        f"algorithm.adv_estimator={source} needs verl's FSDP engine and a model whose traces it can pack: {obstacle}; "
-        f"algorithm.adv_estimator={LEAVE_ONE_OUT} runs on any engine"
-    )
 
 
 def check_layer(config: DictConfig, readout: ReadoutConfig) -> None:

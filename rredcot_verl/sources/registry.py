@@ -1,0 +1,75 @@
+"""Names of the sources: `algorithm.adv_estimator` to the class that answers to it."""
+
+import importlib
+
+from rredcot_verl.config.schema import PREFIX, RREDCoTConfig
+
+SOURCES: dict[str, str] = {
+    "rredcot": "rredcot_verl.sources.probes:Probes",
+    "vps": "rredcot_verl.sources.probes:ReferenceProgress",
+    "mig": "rredcot_verl.sources.probes:NewHighs",
+    "vineppo": "rredcot_verl.sources.monte_carlo:MonteCarlo",
+    "attention_attribution": "rredcot_verl.sources.attribution:AttentionAttribution",
+    "gradient_attribution": "rredcot_verl.sources.attribution:GradientAttribution",
+    "leave_one_out": "rredcot_verl.sources.attribution:LeaveOneOut",
+}
+"""Advantage estimators of ours, and the class of each; a new source is a file and a line here."""
+DEFAULT = "rredcot"
+HIDDEN = "rredcot_verl.sources.hidden:HiddenStates"
+"""The source of `self_value.form=hidden`, under the estimator `rredcot`."""
+
+SPECIFIC = (
+    *("source_options", "monte_carlo", "attribution", "readout", "readout.layer", "readout.dim"),
+    *("self_value.engine", "self_value.share_prefix", "self_value.form", "self_value.calibration"),
+    *("self_value.proposals", "self_value.reference_key", "self_value.max_proposals"),
+    *("self_value.max_answer_tokens", "self_value.max_closing_tokens", "self_value.score_opening"),
+    *("self_value.timeout_s", "self_value.max_concurrency"),
+)
+"""Keys under `algorithm.rredcot` that not every source reads: each says in `reads` which of them it does."""
+
+
+def make_source(settings: RREDCoTConfig, estimator: str):  # type: ignore[no-untyped-def]
+    """The source of a run.
+
+    Args:
+        settings: The `algorithm.rredcot` block.
+        estimator: `algorithm.adv_estimator`; a foreign one (with `enable=true`) gets RREDCoT's own source.
+
+    Returns:
+        Source: See `sources.base`.
+
+    Raises:
+        ValueError: `algorithm.rredcot.source` is no importable subclass of `Source`, stands beside another estimator
+            than `rredcot`, or its options are not what it takes.
+    """
+    from rredcot_verl.sources.base import Source
+
+    name = estimator if estimator in SOURCES else DEFAULT
+    if settings.source is None:
+        path = SOURCES[name]
+        if name == DEFAULT and settings.self_value.form == "hidden":
+            path = HIDDEN
+        return _load(path)(settings, name)
+    if name != DEFAULT:
+        raise ValueError(
+            f"{PREFIX}.source={settings.source!r} with algorithm.adv_estimator={estimator}, which has its own source; "
+            f"use algorithm.adv_estimator={DEFAULT}"
+        )
+    try:
+        found = _load(settings.source)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{PREFIX}.source={settings.source!r} cannot be imported ({error}); expected 'package.module:Class'"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Source)):
+        raise ValueError(
+            f"{PREFIX}.source={settings.source!r} is no subclass of rredcot_verl.sources.base.Source, but {found!r}"
+        )
+    return found(settings, settings.source)
+
+
+def _load(path: str):  # type: ignore[no-untyped-def]
+    module_name, _, class_name = path.partition(":")
+    if not class_name:
+        raise ValueError("it names no class")
+    return getattr(importlib.import_module(module_name), class_name)
