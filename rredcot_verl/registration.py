@@ -24,10 +24,10 @@ def register_trainers(v1: ModuleType) -> None:
 
 
 def register_engine(transformer_impl: ModuleType) -> None:
-    """Registers the FSDP engine with probes, under a model type of its own."""
-    from rredcot_verl.passes.engine import SharedPrefixEngine
+    """Registers the FSDP engine with our passes, under a model type of its own."""
+    from rredcot_verl.passes.engine import RREDCoTEngine
     from rredcot_verl.passes.protocol import MODEL_TYPE
 
     transformer_impl.EngineRegistry.register(model_type=MODEL_TYPE, backend=["fsdp", "fsdp2"], device=["cuda", "npu"])(
-        SharedPrefixEngine
+        RREDCoTEngine
     )

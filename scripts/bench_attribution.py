@@ -35,12 +35,8 @@ from self_value_bench.passes import plain
 from self_value_bench.work import build_model, make_traces
 from transformers import PreTrainedModel
 
-from rredcot_verl.passes.attribution import (
-    AttributionTask,
-    attention_attribution,
-    gradient_attribution,
-    leave_one_out_attribution,
-)
+from rredcot_verl.passes.attribution import attention_attribution, gradient_attribution, leave_one_out_attribution
+from rredcot_verl.passes.attribution_task import AttributionTask
 
 # Half as wide as `small`, with a quarter of its vocabulary: for a machine that others use too.
 work.SHAPES["mini"] = work.SHAPES["small"] | {"hidden_size": 256, "intermediate_size": 768, "vocab_size": 8192}

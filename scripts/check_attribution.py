@@ -21,13 +21,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rredcot_verl.answers.grammar import BUILT_IN, find_answer
 from rredcot_verl.passes.attribution import (
-    AttributionTask,
     answer_log_probs,
     attention_attribution,
     gradient_attribution,
-    gradient_contributions,
     leave_one_out_attribution,
 )
+from rredcot_verl.passes.attribution_task import AttributionTask
+from rredcot_verl.passes.input_gradient import gradient_contributions
 from rredcot_verl.probes.vocabulary import Vocabulary
 
 

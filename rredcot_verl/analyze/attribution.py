@@ -10,12 +10,8 @@ from rredcot_verl.analyze.probes import split_by_size
 from rredcot_verl.analyze.records import TraceRecord, WeightRecord
 from rredcot_verl.answers.grammar import find_answer
 from rredcot_verl.config.blocks import AttributionConfig
-from rredcot_verl.passes.attribution import (
-    AttributionTask,
-    attention_attribution,
-    gradient_attribution,
-    leave_one_out_attribution,
-)
+from rredcot_verl.passes.attribution import attention_attribution, gradient_attribution, leave_one_out_attribution
+from rredcot_verl.passes.attribution_task import AttributionTask
 from rredcot_verl.probes.elicitation import Elicitation
 
 METHODS = ("attention_attribution", "input_x_gradient", "integrated_gradients", "leave_one_out")

@@ -5,8 +5,7 @@ import dataclasses
 from torch import nn
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-from rredcot_verl.passes.attribution_engine import AttributionMixin
-from rredcot_verl.passes.engine import SharedPrefixMixin
+from rredcot_verl.passes.engine import RREDCoTEngine
 
 
 class CPUFSDPEngineWithLMHead(FSDPEngineWithLMHead):
@@ -27,5 +26,5 @@ class CPUFSDPEngineWithLMHead(FSDPEngineWithLMHead):
             self.engine_config = engine_config
 
 
-class CPUSharedPrefixEngine(AttributionMixin, SharedPrefixMixin, CPUFSDPEngineWithLMHead):
-    """The same with probes, hidden states and attributions."""
+class CPURREDCoTEngine(RREDCoTEngine, CPUFSDPEngineWithLMHead):
+    """The same with our passes."""

@@ -17,11 +17,11 @@ def register_platform(platform_manager: ModuleType) -> None:
 
 
 def register_engine(transformer_impl: ModuleType) -> None:
-    """Registers the FSDP2 language-model engine for the device `cpu`, without and with probes."""
-    from rredcot_verl.cpu.engine import CPUFSDPEngineWithLMHead, CPUSharedPrefixEngine
+    """Registers the FSDP2 language-model engine for the device `cpu`, without and with our passes."""
+    from rredcot_verl.cpu.engine import CPUFSDPEngineWithLMHead, CPURREDCoTEngine
     from rredcot_verl.passes.protocol import MODEL_TYPE
 
-    for model_type, engine in (("language_model", CPUFSDPEngineWithLMHead), (MODEL_TYPE, CPUSharedPrefixEngine)):
+    for model_type, engine in (("language_model", CPUFSDPEngineWithLMHead), (MODEL_TYPE, CPURREDCoTEngine)):
         transformer_impl.EngineRegistry.register(model_type=model_type, backend="fsdp2", device="cpu")(engine)
 
 

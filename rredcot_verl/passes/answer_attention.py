@@ -1,137 +1,57 @@
 """How much the tokens that predict an answer attend to every token before them.
 
 Read where transformers' attention interface hands a layer its queries and keys, for the answer's query rows only and a
-strip of them at a time, so that no matrix of all tokens against all tokens is ever made. What the layer gives is what
-`shared_attention` gives, packed traces and sliding windows included.
+strip of them at a time, so that no matrix of all tokens against all tokens is ever made.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+from torch import Tensor
 
-from rredcot_verl.passes.probe_pack import ProbePack
-from rredcot_verl.passes.shared_attention import Window, shared_prefix, shared_prefix_attention, window_of_mask
-
-NAME = "rredcot_answer_attention"
-"""Name of the attention function in transformers' registry."""
+from rredcot_verl.passes.attribution_pack import AttributionPack
 
 MAX_SCORES = 2**24
 """Most attention scores computed at once, over all heads; 64 MiB."""
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The query rows of one answer in a pack: those of its sequence's tokens `first` to `last` - 1.
-
-    Attributes:
-        start: Where the sequence starts in the pack.
-        first, last: Offsets in the sequence; they attend to `last` tokens at most.
-    """
-
-    start: int
-    first: int
-    last: int
-
-
-@dataclass
 class AnswerAttention:
-    """The pass under way.
-
-    Attributes:
-        rows: For each sequence of the pack the rows that are read; nothing is read where `first == last`.
-        num_layers: Attention layers of the model.
-        last_layer_only: Whether the other layers are left out.
-        num_calls: Layers that have been called.
-        totals: For each sequence `(last,)` float32, the sum over the layers read; see `attention_by_token`.
-    """
-
-    rows: Sequence[Rows]
-    num_layers: int
-    last_layer_only: bool
-    num_calls: int = 0
-    totals: list[Tensor] = field(default_factory=list)
-
-    def means(self) -> list[Tensor]:
-        """For each sequence `(last,)`: attention of an answer's row to each token, mean over layers, heads and rows."""
-        num_layers = 1 if self.last_layer_only else self.num_layers
-        return [
-            total / (num_layers * max(1, rows.last - rows.first))
-            for total, rows in zip(self.totals, self.rows, strict=True)
-        ]
-
-
-_PASS: ContextVar[AnswerAttention | None] = ContextVar("rredcot_answer_attention", default=None)
-
-
-@contextlib.contextmanager
-def answer_attention(
-    config: PreTrainedConfig, pack: ProbePack, rows: Sequence[Rows], last_layer_only: bool
-) -> Iterator[AnswerAttention]:
-    """Within the block, a forward pass over the pack by a model of this config is read.
+    """Sums up the layers of a pass, as `SharedPrefix.observe` of it.
 
     Args:
-        config: The model's own config object; its attention implementation is put back afterwards.
-        pack: The sequence to be computed, on the model's device.
-        rows: What is read of each of its sequences.
-        last_layer_only: Read the last layer instead of all.
-
-    Raises:
-        RuntimeError: Some layer did not ask for its attention through transformers' interface.
+        pack: The tasks; nothing is read for one without answer.
+        num_layers: Attention layers of the model.
+        last_layer_only: Whether the other layers are left out.
     """
-    text_config = config.get_text_config(decoder=True)
-    current = AnswerAttention(rows, text_config.num_hidden_layers, last_layer_only)
-    with shared_prefix(config) as shared:
-        shared.pack = pack
-        token = _PASS.set(current)
-        # `shared_prefix` puts back what was there before both.
-        text_config._attn_implementation = NAME
-        try:
-            yield current
-        finally:
-            _PASS.reset(token)
 
+    def __init__(self, pack: AttributionPack, num_layers: int, last_layer_only: bool) -> None:
+        # Where each answer's sequence starts, and in it the rows that predict the answer, which see no further.
+        self._rows = [
+            (start, start + task.answer_from - 1, start + task.answer_to - 1)
+            for start, task in zip(pack.layout.trace_starts, pack.tasks, strict=False)
+        ]
+        self._layers_left = num_layers
+        self._last_layer_only = last_layer_only
+        self._num_layers_read = 1 if last_layer_only else num_layers
+        self._totals: list[Tensor] = []
 
-def answer_attention_function(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Window,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention function with transformers' signature: see `shared_prefix_attention`, whose output this is."""
-    current = _PASS.get()
-    if current is None:
-        raise RuntimeError(f"the attention function {NAME} was called outside `answer_attention`")
-    output = shared_prefix_attention(module, query, key, value, attention_mask, scaling, sliding_window, **kwargs)
-    current.num_calls += 1
-    if current.last_layer_only and current.num_calls != current.num_layers:
-        return output
-    layer = [
-        attention_by_token(
-            query[0, :, rows.start + rows.first : rows.start + rows.last],
-            key[0, :, rows.start : rows.start + rows.last],
-            scaling,
-            sliding_window,
-            kwargs.get("softcap"),
-            kwargs.get("s_aux"),
-        )
-        for rows in current.rows
-    ]
-    current.totals = [a + b for a, b in zip(current.totals, layer, strict=True)] if current.totals else layer
-    return output
+    def __call__(self, query: Tensor, key: Tensor, *scores: Any, **more_scores: Any) -> None:
+        """A layer's `(num_heads, num_tokens, head_dim)` queries, its keys, and the rest of `attention_by_token`."""
+        self._layers_left -= 1
+        if self._last_layer_only and self._layers_left:
+            return
+        layer = [
+            attention_by_token(query[:, first:last], key[:, start:last], *scores, **more_scores)
+            for start, first, last in self._rows
+        ]
+        self._totals = [a + b for a, b in zip(self._totals, layer, strict=True)] if self._totals else layer
 
-
-AttentionInterface.register(NAME, answer_attention_function)
-AttentionMaskInterface.register(NAME, window_of_mask)
+    def means(self) -> list[Tensor]:
+        """For each task `(answer_to - 1,)`: attention of an answer's row to a token, mean over layers, heads, rows."""
+        return [
+            total / (self._num_layers_read * max(1, last - first))
+            for total, (_, first, last) in zip(self._totals, self._rows, strict=True)
+        ]
 
 
 @torch.no_grad()

@@ -14,26 +14,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rredcot_verl.passes.answer_attention import Rows, answer_attention
+from rredcot_verl.passes.answer_attention import AnswerAttention
 from rredcot_verl.passes.attribution_pack import AttributionPack, Temperature
 from rredcot_verl.passes.attribution_task import AttributionTask
-from rredcot_verl.passes.input_gradient import INPUT_X_GRADIENT, INTEGRATED_GRADIENTS, gradient_contributions
-from rredcot_verl.passes.leave_one_out import leave_one_out_sequences, leave_one_out_tasks, leave_one_out_weights
+from rredcot_verl.passes.input_gradient import INPUT_X_GRADIENT, gradient_contributions
+from rredcot_verl.passes.leave_one_out import leave_one_out_tasks, leave_one_out_weights
 from rredcot_verl.passes.shared_attention import shared_prefix, why_not_shared
-
-__all__ = [
-    "INPUT_X_GRADIENT",
-    "INTEGRATED_GRADIENTS",
-    "AttributionTask",
-    "answer_attention_by_token",
-    "answer_log_probs",
-    "attention_attribution",
-    "gradient_attribution",
-    "gradient_contributions",
-    "leave_one_out_attribution",
-    "leave_one_out_sequences",
-    "leave_one_out_weights",
-]
 
 
 def answer_attention_by_token(
@@ -61,11 +47,9 @@ def answer_attention_by_token(
     if layers not in ("all", "last"):
         raise ValueError(f"layers={layers!r}: expected 'all' or 'last'")
     pack = AttributionPack.build(model, tasks, device)
-    rows = [
-        Rows(start, task.answer_from - 1, task.answer_to - 1)
-        for start, task in zip(pack.layout.trace_starts, tasks, strict=False)
-    ]
-    with torch.no_grad(), answer_attention(model.config, pack.layout, rows, layers == "last") as read:
+    num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    with torch.no_grad(), shared_prefix(model.config, pack.layout) as shared:
+        shared.observe = read = AnswerAttention(pack, num_layers, layers == "last")
         pack.logits(model, pack.rows[:1])
     return read.means()
 
@@ -134,8 +118,7 @@ def answer_log_probs(
         temperatures = [temperature] * len(tasks) if isinstance(temperature, int | float) else temperature
         return [_alone(model, task, own, device) for task, own in zip(tasks, temperatures, strict=True)]
     pack = AttributionPack.build(model, tasks)
-    with shared_prefix(model.config) as shared:
-        shared.pack = pack.layout
+    with shared_prefix(model.config, pack.layout):
         logits = pack.logits(model, pack.rows)
     if not len(pack.rows):
         return [0.0] * len(tasks)

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from rredcot_verl.passes.attribution_task import AttributionTask
 from rredcot_verl.passes.probe_pack import ProbePack
-from rredcot_verl.passes.shared_attention import why_not_shared
+from rredcot_verl.passes.shared_attention import kept_logits, why_not_shared
 
 Temperature = float | Sequence[float]
 """The rollout temperature at which log-probabilities are read: of all tasks, or one a task."""
@@ -77,15 +77,9 @@ class AttributionPack:
             logits_to_keep=wanted,
             use_cache=False,
         )
-        logits: Tensor = output.logits.squeeze(0)
-        if hasattr(logits, "full_tensor"):
-            logits = logits.full_tensor()
-        if len(logits) != len(wanted):
-            raise RuntimeError(
-                f"the model gave logits of {len(logits)} tokens where {len(wanted)} were asked for (logits_to_keep); "
-                "attention_attribution and gradient_attribution need that, leave_one_out does not"
-            )
-        return logits
+        return kept_logits(
+            output, len(wanted), "attention_attribution and gradient_attribution need that, leave_one_out does not"
+        )
 
     def log_probs(self, logits: Tensor, temperature: Temperature) -> Tensor:
         """`(num_answer_tokens,)` log-probabilities of all answers' tokens, nats."""
@@ -93,7 +87,3 @@ class AttributionPack:
         by_row = [t for t, task in zip(temperatures, self.tasks, strict=True) for _ in range(task.num_answer_tokens)]
         scaled = logits.float() / torch.tensor(by_row, device=logits.device).unsqueeze(1)
         return -cross_entropy(scaled, self.targets, reduction="none")
-
-    def split(self, by_token: Tensor) -> list[Tensor]:
-        """What belongs to each task of a tensor over the pack's tokens."""
-        return list(torch.split(by_token, [task.answer_to for task in self.tasks]))

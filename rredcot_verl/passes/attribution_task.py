@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NO_PLAN = (0,)
-"""The row of a response whose segments are not weighed."""
+from rredcot_verl.passes.payload import PayloadReader
+from rredcot_verl.passes.protocol import NOTHING
 
 
 @dataclass(frozen=True)
@@ -101,24 +101,15 @@ def encode_plan(plan: AttributionPlan) -> list[int]:
 
 
 def decode_plan(row: Sequence[int]) -> AttributionPlan | None:
-    """Read what `encode_plan` wrote; None for `NO_PLAN`.
+    """Read what `encode_plan` wrote; None for `NOTHING`.
 
     Raises:
         ValueError: The row is cut off or too long.
     """
-    if tuple(row) == NO_PLAN:
+    if tuple(row) == NOTHING:
         return None
-    numbers = iter(row)
-
-    def take(count: int) -> tuple[int, ...]:
-        taken = tuple(itertools.islice(numbers, count))
-        if len(taken) != count:
-            raise ValueError(f"a row of an encoded attribution ends early: {len(row)} integers")
-        return taken
-
-    num_kept, answer_from, answer_to = take(3)
-    boundaries = take(take(1)[0])
-    appended = take(take(1)[0])
-    if list(numbers):
-        raise ValueError(f"a row of an encoded attribution is too long: {len(row)} integers")
+    reader = PayloadReader(row, "an encoded attribution")
+    num_kept, answer_from, answer_to = reader.take(3)
+    boundaries, appended = reader.take_list(), reader.take_list()
+    reader.end()
     return AttributionPlan(num_kept, appended, boundaries, answer_from, answer_to)

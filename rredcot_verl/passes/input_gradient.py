@@ -4,7 +4,6 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,27 +19,24 @@ INPUT_X_GRADIENT = "input_x_gradient"
 INTEGRATED_GRADIENTS = "integrated_gradients"
 
 
-@dataclass
-class _Embedded:
-    """What the input embedding gave, and the scaled copy that stands in for it; each `(1, num_tokens, hidden_size)`."""
-
-    embeddings: list[Tensor] = field(default_factory=list)
-    leaves: list[Tensor] = field(default_factory=list)
-
-
 @contextlib.contextmanager
-def _scaled_embeddings(model: Any, scale: float) -> Iterator[_Embedded]:
-    """Within the block, the model computes from `scale` times its input embeddings, cut off from their weights."""
-    embedded = _Embedded()
+def _scaled_embeddings(model: Any, scale: float) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Within the block, the model computes from `scale` times its input embeddings, cut off from their weights.
+
+    Yields:
+        For each call what the input embedding gave, and the leaf that stands in for it; `(1, num_tokens, hidden_size)`.
+    """
+    calls: list[tuple[Tensor, Tensor]] = []
 
     def replace(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        embedded.embeddings.append(output.detach().float())
-        embedded.leaves.append((scale * embedded.embeddings[-1]).requires_grad_())
-        return embedded.leaves[-1].to(output.dtype)
+        embeddings = output.detach().float()
+        leaf = (scale * embeddings).requires_grad_()
+        calls.append((embeddings, leaf))
+        return leaf.to(output.dtype)
 
     hook = model.get_input_embeddings().register_forward_hook(replace)
     try:
-        yield embedded
+        yield calls
     finally:
         hook.remove()
 
@@ -84,23 +80,23 @@ def _embedding_gradient(
         torch.enable_grad(),
         _checkpointed(model),
         _scaled_embeddings(model, scale) as embedded,
-        shared_prefix(model.config) as shared,
+        shared_prefix(model.config, pack.layout) as shared,
     ):
-        shared.pack = pack.layout
         logits = pack.logits(model, pack.rows)
-        if len(embedded.leaves) != 1:
+        if len(embedded) != 1:
             raise RuntimeError(
-                f"the model called its input embedding {len(embedded.leaves)} times, so gradient_attribution cannot be "
+                f"the model called its input embedding {len(embedded)} times, so gradient_attribution cannot be "
                 "computed for it; use attention_attribution or leave_one_out"
             )
+        ((embeddings, leaf),) = embedded
         num_calls = shared.num_calls
         # Ranks whose tasks are all empty make the same backward pass: its collectives must stay in step.
         total = pack.log_probs(logits, temperature).sum() if len(pack.rows) else logits.float().sum()
         # Of the embeddings only: no parameter's gradient is computed, accumulated or reduced.
-        (gradient,) = torch.autograd.grad(total, embedded.leaves)
+        (gradient,) = torch.autograd.grad(total, leaf)
         # Checkpointed layers have been called twice.
         shared.num_calls = num_calls
-    return embedded.embeddings[0].squeeze(0), gradient.squeeze(0)
+    return embeddings.squeeze(0), gradient.squeeze(0)
 
 
 def gradient_contributions(
@@ -146,4 +142,5 @@ def gradient_contributions(
     embeddings, mean = _embedding_gradient(model, pack, scales[0], temperature)
     for scale in scales[1:]:
         mean = mean + _embedding_gradient(model, pack, scale, temperature)[1]
-    return pack.split((embeddings * mean).sum(dim=1) / len(scales))
+    by_token = (embeddings * mean).sum(dim=1) / len(scales)
+    return list(torch.split(by_token, [task.answer_to for task in tasks]))

@@ -13,11 +13,6 @@ def leave_one_out_tasks(task: AttributionTask) -> list[AttributionTask]:
     return [whole, *(task.without(segment) for segment in range(task.num_segments))]
 
 
-def leave_one_out_sequences(task: AttributionTask) -> list[list[int]]:
-    """The token sequences of `leave_one_out_tasks`; each ends with the answer's `task.num_answer_tokens` tokens."""
-    return [list(each.token_ids) for each in leave_one_out_tasks(task)]
-
-
 def leave_one_out_weights(log_probs: Sequence[float]) -> list[float]:
     """Weight of a segment: by how many nats the answer's log-probability falls when the segment is removed.
 
@@ -25,7 +20,7 @@ def leave_one_out_weights(log_probs: Sequence[float]) -> list[float]:
     counts as 0.
 
     Args:
-        log_probs: Log-probability of the answer, all its tokens, in each of `leave_one_out_sequences`.
+        log_probs: Log-probability of the answer, all its tokens, in each of `leave_one_out_tasks`.
 
     Returns:
         One weight a segment.

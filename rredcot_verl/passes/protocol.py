@@ -3,24 +3,29 @@
 from dataclasses import dataclass
 
 MODEL_TYPE = "rredcot_language_model"
-"""`actor_rollout_ref.model.model_type` of runs whose training engine reads something for us; verl's is
-`language_model`."""
+"""`actor_rollout_ref.model.model_type` of runs whose training engine reads probes, hidden states or attributions;
+verl's is `language_model`."""
 
 PASSES = "rredcot_passes"
-"""Entry of a batch: what a call of `compute_log_prob` reads besides; a tuple of `(name, options)` pairs, each name a
-key of `FIELDS`. Without it the call is verl's own."""
+"""Entry of a batch, in its `extra_info`: what a call of `compute_log_prob` reads besides, as a tuple of pairs of a name
+and its options. Without it the pass is verl's own.
+
+    ("probes", ()), ("hidden", (layer, dim, seed)): one of them or both;
+    ("attention", (layers,)) or ("gradient", (method, num_steps)): by itself, and `ALONE`.
+"""
 
 ALONE = "rredcot_alone"
-"""Entry of a batch: True: nothing but these is computed; False: the rows' own log-probabilities and entropies too."""
+"""Entry of a batch, bool: True to compute nothing but these; False for the rows' own log-probabilities and entropies
+too."""
 
 
 @dataclass(frozen=True)
 class PassFields:
-    """Row fields of a pass.
+    """Fields of a row.
 
     Attributes:
-        payload: What it is given: jagged int32; a row that wants nothing holds `NOTHING`.
-        result: What it gives: jagged float32; a row that wanted nothing holds a single 0.
+        payload: What a pass is given, int32; `NOTHING` for a row that wants nothing.
+        result: What it gives, float32; a single 0 for such a row.
     """
 
     payload: str
@@ -33,7 +38,9 @@ FIELDS = {
     "attention": PassFields("rredcot_attention_plans", "rredcot_attention_weights"),
     "gradient": PassFields("rredcot_gradient_plans", "rredcot_gradient_weights"),
 }
-"""By pass. Options: `probes` (); `hidden` (layer, dim, seed); `attention` (layers,); `gradient` (method, num_steps)."""
+"""By name of a pass. Probes: `encode`d, and what `read_probes` gives. Hidden states: the indices in the row's
+`input_ids` of the tokens whose states are wanted, and those states, one after the other, `dim` floats each. Attention
+and gradient: `encode_plan`, and a weight a segment."""
 
 NOTHING = (-1,)
-"""Payload of a row that wants nothing, for every pass."""
+"""Payload of a row that wants nothing, whatever the pass."""

@@ -6,7 +6,7 @@ sequence is ever made.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +26,8 @@ NAME = "rredcot_shared_prefix"
 QUERY_TILE = 64
 """Fewest queries of probes, and most queries of a sliding window, computed at once on CPU."""
 
-_WAY_OUT = "set algorithm.rredcot.self_value.share_prefix=false"
+WAY_OUT = "set algorithm.rredcot.self_value.share_prefix=false"
+"""For models that cannot compute such a sequence."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,13 @@ class SharedPrefix:
 
     Attributes:
         pack: The sequence being computed; set before the model is called.
+        observe: Called in each layer with its queries, its keys and the rest of `attention_by_token`.
         num_calls: Attention layers that have asked for it.
         masks: By sliding window, FlexAttention's block mask or the tiles; made by the first layer that needs it.
     """
 
     pack: ProbePack | None = None
+    observe: Callable[..., None] | None = None
     num_calls: int = 0
     masks: dict[int | None, Any] = field(default_factory=dict)
 
@@ -64,18 +67,19 @@ _PASS: ContextVar[SharedPrefix | None] = ContextVar("rredcot_shared_prefix", def
 
 
 @contextlib.contextmanager
-def shared_prefix(config: PreTrainedConfig) -> Iterator[SharedPrefix]:
+def shared_prefix(config: PreTrainedConfig, pack: ProbePack | None = None) -> Iterator[SharedPrefix]:
     """Within the block, models of this config attend as the pack says.
 
     Args:
         config: The model's own config object; its attention implementation is put back afterwards.
+        pack: The sequence to be computed, on the model's device; None if it is set later.
 
     Raises:
         RuntimeError: Some layer did not ask for it: its numbers would not be those of the prefixes.
     """
     text_config = config.get_text_config(decoder=True)
     before = text_config._attn_implementation
-    current = SharedPrefix()
+    current = SharedPrefix(pack)
     token = _PASS.set(current)
     text_config._attn_implementation = NAME
     try:
@@ -83,7 +87,7 @@ def shared_prefix(config: PreTrainedConfig) -> Iterator[SharedPrefix]:
         if current.num_calls != text_config.num_hidden_layers:
             raise RuntimeError(
                 f"{current.num_calls} of {text_config.num_hidden_layers} layers of this model attend through "
-                f"transformers' attention interface, so its prefixes cannot be shared; {_WAY_OUT}"
+                f"transformers' attention interface, so its prefixes cannot be shared; {WAY_OUT}"
             )
     finally:
         text_config._attn_implementation = before
@@ -123,6 +127,27 @@ def _rope_types(text_config: PreTrainedConfig) -> set[str]:
     return {str(entry.get("rope_type", "default")) for entry in nested}
 
 
+def kept_logits(output: Any, num_rows: int, way_out: str) -> Tensor:
+    """`(num_rows, vocab_size)` logits of a model's output, of the tokens that `logits_to_keep` named.
+
+    Args:
+        output: Of a pass over one sequence.
+        num_rows: Tokens that were named.
+        way_out: What to do about a model that does not know the argument.
+
+    Raises:
+        RuntimeError: There are more or fewer.
+    """
+    logits: Tensor = output.logits.squeeze(0)
+    if hasattr(logits, "full_tensor"):
+        logits = logits.full_tensor()
+    if len(logits) != num_rows:
+        raise RuntimeError(
+            f"the model gave logits of {len(logits)} tokens where {num_rows} were asked for (logits_to_keep); {way_out}"
+        )
+    return logits
+
+
 def window_of_mask(*args: Any, use_vmap: bool = False, local_size: int | None = None, **kwargs: Any) -> Window:
     """Mask function with transformers' signature: what a layer gets for a mask.
 
@@ -135,7 +160,7 @@ def window_of_mask(*args: Any, use_vmap: bool = False, local_size: int | None = 
         RuntimeError: The model's tokens do not just see what is before them.
     """
     if use_vmap:
-        raise RuntimeError(f"this model's attention is more than causal, so its prefixes cannot be shared; {_WAY_OUT}")
+        raise RuntimeError(f"this model's attention is more than causal, so its prefixes cannot be shared; {WAY_OUT}")
     return Window(local_size)
 
 
@@ -175,9 +200,12 @@ def shared_prefix_attention(
     if attention_mask != Window(sliding_window):
         raise RuntimeError(
             f"layer {getattr(module, 'layer_idx', '?')} of this model has the mask {attention_mask} and "
-            f"sliding_window={sliding_window}, so its prefixes cannot be shared; {_WAY_OUT}"
+            f"sliding_window={sliding_window}, so its prefixes cannot be shared; {WAY_OUT}"
         )
     current.num_calls += 1
+    if current.observe is not None:
+        softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
+        current.observe(query[0], key[0], scaling, sliding_window, softcap=softcap, sinks=sinks)
     on_gpu = query.device.type == "cuda"
     if sliding_window not in current.masks:
         make = make_block_mask if on_gpu else make_tiles

@@ -10,17 +10,16 @@ from transformers import BloomConfig, BloomForCausalLM
 from rredcot_verl.passes import answer_attention
 from rredcot_verl.passes.answer_attention import attention_by_token
 from rredcot_verl.passes.attribution import (
-    AttributionTask,
     answer_attention_by_token,
     answer_log_probs,
     attention_attribution,
     gradient_attribution,
-    gradient_contributions,
     leave_one_out_attribution,
-    leave_one_out_sequences,
-    leave_one_out_weights,
 )
-from rredcot_verl.passes.attribution_task import NO_PLAN, AttributionPlan, decode_plan, encode_plan
+from rredcot_verl.passes.attribution_task import AttributionPlan, AttributionTask, decode_plan, encode_plan
+from rredcot_verl.passes.input_gradient import gradient_contributions
+from rredcot_verl.passes.leave_one_out import leave_one_out_tasks, leave_one_out_weights
+from rredcot_verl.passes.protocol import NOTHING
 from tests.passes.architectures import ARCHITECTURES, VOCAB_SIZE, build_model, random_traces
 
 FUNCTIONS = {
@@ -31,7 +30,7 @@ FUNCTIONS = {
     ),
     "leave one out": leave_one_out_attribution,
 }
-NOTHING = AttributionTask((5,), (), 1, 1)
+EMPTY = AttributionTask((5,), (), 1, 1)
 
 
 def make_tasks(seed: int = 0) -> list[AttributionTask]:
@@ -126,8 +125,8 @@ def test_integrated_gradients_are_the_mean_along_the_line():
 @pytest.mark.parametrize("name", ["qwen2-tied", "qwen3-moe", "mistral-sliding"])
 def test_packed_is_one_by_one(method, name):
     model, tasks = build_model(name), make_tasks()
-    packed = FUNCTIONS[method](model, [*tasks, NOTHING])
-    for own, task in zip(packed, [*tasks, NOTHING], strict=True):
+    packed = FUNCTIONS[method](model, [*tasks, EMPTY])
+    for own, task in zip(packed, [*tasks, EMPTY], strict=True):
         assert len(own) == task.num_segments and all(weight >= 0 for weight in own)
         assert own == pytest.approx(FUNCTIONS[method](model, [task])[0], abs=1e-4, rel=1e-4)
     # The empty segment weighs nothing.
@@ -172,9 +171,10 @@ def test_leave_one_out_is_one_sequence_at_a_time(name, max_tokens):
 
 def test_leave_one_out_by_hand():
     task = AttributionTask((1, 2, 3, 4, 5, 6, 7), (1, 3, 4), 5, 6)
-    assert leave_one_out_sequences(task) == [[1, 2, 3, 4, 5, 6], [1, 4, 5, 6], [1, 2, 3, 5, 6]]
+    variants = [(1, 2, 3, 4, 5, 6), (1, 4, 5, 6), (1, 2, 3, 5, 6)]
+    assert leave_one_out_tasks(task) == [AttributionTask(ids, (), len(ids) - 1, len(ids)) for ids in variants]
     assert leave_one_out_weights([-1.0, -3.5, -0.5]) == [2.5, 0.0]
-    assert leave_one_out_sequences(AttributionTask((1, 2), (), 1, 2)) == [] == leave_one_out_weights([])
+    assert leave_one_out_tasks(AttributionTask((1, 2), (), 1, 2)) == [] == leave_one_out_weights([])
 
 
 def test_a_model_without_the_seam_is_refused_or_computed_alone():
@@ -277,4 +277,4 @@ def test_plans_travel_as_integers():
             decode_plan(row[:-1])
         with pytest.raises(ValueError, match="too long"):
             decode_plan([*row, 0])
-    assert decode_plan(NO_PLAN) is None
+    assert decode_plan(NOTHING) is None

@@ -8,12 +8,9 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config
 from transformers.modeling_outputs import CausalLMOutput
 
-from rredcot_verl.passes.attribution import (
-    AttributionTask,
-    answer_log_probs,
-    gradient_attribution,
-    gradient_contributions,
-)
+from rredcot_verl.passes.attribution import answer_log_probs, gradient_attribution
+from rredcot_verl.passes.attribution_task import AttributionTask
+from rredcot_verl.passes.input_gradient import gradient_contributions
 from tests.passes.architectures import SHAPE, VOCAB_SIZE, WINDOW, build_model, random_traces
 from tests.passes.test_attribution_on_cpu import FUNCTIONS, make_tasks, naive_gradient
 

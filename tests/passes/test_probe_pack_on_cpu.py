@@ -6,8 +6,9 @@ import random
 import pytest
 import torch
 
-from rredcot_verl.passes.probe_codec import NO_PROBES, decode, encode, num_probe_tokens
+from rredcot_verl.passes.probe_codec import decode, encode, num_probe_tokens
 from rredcot_verl.passes.probe_pack import PrefixTree, ProbePack, count_probe_tokens, read_probes
+from rredcot_verl.passes.protocol import NOTHING
 from rredcot_verl.probes.elicitation import Probe
 from tests.passes.architectures import random_probes
 
@@ -199,7 +200,7 @@ def test_probes_survive_the_way_as_integers(seed):
 
 
 def test_no_probes():
-    assert encode([]) == list(NO_PROBES) and decode(NO_PROBES) == [] and num_probe_tokens(NO_PROBES) == 0
+    assert encode([]) == list(NOTHING) and decode(NOTHING) == [] and num_probe_tokens(NOTHING) == 0
 
 
 def test_a_row_that_is_cut_off_or_too_long_is_refused():
