@@ -59,7 +59,8 @@ def _comment(text: str, indent: str) -> list[str]:
 
 
 def _scalar(value: object) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000).splitlines()[0]
+    line: str = yaml.safe_dump(value, default_flow_style=True, width=10_000).splitlines()[0]
+    return line
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ def group_statistics(outcomes: Tensor, index: Sequence[Hashable], final_rows: Te
             these enter, and the others share what they get; None: every row is a session.
     """
     if final_rows is not None:
-        finals, position = final_rows.unique(return_inverse=True)
+        finals, position = torch.unique(final_rows, return_inverse=True)
         known = group_statistics(outcomes[finals], [index[row] for row in finals.tolist()])
         return GroupStatistics(
             known.outcomes[position], known.mean[position], known.deviation[position], known.count[position]

@@ -87,7 +87,8 @@ class Rows:
     @property
     def lengths(self) -> list[int]:
         """Number of response tokens of each row."""
-        return list(self.nested_mask.offsets().diff().tolist())
+        lengths: list[int] = self.nested_mask.offsets().diff().tolist()  # type: ignore[attr-defined]
+        return lengths
 
     @property
     def scored(self) -> list[int]:

@@ -96,7 +96,7 @@ class Regression:
             ),
             rows.step,
         )
-        for row, own in zip(used, from_unit(fit, self._reward_range).split(counts), strict=True):
+        for row, own in zip(used, torch.split(from_unit(fit, self._reward_range), counts), strict=True):
             found[row] = own.tolist()
         return found
 
