@@ -7,26 +7,17 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from rredcot_verl.report.data import SOLVED_AT, ReportError, Run, load_line_checker, load_run
+from rredcot_verl.report.data import Run, load_run
 from rredcot_verl.report.export import choose_prompts, export
-from rredcot_verl.report.layout import Layout
+from rredcot_verl.report.files import ReportError
+from rredcot_verl.report.line_checker import load_line_checker
 from rredcot_verl.report.page import DEFAULT_TITLE, PER_KIND, render
 from rredcot_verl.report.prompts import Prompt, prompts_of
 from rredcot_verl.report.rules import NAMES, parse_rule
+from rredcot_verl.report.run_files import RunFiles
 from rredcot_verl.report.summary import summarise
 from rredcot_verl.report.thresholds import Thresholds
-
-_THRESHOLDS = {
-    "min_responses": "guessing: fewest responses of a prompt",
-    "min_entropy": "guessing: least entropy of solved against failed, in bits",
-    "max_spread": "guessing: largest standard deviation of the self-values along a trace",
-    "max_gap": "guessing: largest difference between mean self-value and mean reward",
-    "min_fall": "shared blame: least fall of the self-value in a failed response's blamed segment",
-    "min_failures": "shared blame: fewest such responses of a prompt",
-    "min_share": "shared blame: least share of them that has the segment in common",
-    "max_chance": "shared blame: how often so much agreement may come about by chance",
-    "num_alike": "shared blame: visible characters by which two segments start alike",
-}
+from rredcot_verl.report.trace import SOLVED_AT
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -111,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _load(options: argparse.Namespace) -> tuple[Run, Run | None]:
-    given = Layout(options.metrics, options.traces, options.rollouts, options.validation)
+    given = RunFiles(options.metrics, options.traces, options.rollouts, options.validation)
     run = load_run(options.run, solved_at=options.solved_at, given=given, steps=options.steps)
     if options.baseline is None:
         return run, None
@@ -141,7 +132,7 @@ def _add_thresholds(parser: argparse.ArgumentParser) -> None:
     for field in fields(Thresholds):
         name = f"--{field.name.replace('_', '-')}"
         kind = int if isinstance(field.default, int) else float
-        text = f"{_THRESHOLDS[field.name]} (default: {field.default})"
+        text = f"{field.metadata['help']} (default: {field.default})"
         group.add_argument(name, type=kind, default=field.default, metavar="N", help=text)
 
 

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from rredcot_verl.report.blame import blame_of, segment_of_line
-from rredcot_verl.report.data import Curve, LineChecker, Run, Trace, check_lines
+from rredcot_verl.report.data import Curve, Run
+from rredcot_verl.report.line_checker import LineChecker, blame_of, check_lines
+from rredcot_verl.report.prompt_lists import summarise_prompts
 from rredcot_verl.report.prompts import Prompt, prompts_of
 from rredcot_verl.report.thresholds import Thresholds
-from rredcot_verl.report.weak_points import summarise_prompts
-
-__all__ = ["matching_curve", "notes", "position_shares", "segment_of_line", "summarise"]
+from rredcot_verl.report.trace import Trace
 
 NUM_BINS = 10
 STEP_SECONDS = "timing_s/step"
@@ -86,7 +85,7 @@ def notes(run: Run) -> list[str]:
         Sentences.
     """
     found = []
-    if run.layout.metrics is None:
+    if run.files.metrics is None:
         found.append("There is no metrics file: add 'file' to trainer.logger for times, cost and the metrics' curves.")
     curve = run.curve
     if curve is None:

@@ -12,8 +12,9 @@ import pytest
 from rredcot_verl.analyze import page, tables
 from rredcot_verl.analyze.evaluate import evaluate
 from rredcot_verl.analyze.findings import findings
-from rredcot_verl.analyze.page_charts import Guide, Row, bars, forest, number, reliability, scatter
-from rredcot_verl.analyze.page_parts import verdict
+from rredcot_verl.analyze.page import verdict
+from rredcot_verl.pages.charts import Bin, Guide, Row, bars, forest, reliability, scatter
+from rredcot_verl.pages.text import number
 from tests.analyze.synthetic import write
 
 CHROMIUM = shutil.which("chromium")
@@ -147,7 +148,7 @@ def test_only_intervals_that_leave_0_out_are_marked(difference, direction, expec
 class TestCharts:
     def test_marks_stand_where_the_numbers_are(self):
         rows = [Row("a", "probe", _interval(0.5, 0.25, 0.75)), Row("b", "peer", NOTHING)]
-        chart = forest(rows, [Guide("chance", 1.0)], x_label="x", description="d", zero=True)
+        chart = str(forest(rows, [Guide("chance", 1.0)], x_label="x", description="d", zero=True))
         left, right = 196, 506
         whisker = re.search(r'class="whisker probe" x1="([\d.]+)" y1="[\d.]+" x2="([\d.]+)"', chart)
         assert [float(x) for x in whisker.groups()] == pytest.approx(
@@ -157,20 +158,20 @@ class TestCharts:
 
     def test_bars_cut_what_is_far_off(self):
         rows = [Row("a", "probe", _interval(2.0, 1.5, 400.0)), Row("b", "probe", _interval(0.5, 0.4, 0.6))]
-        chart = bars(rows, 1.0, x_label="x", description="d")
+        chart = str(bars(rows, 1.0, x_label="x", description="d"))
         assert 'x2="506.0"' in chart and "400" in chart
 
     def test_scatter_shows_what_is_free(self):
         points = [(Row("free", "baseline", _interval(0.1, 0.0, 0.2)), 0.0)]
         points += [(Row(f"m{k}", "probe", _interval(0.5, 0.4, 0.6)), 0.01) for k in range(6)]
-        chart = scatter(points, [], x_label="x", y_label="y", description="d")
+        chart = str(scatter(points, [], x_label="x", y_label="y", description="d"))
         boxes = [float(y) for y in re.findall(r'class="name probe" x="[\d.]+" y="([\d.]+)"', chart)]
         assert len(boxes) == 6 and ">free<" in chart, "six names at one point are all legible"
         assert len({(x, y) for x, y in re.findall(r'class="name \w+" x="([\d.]+)" y="([\d.]+)"', chart)}) == 7
 
     def test_reliability_holds_values_inside_the_frame(self):
-        row = {"low": 0.0, "high": 0.1, "num_states": 3, "mean_value": -0.2, "outcome": _interval(0.5, -0.1, 1.2)}
-        chart = reliability([row], "probe", description="d")
+        bins = [Bin(0.0, 0.1, -0.2, _interval(0.5, -0.1, 1.2), 3)]
+        chart = str(reliability(bins, "probe", small=True, description="d"))
         assert 'y2="12.0"' in chart and 'y1="206.0"' in chart
 
 

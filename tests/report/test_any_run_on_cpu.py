@@ -7,8 +7,8 @@ import pytest
 
 from rredcot_verl.report import ReportError, load_run, prompts_of, render, summarise
 from rredcot_verl.report.__main__ import main
-from rredcot_verl.report.data import Layout
 from rredcot_verl.report.frame import learn_frame, without_frame
+from rredcot_verl.report.run_files import RunFiles
 
 from .fake_run import VALIDATION, response, trace, write_dump, write_metrics, write_run
 
@@ -112,7 +112,7 @@ class TestChoice:
         shutil.copytree(folder / "one", folder / "two")
         with pytest.raises(ReportError, match=r"several folders of traces \(one, two\): choose one with --traces"):
             load_run(folder)
-        assert load_run(folder, given=Layout(traces=folder / "two")).layout.traces == folder / "two"
+        assert load_run(folder, given=RunFiles(traces=folder / "two")).files.traces == folder / "two"
 
     def test_options_name_files(self, tmp_path, capsys):
         folder = write_run(tmp_path / "run")

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rredcot_verl.pages.charts import ticks
+from rredcot_verl.pages.text import printable, signed
 from rredcot_verl.report import ReportError, load_line_checker, load_run, render, summarise
 from rredcot_verl.report.__main__ import main
-from rredcot_verl.report.charts import ticks
+from rredcot_verl.report.line_checker import segment_of_line
 from rredcot_verl.report.selection import extreme_traces
-from rredcot_verl.report.summary import position_shares, segment_of_line
-from rredcot_verl.report.traces import choose, safe, signed
+from rredcot_verl.report.shown_traces import choose
+from rredcot_verl.report.summary import position_shares
 
 from .fake_run import BASELINE_VALIDATION, METRIC, Line, check_lines, trace, traces, write_metrics, write_run
 
@@ -283,7 +285,7 @@ class TestPage:
 
 def test_numbers_are_written_for_people():
     assert [signed(value) for value in (0.25, -0.5, -0.001, 0.0)] == ["+0.25", "−0.50", "0.00", "0.00"]
-    assert safe("a < b\n\x1b") == "a &lt; b\n\N{REPLACEMENT CHARACTER}"
+    assert printable("a < b\n\x1b") == "a < b\n\N{REPLACEMENT CHARACTER}"
 
 
 @pytest.mark.parametrize(
