@@ -13,7 +13,7 @@ from rredcot_verl.report.files import ReportError
 from rredcot_verl.report.line_checker import load_line_checker
 from rredcot_verl.report.page import DEFAULT_TITLE, PER_KIND, render
 from rredcot_verl.report.prompts import Prompt, prompts_of
-from rredcot_verl.report.rules import NAMES, parse_rule
+from rredcot_verl.report.rules import NAMES, Rule, parse_rule
 from rredcot_verl.report.run_files import RunFiles
 from rredcot_verl.report.summary import summarise
 from rredcot_verl.report.thresholds import Thresholds
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.summary is not None:
             _write(options.summary, json.dumps(summary, indent=2) + "\n")
         if rule is not None:
-            _export(options, prompts, thresholds)
+            _export(options, rule, prompts, thresholds)
     except ReportError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
@@ -113,17 +113,17 @@ def _load(options: argparse.Namespace) -> tuple[Run, Run | None]:
     return run, baseline
 
 
-def _export(options: argparse.Namespace, prompts: Sequence[Prompt], thresholds: Thresholds) -> None:
+def _export(options: argparse.Namespace, rule: Rule, prompts: Sequence[Prompt], thresholds: Thresholds) -> None:
     file = options.export_filtered
-    chosen = choose_prompts(prompts, parse_rule(options.keep), thresholds)
-    done = export(file, chosen.prompts, thresholds, options.data, by=options.match_by)
-    text = f"wrote {file}: {done.num_rows:,} rows; the rule keeps {len(chosen.prompts):,} of {len(prompts):,} prompts"
-    if chosen.num_unknown:
-        text += f", {chosen.num_unknown:,} lack a figure it names"
+    kept, num_unknown = choose_prompts(prompts, rule, thresholds)
+    done = export(file, kept, thresholds, options.data, by=options.match_by)
+    text = f"wrote {file}: {done.num_rows:,} rows; the rule keeps {len(kept):,} of {len(prompts):,} prompts"
+    if num_unknown:
+        text += f", {num_unknown:,} lack a figure it names"
     if options.data is not None:
-        text += f"; {done.num_unmatched:,} of those kept are not in {options.data}, whose rows that the run never saw "
+        text += f"; {len(done.unmatched):,} of those kept are not in {options.data}, whose rows that the run never saw "
         text += "are left out"
-        text += "".join(f"\n  not found: {prompt[-100:]!r}" for prompt in done.unmatched)
+        text += "".join(f"\n  not found: {prompt[-100:]!r}" for prompt in done.unmatched[:3])
     sys.stdout.write(text + "\n")
 
 
