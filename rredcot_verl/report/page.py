@@ -9,7 +9,7 @@ from typing import Any
 
 from rredcot_verl.pages import html
 from rredcot_verl.pages.charts import Bars, Bin, Line, bar_chart, line_chart, reliability
-from rredcot_verl.pages.text import duration, percent
+from rredcot_verl.pages.text import percent
 from rredcot_verl.report.data import Run
 from rredcot_verl.report.dumps import Response
 from rredcot_verl.report.line_checker import LineChecker
@@ -80,7 +80,7 @@ def render(
         "run.html",
         title=title,
         summary=summary,
-        key_figures=_key_figures(summary),
+        baseline_name=BASELINE_NAME,
         curves=_curves(run, baseline, RUN_NAMES.get(summary["source"], summary["source"])),
         periods=[Bars(name, (), _style(row)) for name, row in zip(periods, summary["credit_by_position"], strict=True)],
         credit=_credit_panels(summary["credit_by_position"], periods),
@@ -94,70 +94,6 @@ def render(
         has_line_checker=line_checker is not None,
         responses=_some_responses(run.rollouts),
     )
-
-
-def _key_figures(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Name, figure and note of each figure at the head of the page."""
-    cost, baseline = summary["self_value"], summary["baseline"]
-    seconds, tokens, error = cost["seconds"], cost["probe_tokens_per_response_token"], summary["max_return_error"]
-    cost_notes = ["no metric of it" if seconds is None else duration(seconds)]
-    cost_notes += [] if tokens is None else [f"{tokens:.3g} probe tokens per response token"]
-    cost_notes += [] if cost["engine"] is None else [f"read by {cost['engine']}"]
-    time_note = f"in {summary['num_steps']} steps"
-    if baseline is not None:
-        time_note += f"; {BASELINE_NAME}: {duration(baseline['seconds'])} in {baseline['num_steps']}"
-    share = "unknown" if seconds is None else f"{percent(cost['share_of_step_seconds'])} of step time"
-    return [
-        _curve_figure(summary["curve"], None if baseline is None else baseline["curve"]),
-        _blame_figure(summary["blame"]),
-        ("Cost of the self-values", share, "; ".join(cost_notes)),
-        ("Training time", duration(summary["seconds"]), time_note),
-        (
-            "Return equivalence",
-            "unknown" if error is None else f"{error:.1e}" if error else "exact",
-            "largest |sum of redistributed rewards − reward|",
-        ),
-        (
-            "Traces with self-values",
-            f"{summary['num_scored_traces']:,} of {summary['num_traces']:,}",
-            _skipped(summary),
-        ),
-    ]
-
-
-def _curve_figure(curve: dict[str, Any] | None, other: dict[str, Any] | None) -> tuple[str, str, str]:
-    if curve is None:
-        return "Reward", "unknown", "no metric and no dump holds one"
-    note = f"steps {curve['first_step']} and {curve['last_step']}"
-    if other is not None:
-        note = f"{BASELINE_NAME}: {other['before']:.3f} → {other['after']:.3f}"
-        if (other["first_step"], other["last_step"]) != (curve["first_step"], curve["last_step"]):
-            note += f" (its steps {other['first_step']} and {other['last_step']})"
-    return curve["name"], f"{curve['before']:.3f} → {curve['after']:.3f}", note
-
-
-def _blame_figure(blame: dict[str, Any] | None) -> tuple[str, str, str]:
-    name = "Blame on the first wrong line"
-    if blame is None:
-        return name, "not measured", "needs a line checker"
-    if not blame["num_traces"]:
-        return name, "no data", "no failed trace with a wrong line and two segments"
-    note = (
-        f"by chance {percent(blame['chance_rate'])}, always the last segment {percent(blame['last_segment_rate'])}; "
-        f"{blame['num_traces']:,} failed traces"
-    )
-    num_solved, num_doubtful = blame["num_solved_traces"], blame["num_solved_traces_with_wrong_line"]
-    if 2 * num_doubtful > num_solved:
-        note += f". Doubtful: the checker finds a wrong line in {num_doubtful:,} of {num_solved:,} solved traces"
-    return name, percent(blame["rate"]), note
-
-
-def _skipped(summary: dict[str, Any]) -> str:
-    if summary["num_traces"]:
-        skipped = ", ".join(f"{count:,} {status}" for status, count in summary["skipped_traces"].items())
-        return f"skipped: {skipped}" if skipped else "none skipped"
-    rollouts = summary["num_rollouts"]
-    return f"no credited traces; {rollouts:,} responses in rollout dumps" if rollouts else "no credited traces"
 
 
 def _curves(run: Run, baseline: Run | None, name: str) -> list[dict[str, Any]]:
