@@ -1,16 +1,15 @@
 """All charts of the project as SVG. They carry class names only; colours and fonts stand in the page's style sheet.
 
-Charts of a page have the same width, so that two stand side by side on a wide window and text has one size. Text is
-escaped by ElementTree, which builds the elements.
+Charts of a page have the same width, so that two stand side by side on a wide window and text has one size.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from xml.etree import ElementTree
 
-from rredcot_verl.pages.text import describe, printable
+from rredcot_verl.pages.drawing import Axis, Drawing, short, ticks
+from rredcot_verl.pages.text import describe
 
 WIDTH, SMALL_WIDTH = 520, 260
 MARGIN_LEFT = 62
@@ -23,32 +22,17 @@ Interval = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Line:
-    """One line of a line chart.
+class Series:
+    """One line of a line chart, or one series of a bar chart.
 
     Attributes:
-        name: The label written at the line's end.
-        points: ``(x, y)`` in order.
+        name: The label written at a line's end; of bars, for the tooltip.
+        points: ``(x, y)`` in order; of bars, the bin's number from 0 and its share in [0, 1].
         style: Class name that sets colour and dashes.
     """
 
     name: str
     points: Sequence[tuple[float, float]]
-    style: str
-
-
-@dataclass(frozen=True)
-class Bars:
-    """One series of a bar chart.
-
-    Attributes:
-        name: What the series is, for the tooltip.
-        shares: One share in [0, 1] per bin.
-        style: Class name that sets the fill: ``"first"`` or ``"last"``.
-    """
-
-    name: str
-    shares: Sequence[float]
     style: str
 
 
@@ -86,127 +70,8 @@ class Bin:
     count: int
 
 
-@dataclass(frozen=True)
-class Axis:
-    """A map from values to pixels, linear or logarithmic, held inside the frame."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    log: bool = False
-
-    def __call__(self, value: float) -> float:
-        low, high = self.low, self.high
-        if self.log:
-            low, high, value = math.log10(low), math.log10(high), math.log10(value)
-        return self.start + min(max((value - low) / ((high - low) or 1.0), 0.0), 1.0) * (self.end - self.start)
-
-
-class Drawing:
-    """An SVG element that charts draw on; numbers are pixels. Templates take it as markup."""
-
-    def __init__(self, width: float, height: float, description: str, style: str = "chart") -> None:
-        self.width, self.height = width, height
-        self.root = ElementTree.Element("svg", {"class": style, "viewBox": f"0 0 {width:g} {height:g}"})
-        hidden = {"aria-hidden": "true"}
-        self.root.attrib |= {"role": "img", "aria-label": printable(description)} if description else hidden
-
-    def __str__(self) -> str:
-        return ElementTree.tostring(self.root, encoding="unicode")
-
-    __html__ = __str__
-
-    def add(
-        self, tag: str, style: str, *, tooltip: str | None = None, text: str | None = None, **attributes: Any
-    ) -> None:
-        """Adds an element; numbers are rounded to a tenth, ``_`` in the name of an attribute stands for ``-``."""
-        written = {name.replace("_", "-"): x if isinstance(x, str) else f"{x:.1f}" for name, x in attributes.items()}
-        element = ElementTree.SubElement(self.root, tag, {"class": style, **written})
-        if text is not None:
-            element.text = printable(text)
-        if tooltip is not None:
-            ElementTree.SubElement(element, "title").text = printable(tooltip)
-
-    def line(self, style: str, x1: float, y1: float, x2: float, y2: float) -> None:
-        self.add("line", style, x1=x1, y1=y1, x2=x2, y2=y2)
-
-    def text(self, style: str, x: float, y: float, text: str, anchor: str = "start") -> None:
-        self.add("text", style, text=text, x=x, y=y, text_anchor=anchor)
-
-    def rect(self, style: str, x: float, y: float, width: float, height: float, tooltip: str) -> None:
-        self.add("rect", style, x=x, y=y, width=width, height=height, tooltip=tooltip)
-
-    def mark(self, family: str, x: float, y: float, tooltip: str) -> None:
-        """The mark of a family: its shape and its colour say which, so that neither is needed alone."""
-        shape = _SHAPES.get(family, _CIRCLE)
-        path = f"M{x - 4.5:.1f} {y:.1f}a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0Z"
-        if shape:
-            path = "M" + "L".join(f"{x + dx:.1f} {y + dy:.1f}" for dx, dy in shape) + "Z"
-        self.add("path", f"mark {family}", d=path, tooltip=tooltip)
-
-    def x_axis(
-        self, x: Axis, labels: Sequence[tuple[float, str]], base: float, title: str, grid_top: float | None
-    ) -> None:
-        """Labels and title below a rule; with ``grid_top`` a grid line up to there at each label."""
-        for at, label in labels:
-            if grid_top is None:
-                self.line("axis", x(at), base, x(at), base + 4)
-            else:
-                self.line("grid", x(at), grid_top, x(at), base)
-            # The label of the last tick would reach over the frame if it were centred there.
-            is_last = x(at) > self.width - 24
-            self.text("tick", x(at) + (8 if is_last else 0), base + 18, label, "end" if is_last else "middle")
-        self.line("axis", x.start, base, x.end, base)
-        if title:
-            self.text("title", (x.start + x.end) / 2, base + 38, title, "middle")
-
-    def y_axis(self, y: Axis, labels: Sequence[tuple[float, str]], left: float, right: float, title: str = "") -> None:
-        """Labels left of grid lines, and the title upright."""
-        for at, label in labels:
-            self.line("grid", left, y(at), right, y(at))
-            self.text("tick", left - 7, y(at) + 4, label, "end")
-        if title:
-            turn = f"translate(14 {(y.start + y.end) / 2:.1f}) rotate(-90)"
-            self.add("text", "title", text=title, transform=turn, text_anchor="middle")
-
-    def guides(self, guides: Sequence[Guide], x: Axis, top: float, base: float) -> None:
-        for rank, guide in enumerate(sorted(guides, key=lambda guide: guide.at)):
-            at = x(guide.at)
-            anchor = "end" if at > RIGHT - 60 else "start" if at < LABEL + 40 else "middle"
-            self.line("even", at, top - 4, at, base)
-            self.text("tick", at, top - 8 - 13 * (rank % 2), guide.name, anchor)
-
-
-def ticks(low: float, high: float, at_most: int = 6, *, integer: bool = False) -> list[float]:
-    """Round tick values that enclose a range.
-
-    Args:
-        low: The smallest value to show.
-        high: The largest one.
-        at_most: Most ticks wanted.
-        integer: Whether only whole numbers make sense.
-
-    Returns:
-        Evenly spaced round numbers, the first at most ``low`` and the last at least ``high``; at least two.
-    """
-    if high - low < 1e-12:
-        low, high = (low, low + 1.0) if integer else (low - 0.05, high + 0.05)
-    exponent = math.floor(math.log10((high - low) / at_most))
-    for scale in (exponent, exponent + 1, exponent + 2):
-        for factor in (1, 2, 5):
-            size = factor * 10.0**scale
-            if integer and size < 1:
-                continue
-            # The small slack keeps 0.3 / 0.1 = 2.9999999999999996 from costing a tick.
-            first, last = math.floor(low / size + 1e-9), math.ceil(high / size - 1e-9)
-            if last - first < at_most:
-                return [round(k * size, 12) for k in range(first, max(last, first + 1) + 1)]
-    raise AssertionError("a step of 100 ranges always fits")
-
-
 def line_chart(
-    lines: Sequence[Line],
+    lines: Sequence[Series],
     *,
     y_label: str,
     description: str,
@@ -243,8 +108,8 @@ def line_chart(
         x_ticks = [tick for tick in ticks(min(xs), max(xs), integer=True) if x.low <= tick <= x.high]
     y = Axis(y_ticks[0], y_ticks[-1], height - 48, 16, log=bool(log_x))
     drawing = Drawing(WIDTH, height, description)
-    drawing.y_axis(y, [(tick, _short(tick)) for tick in y_ticks], MARGIN_LEFT, right, y_label)
-    drawing.x_axis(x, [(tick, _short(tick)) for tick in x_ticks], y.start, x_label, None)
+    drawing.y_axis(y, [(tick, short(tick)) for tick in y_ticks], MARGIN_LEFT, right, y_label)
+    drawing.x_axis(x, [(tick, short(tick)) for tick in x_ticks], y.start, x_label, None)
     gap, room = (32.0, 20) if with_last_value else (14.0, 4)
     # Labels of lines that end far apart do not touch.
     columns = [x(line.points[-1][0]) // 100 for line in lines]
@@ -271,7 +136,7 @@ def line_chart(
     return drawing
 
 
-def bar_chart(series: Sequence[Bars], *, description: str) -> Drawing:
+def bar_chart(series: Sequence[Series], *, description: str) -> Drawing:
     """Draws shares by relative position in the trace, with the number, in per cent, on every bar.
 
     Args:
@@ -279,8 +144,8 @@ def bar_chart(series: Sequence[Bars], *, description: str) -> Drawing:
         description: What the chart shows, for readers who do not see it.
     """
     height, right = 260, WIDTH - 10
-    num_bins = len(series[0].shares)
-    y_ticks = ticks(0.0, max(max(bars.shares) for bars in series), at_most=5)
+    num_bins = len(series[0].points)
+    y_ticks = ticks(0.0, max(share for bars in series for _, share in bars.points), at_most=5)
     x, y = Axis(0.0, num_bins, MARGIN_LEFT, right), Axis(0.0, y_ticks[-1], height - 48, 20)
     drawing = Drawing(WIDTH, height, description)
     drawing.y_axis(y, [(tick, f"{100 * tick:g} %") for tick in y_ticks], MARGIN_LEFT, right)
@@ -289,7 +154,7 @@ def bar_chart(series: Sequence[Bars], *, description: str) -> Drawing:
     drawing.line("even", x.start, y(1 / num_bins), right, y(1 / num_bins))
     width = (x(1) - x(0) - 6) / len(series)
     for rank, bars in enumerate(series):
-        for k, share in enumerate(bars.shares):
+        for k, share in bars.points:
             left, top = x(k) + 3 + rank * width, y(share)
             title = f"{bars.name}: {100 * share:.1f} %"
             drawing.rect(f"bar {bars.style}", left + 1, top, width - 2, y.start - top, title)
@@ -417,8 +282,8 @@ def scatter(
     y_ticks = ticks(min(ends), max(ends))
     y = Axis(y_ticks[0], y_ticks[-1], base, 16)
     drawing = Drawing(WIDTH, height, description)
-    drawing.y_axis(y, [(tick, _short(tick)) for tick in y_ticks], left, right, y_label)
-    drawing.x_axis(x, [(10.0**k, _short(10.0**k)) for k in range(low, high + 1)], base, x_label, None)
+    drawing.y_axis(y, [(tick, short(tick)) for tick in y_ticks], left, right, y_label)
+    drawing.x_axis(x, [(10.0**k, short(10.0**k)) for k in range(low, high + 1)], base, x_label, None)
     drawing.text("tick", left + 2, base + 18, "0")
     for guide in guides:
         drawing.line("even", left, y(guide.at), right, y(guide.at))
@@ -458,9 +323,13 @@ def _rows_chart(
     top = 34 if guides else 14
     base = top + ROW * len(rows)
     drawing = Drawing(WIDTH, base + 46, description)
-    labels = [(tick, _short(tick)) for tick in ticks(x.low, x.high) if x.low - 1e-9 <= tick <= x.high + 1e-9]
+    labels = [(tick, short(tick)) for tick in ticks(x.low, x.high) if x.low - 1e-9 <= tick <= x.high + 1e-9]
     drawing.x_axis(x, labels, base, x_label, top)
-    drawing.guides(guides, x, top, base)
+    for rank, guide in enumerate(sorted(guides, key=lambda guide: guide.at)):
+        at = x(guide.at)
+        drawing.line("even", at, top - 4, at, base)
+        anchor = "end" if at > RIGHT - 60 else "start" if at < LABEL + 40 else "middle"
+        drawing.text("tick", at, top - 8 - 13 * (rank % 2), guide.name, anchor)
     for place, (name, parts) in enumerate(rows):
         y = top + ROW * (place + 0.5)
         drawing.text("row", LABEL - 9, y + 4, name if len(name) <= 31 else name[:30] + "…", "end")
@@ -510,19 +379,3 @@ def _spread(positions: Sequence[float], gap: float, low: float, high: float) -> 
                 placed[k + 1] += lack / 2
         placed = [min(max(value, low), high) for value in placed]
     return [placed[order.index(index)] for index in range(len(positions))]
-
-
-def _short(value: float) -> str:
-    return f"{value:g}".replace("-", "−")
-
-
-Shape = Sequence[tuple[float, float]]
-_CIRCLE: Shape = ()
-_SHAPES: dict[str, Shape] = {
-    "peer": ((0, -5.5), (5, 4), (-5, 4)),
-    "attribution": ((0, 5.5), (5, -4), (-5, -4)),
-    "monte_carlo": ((-4.2, -4.2), (4.2, -4.2), (4.2, 4.2), (-4.2, 4.2)),
-    "readout": ((0, -5.8), (5.8, 0), (0, 5.8), (-5.8, 0)),
-    "baseline": ((-1.5, -5), (1.5, -5), (1.5, 5), (-1.5, 5)),
-    "smoothed": ((-5, -2.5), (5, -2.5), (5, 2.5), (-5, 2.5)),
-}

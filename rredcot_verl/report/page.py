@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rredcot_verl.pages import html
-from rredcot_verl.pages.charts import Bars, Bin, Line, bar_chart, line_chart, reliability
+from rredcot_verl.pages.charts import Bin, Series, bar_chart, line_chart, reliability
 from rredcot_verl.pages.text import percent
 from rredcot_verl.report.data import Run
 from rredcot_verl.report.dumps import Response
@@ -82,7 +82,9 @@ def render(
         summary=summary,
         baseline_name=BASELINE_NAME,
         curves=_curves(run, baseline, RUN_NAMES.get(summary["source"], summary["source"])),
-        periods=[Bars(name, (), _style(row)) for name, row in zip(periods, summary["credit_by_position"], strict=True)],
+        periods=[
+            Series(name, (), _style(row)) for name, row in zip(periods, summary["credit_by_position"], strict=True)
+        ],
         credit=_credit_panels(summary["credit_by_position"], periods),
         calibration=_calibration_panels(summary["calibration"]),
         lists=summary["prompts"],
@@ -102,10 +104,10 @@ def _curves(run: Run, baseline: Run | None, name: str) -> list[dict[str, Any]]:
         # Of several sources of the same reward the best one is drawn.
         if not curve.points or curve.is_validation in panels:
             continue
-        lines = [Line(name, curve.points, "run")]
+        lines = [Series(name, curve.points, "run")]
         other = None if baseline is None else matching_curve(curve, baseline)
         if other is not None:
-            lines.append(Line(BASELINE_NAME, other.points, "baseline"))
+            lines.append(Series(BASELINE_NAME, other.points, "baseline"))
         panels[curve.is_validation] = {
             "heading": curve.name,
             "chart": line_chart(lines, y_label=curve.name.lower(), description=f"{curve.name} over the training steps"),
@@ -129,20 +131,18 @@ def _style(period: dict[str, Any]) -> str:
 def _credit_panels(periods: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
     panels = []
     for heading, key in (("All credit, |d|", "credit_share"), ("Negative credit only", "negative_credit_share")):
-        series = [
-            Bars(name, row[key], _style(row)) for name, row in zip(names, periods, strict=True) if row[key] is not None
-        ]
-        panel: dict[str, Any] = {"heading": heading, "chart": None}
-        if series:
-            panel |= {
-                "chart": bar_chart(series, description=f"{heading}: share by relative position in the trace"),
-                "columns": ("tenth", *(bars.name for bars in series)),
-                "rows": [
-                    (k + 1, *map(percent, shares))
-                    for k, shares in enumerate(zip(*(bars.shares for bars in series), strict=True))
-                ],
+        known = [(name, row) for name, row in zip(names, periods, strict=True) if row[key] is not None]
+        series = [Series(name, list(enumerate(row[key])), _style(row)) for name, row in known]
+        description = f"{heading}: share by relative position in the trace"
+        shares = zip(*(row[key] for _, row in known), strict=True)
+        panels.append(
+            {
+                "heading": heading,
+                "chart": bar_chart(series, description=description) if known else None,
+                "columns": ("tenth", *(name for name, _ in known)),
+                "rows": [(tenth, *map(percent, row)) for tenth, row in enumerate(shares, start=1)],
             }
-        panels.append(panel)
+        )
     return panels
 
 
@@ -152,36 +152,30 @@ def _calibration_panels(calibration: dict[str, Any]) -> list[dict[str, Any]]:
         ("At the prompt", "start_value", "self-value before the first token"),
         ("Before the last segment", "last_value_before_answer", "last self-value before the answer"),
     ):
-        data = calibration[key]
-        if data is None:
+        if calibration[key] is None:
             continue
         bins = [
-            Bin(row["low"], row["high"], row["mean_value"], _wilson(row["mean_reward"], row["num_traces"]),
-                row["num_traces"])
-            for row in data["bins"]
-        ]  # fmt: skip
+            Bin(
+                row["low"],
+                row["high"],
+                row["mean_value"],
+                _wilson(row["mean_reward"], row["num_traces"]),
+                row["num_traces"],
+            )
+            for row in calibration[key]["bins"]
+        ]
+        description = f"{heading}: mean reward by self-value"
+        labels = {"forecast": label, "outcome": "reward", "counted": "traces"}
         panels.append(
             {
-                **data,
+                **calibration[key],
                 "heading": heading,
-                "chart": reliability(
-                    bins,
-                    "probe",
-                    forecast=label,
-                    outcome="reward",
-                    counted="traces",
-                    description=f"{heading}: mean reward by self-value",
-                ),
+                "chart": reliability(bins, "probe", **labels, description=description),
                 "columns": ("bin", "traces", "self-value", "reward"),
                 "rows": [
-                    (
-                        f"{row['low']:g}–{row['high']:g}",
-                        f"{row['num_traces']:,}",
-                        f"{row['mean_value']:.3f}",
-                        f"{row['mean_reward']:.3f}",
-                    )
-                    for row in data["bins"]
-                ],  # fmt: skip
+                    (f"{row.low:g}–{row.high:g}", f"{row.count:,}", f"{row.mean:.3f}", f"{row.outcome['estimate']:.3f}")
+                    for row in bins
+                ],
             }
         )
     return panels

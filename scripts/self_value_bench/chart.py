@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from rredcot_verl.pages.charts import WIDTH, Drawing, Line, line_chart
+from rredcot_verl.pages.charts import WIDTH, Series, line_chart
+from rredcot_verl.pages.drawing import Drawing
 
 COLORS = {
     "plain": "#4d4d4d",
@@ -58,7 +59,7 @@ def _panel(cells: Sequence[Mapping[str, Any]], key: str, title: str, x_label: st
         points = [(cell[key], cell["variants"][name]["seconds"]) for cell in cells]
         known = [(at, seconds) for at, seconds in points if seconds is not None]
         if known:
-            lines.append(Line(name.replace("_", " "), known, name))
+            lines.append(Series(name.replace("_", " "), known, name))
     return line_chart(
         lines,
         y_label=f"seconds, {title}",

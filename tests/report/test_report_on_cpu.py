@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rredcot_verl.pages.charts import ticks
+from rredcot_verl.pages.drawing import ticks
 from rredcot_verl.pages.text import printable, signed
 from rredcot_verl.report import ReportError, load_line_checker, load_run, render, summarise
 from rredcot_verl.report.__main__ import main
