@@ -75,17 +75,15 @@ def render(
     prompts = prompts_of(run, thresholds) if prompts is None else prompts
     if summary is None:
         summary = summarise(run, baseline, line_checker, thresholds=thresholds, prompts=prompts)
-    periods = [_period_name(period) for period in summary["credit_by_position"]]
+    periods = [_named(period) for period in summary["credit_by_position"]]
     return html.render(
         "run.html",
         title=title,
         summary=summary,
         baseline_name=BASELINE_NAME,
         curves=_curves(run, baseline, RUN_NAMES.get(summary["source"], summary["source"])),
-        periods=[
-            Series(name, (), _style(row)) for name, row in zip(periods, summary["credit_by_position"], strict=True)
-        ],
-        credit=_credit_panels(summary["credit_by_position"], periods),
+        periods=periods,
+        credit=_credit_panels(periods),
         calibration=_calibration_panels(summary["calibration"]),
         lists=summary["prompts"],
         thresholds=thresholds,
@@ -117,29 +115,27 @@ def _curves(run: Run, baseline: Run | None, name: str) -> list[dict[str, Any]]:
     return list(panels.values())
 
 
-def _period_name(period: dict[str, Any]) -> str:
+def _named(period: dict[str, Any]) -> dict[str, Any]:
+    """A part of the training with its name and the style of its bars."""
     low, high = period["first_step"], period["last_step"]
     steps = f"step {low}" if low == high else f"steps {low}–{high}"
     which = "all" if period["period"] == "all" else f"{period['period']} third of training"
-    return f"{which} ({steps}, {period['num_traces']:,} traces)"
+    name = f"{which} ({steps}, {period['num_traces']:,} traces)"
+    return {**period, "name": name, "style": "first" if period["period"] == "first" else "last"}
 
 
-def _style(period: dict[str, Any]) -> str:
-    return "first" if period["period"] == "first" else "last"
-
-
-def _credit_panels(periods: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+def _credit_panels(periods: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     panels = []
     for heading, key in (("All credit, |d|", "credit_share"), ("Negative credit only", "negative_credit_share")):
-        known = [(name, row) for name, row in zip(names, periods, strict=True) if row[key] is not None]
-        series = [Series(name, list(enumerate(row[key])), _style(row)) for name, row in known]
+        known = [row for row in periods if row[key] is not None]
+        series = [Series(row["name"], list(enumerate(row[key])), row["style"]) for row in known]
         description = f"{heading}: share by relative position in the trace"
-        shares = zip(*(row[key] for _, row in known), strict=True)
+        shares = zip(*(row[key] for row in known), strict=True)
         panels.append(
             {
                 "heading": heading,
                 "chart": bar_chart(series, description=description) if known else None,
-                "columns": ("tenth", *(name for name, _ in known)),
+                "columns": ("tenth", *(row["name"] for row in known)),
                 "rows": [(tenth, *map(percent, row)) for tenth, row in enumerate(shares, start=1)],
             }
         )
@@ -152,32 +148,27 @@ def _calibration_panels(calibration: dict[str, Any]) -> list[dict[str, Any]]:
         ("At the prompt", "start_value", "self-value before the first token"),
         ("Before the last segment", "last_value_before_answer", "last self-value before the answer"),
     ):
-        if calibration[key] is None:
+        data = calibration[key]
+        if data is None:
             continue
-        bins = [
-            Bin(
-                row["low"],
-                row["high"],
-                row["mean_value"],
-                _wilson(row["mean_reward"], row["num_traces"]),
-                row["num_traces"],
-            )
-            for row in calibration[key]["bins"]
-        ]
-        description = f"{heading}: mean reward by self-value"
-        labels = {"forecast": label, "outcome": "reward", "counted": "traces"}
-        panels.append(
-            {
-                **calibration[key],
-                "heading": heading,
-                "chart": reliability(bins, "probe", **labels, description=description),
-                "columns": ("bin", "traces", "self-value", "reward"),
-                "rows": [
-                    (f"{row.low:g}–{row.high:g}", f"{row.count:,}", f"{row.mean:.3f}", f"{row.outcome['estimate']:.3f}")
-                    for row in bins
-                ],
-            }
+        bins = []
+        for row in data["bins"]:
+            interval = _wilson(row["mean_reward"], row["num_traces"])
+            bins.append(Bin(row["low"], row["high"], row["mean_value"], interval, row["num_traces"]))
+        chart = reliability(
+            bins,
+            "probe",
+            forecast=label,
+            outcome="reward",
+            counted="traces",
+            description=f"{heading}: mean reward by self-value",
         )
+        figures = [
+            (f"{row.low:g}–{row.high:g}", f"{row.count:,}", f"{row.mean:.3f}", f"{row.outcome['estimate']:.3f}")
+            for row in bins
+        ]
+        columns = ("bin", "traces", "self-value", "reward")
+        panels.append({**data, "heading": heading, "chart": chart, "columns": columns, "rows": figures})
     return panels
 
 
