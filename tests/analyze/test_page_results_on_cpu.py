@@ -1,10 +1,6 @@
 """The page and the tables of the bench."""
 
-import json
 import re
-import shutil
-import subprocess
-from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -16,8 +12,8 @@ from rredcot_verl.analyze.page import verdict
 from rredcot_verl.pages.charts import Bin, Guide, Row, bars, forest, reliability, scatter
 from rredcot_verl.pages.text import number
 from tests.analyze.synthetic import write
+from tests.in_browser import CHROMIUM, look
 
-CHROMIUM = shutil.which("chromium")
 VOID = {"meta", "br", "line", "rect", "circle", "path", "polyline"}
 SECTIONS = (
     "answers", "methods", "agreement", "position", "calibration", "blame", "cost", "gradients", "ablations", "traces",
@@ -193,36 +189,8 @@ def test_tables_are_rectangular(which, request):
     assert text.endswith("\n") and "nan" not in text and "None" not in text
 
 
-# Written into a copy of the page; it reports what is wrong in the title, which --dump-dom prints.
-PROBE = """<script>addEventListener('load', () => {
-  const faults = [];
-  const beside = (a, b) => a.right <= b.left + 1 || b.right <= a.left + 1;
-  const apart = (a, b) => beside(a, b) || a.bottom <= b.top + 3 || b.bottom <= a.top + 3;
-  document.querySelectorAll('svg.chart').forEach((svg, n) => {
-    const frame = svg.getBoundingClientRect();
-    if (frame.width < 150 || frame.height < 100) faults.push(`chart ${n} is too small`);
-    const texts = [...svg.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);
-    texts.forEach(([text, box], i) => {
-      if (box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1
-          || box.bottom > frame.bottom + 1) faults.push(`chart ${n}: ${text} is clipped`);
-      texts.slice(i + 1).forEach(([other, place]) => {
-        if (!apart(box, place)) faults.push(`chart ${n}: ${text} overlaps ${other}`);
-      });
-    });
-  });
-  if (document.documentElement.scrollWidth > innerWidth) faults.push('the page is wider than the window');
-  document.title = JSON.stringify({traces: document.querySelectorAll('.example').length, faults});
-})</script>"""
-
-
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 @pytest.mark.parametrize("window", ["1200,900", "500,900"])
 def test_nothing_overlaps_in_a_browser(results, html, tmp_path, window):
-    file = tmp_path / "page.html"
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
-    file.write_text(text.replace("</body>", PROBE + "</body>"), encoding="utf-8")
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    command += [f"--window-size={window}", "--dump-dom", file.as_uri()]
-    dom = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
-    found = json.loads(unescape(re.search(r"<title>(.*?)</title>", dom)[1]))
-    assert found == {"traces": len(results["examples"]), "faults": []}
+    found = look(html, tmp_path, window)
+    assert (found["traces"], found["faults"]) == (len(results["examples"]), [])
