@@ -13,10 +13,11 @@ CHROMIUM = shutil.which("chromium")
 PROBE = """<script>addEventListener('load', () => {
   const faults = [];
   const beside = (a, b) => a.right <= b.left + 1 || b.right <= a.left + 1;
-  const apart = (a, b) => beside(a, b) || a.bottom <= b.top + 2 || b.bottom <= a.top + 2;
+  const apart = (a, b) => beside(a, b) || a.bottom <= b.top + SLACK || b.bottom <= a.top + SLACK;
   document.querySelectorAll('svg.chart').forEach((svg, n) => {
     const frame = svg.getBoundingClientRect();
-    if (frame.width < 150 || frame.height < 100) faults.push(`chart ${n} is too small`);
+    const least = svg.classList.contains('small') ? [150, 100] : [300, 150];
+    if (frame.width < least[0] || frame.height < least[1]) faults.push(`chart ${n} is too small`);
     const texts = [...svg.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);
     texts.forEach(([text, box], i) => {
       if (box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1
@@ -32,20 +33,21 @@ PROBE = """<script>addEventListener('load', () => {
 })</script>"""
 
 
-def look(html: str, folder: Path, window: str) -> dict[str, Any]:
+def look(html: str, folder: Path, window: str, slack: int = 2) -> dict[str, Any]:
     """Opens a page in chromium.
 
     Args:
         html: The page.
         folder: Where files may be written.
         window: Width and height, ``"1200,900"``.
+        slack: Pixels by which lines of text may overlap, of the space that fonts leave above and below.
 
     Returns:
         Numbers of ``charts`` and ``traces``, and ``faults``: what overlaps, is clipped or too wide.
     """
     file = folder / "page.html"
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
-    file.write_text(text.replace("</body>", PROBE + "</body>"), encoding="utf-8")
+    file.write_text(text.replace("</body>", PROBE.replace("SLACK", str(slack)) + "</body>"), encoding="utf-8")
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
     command += [f"--window-size={window}", "--dump-dom", file.as_uri()]
     dom = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout

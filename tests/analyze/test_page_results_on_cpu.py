@@ -192,5 +192,5 @@ def test_tables_are_rectangular(which, request):
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 @pytest.mark.parametrize("window", ["1200,900", "500,900"])
 def test_nothing_overlaps_in_a_browser(results, html, tmp_path, window):
-    found = look(html, tmp_path, window)
+    found = look(html, tmp_path, window, slack=3)
     assert (found["traces"], found["faults"]) == (len(results["examples"]), [])
