@@ -27,34 +27,24 @@ def build_parser() -> argparse.ArgumentParser:
         description="Writes the report of a training run: one self-contained HTML page, and its figures as JSON. Takes "
         "what there is: metrics, credited traces, verl's own dumps of rollouts and validation.",
     )
-    parser.add_argument("run", type=Path, help="folder of the run; its files are found below it")
-    parser.add_argument("--metrics", type=Path, metavar="FILE", help="file of verl's 'file' logger")
-    parser.add_argument("--traces", type=Path, metavar="DIR", help="credited traces (algorithm.rredcot.traces.dir)")
-    parser.add_argument("--rollouts", type=Path, metavar="DIR", help="verl's dumps (trainer.rollout_data_dir)")
-    parser.add_argument("--validation", type=Path, metavar="DIR", help="verl's dumps (trainer.validation_data_dir)")
-    parser.add_argument(
-        "--steps", type=_steps, metavar="FIRST-LAST", help="steps of the traces and rollouts to read (default: all)"
-    )
-    parser.add_argument("--baseline", type=Path, metavar="RUN", help="folder of the paired GRPO run (metrics.jsonl)")
-    parser.add_argument("--line-checker", metavar="MODULE:FUNCTION", help="judges the lines of a response")
-    parser.add_argument("--title", default=DEFAULT_TITLE, help="heading of the page")
-    parser.add_argument("--seed", type=int, default=0, help="draws the traces shown at random (default: 0)")
-    parser.add_argument(
-        "--per-kind",
-        type=int,
-        default=PER_KIND,
-        metavar="N",
-        help=f"worst blamed, best credited and most surprising traces shown of each (default: {PER_KIND})",
-    )
-    parser.add_argument(
-        "--solved-at",
-        type=float,
-        default=SOLVED_AT,
-        metavar="REWARD",
-        help=f"lowest reward of a solved response (default: {SOLVED_AT}); 1 for rewards that are fractions of tests",
-    )
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
-    parser.add_argument("--summary", type=Path, metavar="FILE", help="the figures as JSON (default: not written)")
+    add = parser.add_argument
+    add("run", type=Path, help="folder of the run; its files are found below it")
+    add("--metrics", type=Path, metavar="FILE", help="file of verl's 'file' logger")
+    add("--traces", type=Path, metavar="DIR", help="credited traces (algorithm.rredcot.traces.dir)")
+    add("--rollouts", type=Path, metavar="DIR", help="verl's dumps (trainer.rollout_data_dir)")
+    add("--validation", type=Path, metavar="DIR", help="verl's dumps (trainer.validation_data_dir)")
+    text = "steps of the traces and rollouts to read (default: all)"
+    add("--steps", type=_steps, metavar="FIRST-LAST", help=text)
+    add("--baseline", type=Path, metavar="RUN", help="folder of the paired GRPO run (metrics.jsonl)")
+    add("--line-checker", metavar="MODULE:FUNCTION", help="judges the lines of a response")
+    add("--title", default=DEFAULT_TITLE, help="heading of the page")
+    add("--seed", type=int, default=0, help="draws the traces shown at random (default: 0)")
+    text = f"worst blamed, best credited and most surprising traces shown of each (default: {PER_KIND})"
+    add("--per-kind", type=int, default=PER_KIND, metavar="N", help=text)
+    text = f"lowest reward of a solved response (default: {SOLVED_AT}); 1 for rewards that are fractions of tests"
+    add("--solved-at", type=float, default=SOLVED_AT, metavar="REWARD", help=text)
+    add("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
+    add("--summary", type=Path, metavar="FILE", help="the figures as JSON (default: not written)")
     _add_thresholds(parser)
     _add_export(parser)
     return parser

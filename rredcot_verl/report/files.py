@@ -50,7 +50,7 @@ def is_number(value: Any) -> TypeGuard[int | float]:
 def integer(row: dict[str, Any], key: str, where: str) -> int:
     """The integer under a key; a ReportError where there is none."""
     value = row.get(key)
-    if isinstance(value, int) and is_number(value):
+    if isinstance(value, int) and not isinstance(value, bool):
         return value
     raise ReportError(f"{where}: {key!r} must be an integer, got {value!r}")
 

@@ -20,20 +20,9 @@ MOST_RESPONSE_CHARACTERS = 6000
 # A segment of a table or of plain text is one line of them.
 MOST_LINE_CHARACTERS = 160
 COLUMNS = (
-    "step",
-    "sample",
-    "chosen as",
-    "uid",
-    "reward",
-    "expected",
-    "segment",
-    "text",
-    "tokens",
-    "weight",
-    "advantage",
-    "credit",
-    "self-value after",
-)
+    "step", "sample", "chosen as", "uid", "reward", "expected", "segment", "text", "tokens", "weight", "advantage",
+    "credit", "self-value after",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -124,16 +113,7 @@ class Samples:
 
 
 def choose_samples(step: int, traces: Sequence[Trace], count: int) -> Samples | None:
-    """Chooses and shortens the responses to show.
-
-    Args:
-        step: Training step.
-        traces: Responses of the step.
-        count: Most responses.
-
-    Returns:
-        The samples; none where no response has two segments with credit.
-    """
+    """Chooses and shortens at most ``count`` responses of a step; none where no response has two segments with credit."""
     chosen = extreme_traces(traces, count)
     if not chosen:
         return None
@@ -141,10 +121,7 @@ def choose_samples(step: int, traces: Sequence[Trace], count: int) -> Samples | 
 
 
 def shorten(trace: Trace) -> Trace:
-    """Bounds the text of a trace; its numbers stay.
-
-    Args:
-        trace: A scored trace.
+    """Bounds the text of a scored trace; its numbers stay.
 
     Returns:
         The trace with at most ``MOST_PROMPT_CHARACTERS`` of the prompt's end and about ``MOST_RESPONSE_CHARACTERS`` of
