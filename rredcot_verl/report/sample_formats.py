@@ -113,7 +113,7 @@ class Samples:
 
 
 def choose_samples(step: int, traces: Sequence[Trace], count: int) -> Samples | None:
-    """Chooses and shortens at most ``count`` responses of a step; none where no response has two segments with credit."""
+    """Chooses at most ``count`` responses of a step and shortens them; none where none has two segments with credit."""
     chosen = extreme_traces(traces, count)
     if not chosen:
         return None

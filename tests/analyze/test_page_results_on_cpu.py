@@ -9,7 +9,6 @@ from rredcot_verl.analyze import page, tables
 from rredcot_verl.analyze.evaluate import evaluate
 from rredcot_verl.analyze.findings import findings
 from rredcot_verl.analyze.page import verdict
-from rredcot_verl.pages.charts import Bin, Guide, Row, bars, forest, reliability, scatter
 from rredcot_verl.pages.text import number
 from tests.analyze.synthetic import write
 from tests.in_browser import CHROMIUM, look
@@ -139,45 +138,6 @@ def test_findings_name_the_best_and_its_difference(results):
 )
 def test_only_intervals_that_leave_0_out_are_marked(difference, direction, expected):
     assert verdict(difference, direction) == expected
-
-
-class TestCharts:
-    def test_marks_stand_where_the_numbers_are(self):
-        rows = [Row("a", "probe", _interval(0.5, 0.25, 0.75)), Row("b", "peer", NOTHING)]
-        chart = str(forest(rows, [Guide("chance", 1.0)], x_label="x", description="d", zero=True))
-        left, right = 196, 506
-        whisker = re.search(r'class="whisker probe" x1="([\d.]+)" y1="[\d.]+" x2="([\d.]+)"', chart)
-        assert [float(x) for x in whisker.groups()] == pytest.approx(
-            [left + 0.25 * (right - left), left + 0.75 * (right - left)], abs=0.06
-        )
-        assert "—" in chart and "chance" in chart and "a: 0.500 (0.250 to 0.750)" in chart
-
-    def test_bars_cut_what_is_far_off(self):
-        rows = [Row("a", "probe", _interval(2.0, 1.5, 400.0)), Row("b", "probe", _interval(0.5, 0.4, 0.6))]
-        chart = str(bars(rows, 1.0, x_label="x", description="d"))
-        assert 'x2="506.0"' in chart and "400" in chart
-
-    def test_scatter_shows_what_is_free(self):
-        points = [(Row("free", "baseline", _interval(0.1, 0.0, 0.2)), 0.0)]
-        points += [(Row(f"m{k}", "probe", _interval(0.5, 0.4, 0.6)), 0.01) for k in range(6)]
-        chart = str(scatter(points, [], x_label="x", y_label="y", description="d"))
-        boxes = [float(y) for y in re.findall(r'class="name probe" x="[\d.]+" y="([\d.]+)"', chart)]
-        assert len(boxes) == 6 and ">free<" in chart, "six names at one point are all legible"
-        assert len({(x, y) for x, y in re.findall(r'class="name \w+" x="([\d.]+)" y="([\d.]+)"', chart)}) == 7
-
-    def test_reliability_holds_values_inside_the_frame(self):
-        bins = [Bin(0.0, 0.1, -0.2, _interval(0.5, -0.1, 1.2), 3)]
-        chart = str(reliability(bins, "probe", small=True, description="d"))
-        assert 'y2="12.0"' in chart and 'y1="206.0"' in chart
-
-
-@pytest.mark.parametrize(
-    ("value", "digits", "expected"),
-    [(0.1234, 3, "0.123"), (-0.5, 2, "−0.50"), (1234.5, 3, "1,234"), (0.00012, 3, "1.2e−04"), (0.0, 2, "0.00"),
-     (0.00423, None, "0.00423"), (28.87, None, "28.9"), (4321.0, None, "4,321")],
-)  # fmt: skip
-def test_numbers(value, digits, expected):
-    assert number(value, digits) == expected
 
 
 @pytest.mark.parametrize("which", ["results", "bare"])

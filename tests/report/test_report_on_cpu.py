@@ -8,8 +8,6 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from rredcot_verl.pages.drawing import ticks
-from rredcot_verl.pages.text import printable, signed
 from rredcot_verl.report import ReportError, load_line_checker, load_run, render, summarise
 from rredcot_verl.report.__main__ import main
 from rredcot_verl.report.line_checker import segment_of_line
@@ -278,21 +276,6 @@ class TestPage:
         assert "<h1>A title</h1>" in page.read_text(encoding="utf-8")
         assert json.loads(summary.read_text())["blame"]["rate"] == 0.5
         assert str(page) in capsys.readouterr().out
-
-
-def test_numbers_are_written_for_people():
-    assert [signed(value) for value in (0.25, -0.5, -0.001, 0.0)] == ["+0.25", "−0.50", "0.00", "0.00"]
-    assert printable("a < b\n\x1b") == "a < b\n\N{REPLACEMENT CHARACTER}"
-
-
-@pytest.mark.parametrize(
-    ("low", "high"),
-    [(0.0, 1.0), (0.0, 0.3), (0.5, 0.5), (0.0, 0.0), (0.61, 0.64), (-1.0, 1.0), (0, 999), (-3e-9, 2e-9)],
-)
-def test_ticks_enclose_the_range_and_are_few(low, high):
-    values = ticks(low, high)
-    assert values[0] <= low + 1e-9 and values[-1] >= high - 1e-9
-    assert 2 <= len(values) <= 7 and len(set(values)) == len(values)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
