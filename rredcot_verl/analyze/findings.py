@@ -3,8 +3,8 @@
 from typing import Any
 
 from rredcot_verl.analyze.methods import REFERENCE
-from rredcot_verl.analyze.page_charts import describe, number
 from rredcot_verl.analyze.readouts import READ
+from rredcot_verl.pages.text import describe, number
 
 Entry = dict[str, Any]
 

@@ -1,15 +1,80 @@
-"""The bench as one HTML page: it loads nothing, runs no script, and reads on light and dark screens."""
+"""The bench as one HTML page: it loads nothing, runs no script, and reads on light and dark screens.
 
+Its words stand in ``pages/templates/bench.html``; charts are made by `page_panels`, tables chosen here.
+"""
+
+import platform
 from typing import Any
 
-from rredcot_verl.analyze import page_context, page_credit, page_sections
-from rredcot_verl.analyze.page_style import PAGE_STYLE
-from rredcot_verl.report.traces import safe
+from rredcot_verl.analyze.findings import by_name, findings, shown
+from rredcot_verl.analyze.measures import THIRDS
+from rredcot_verl.analyze.methods import REFERENCE, SMOOTHED
+from rredcot_verl.analyze.page_panels import FAMILIES, Results, all_panels
+from rredcot_verl.pages import html
+from rredcot_verl.pages.text import describe
 
 TITLE = "Which credit is right"
+FOLDED = ("settings", "identity", "notes")
+"""Of `run.json`, what only a few readers want."""
+SEEN_TINY = 1e9
+"""Parameters below which the page warns that the model is tiny."""
+HIGHER, LOWER, NEAR_ZERO = 1, -1, 0
+
+Columns = tuple[tuple[str, str, str, int], ...]
+"""Heading, part (`measures`, `cost`, or a credit form), name of the measure, and which way is better."""
+HEADLINE: Columns = (
+    ("Spearman v", "measures", "spearman_v", HIGHER),
+    ("Spearman v\nwithin a trace", "measures", "spearman_v_within", HIGHER),
+    ("Spearman d", "measures", "spearman_d", HIGHER),
+    ("squared error", "measures", "mse", LOWER),
+    ("Brier score", "measures", "brier", LOWER),
+    ("wrong line\ntop-1", "measures", "blame_top1", HIGHER),
+    ("seconds over\ngeneration", "cost", "seconds_of_generation", NEAR_ZERO),
+)
+COST: Columns = (
+    ("seconds", "cost", "seconds", NEAR_ZERO),
+    ("tokens", "cost", "num_tokens", NEAR_ZERO),
+    ("seconds over\nthe log-prob pass", "cost", "seconds_of_log_prob", NEAR_ZERO),
+    ("seconds over\ngeneration", "cost", "seconds_of_generation", NEAR_ZERO),
+    ("tokens over\ngenerated", "cost", "tokens_of_generation", NEAR_ZERO),
+)
+GRADIENTS: Columns = tuple(
+    (f"{form}\n{label}", form, name, NEAR_ZERO)
+    for form in ("reweight", "td")
+    for label, name in (
+        ("variance", "variance"),
+        ("scaled", "variance_scaled"),
+        ("cosine", "cosine_unbiased"),
+        ("signal to noise", "snr"),
+    )
+)
+_AGREEMENT = (
+    ("Spearman v", "spearman_v"),
+    ("within a trace", "spearman_v_within"),
+    ("Spearman d", "spearman_d"),
+    ("squared error", "mse"),
+    ("Brier", "brier"),
+    ("wrong line top-1", "blame_top1"),
+)
+_CREDIT = (
+    ("variance", "variance"),
+    ("variance, scaled", "variance_scaled"),
+    ("cosine", "cosine_unbiased"),
+    ("efficiency", "efficiency"),
+    ("wrong line top-1", "blame_top1"),
+)
+ABLATIONS = (
+    ("segmentation", "Segmenters and number of segments", _AGREEMENT, ("setting", "method")),
+    ("calibration", "Calibration, hidden states and layers", _AGREEMENT, ("setting", "method")),
+    ("training_size", "Prompts fitted together by a regression (5 folds)", _AGREEMENT, ("method", "setting")),
+    ("smoothing", "Smoothing", _AGREEMENT, ("method", "setting")),
+    ("temperature", "Temperature of the probes", _AGREEMENT, ("setting", "method")),
+    ("credit", "Form and strength of the credit, relative to GRPO", _CREDIT, ("method", "setting")),
+)
+"""Name in the results, heading, columns, and which of `setting` and `method` stands first."""
 
 
-def render(results: dict[str, Any], *, title: str | None = None) -> str:
+def render(results: Results, *, title: str | None = None) -> str:
     """Renders the results.
 
     Args:
@@ -19,28 +84,110 @@ def render(results: dict[str, Any], *, title: str | None = None) -> str:
     Returns:
         A complete HTML document.
     """
+    run, methods = results["run"], shown(results)
     if title is None:
-        named = results["run"].get("title")
-        title = f"{TITLE}: {named}" if named else TITLE
-    body = [
-        page_sections.header(results, title),
-        page_sections.reading(results),
-        page_sections.headline(results),
-        page_sections.agreement(results),
-        page_sections.positions(results),
-        page_sections.calibration(results),
-        page_credit.blame(results),
-        page_credit.cost(results),
-        page_credit.gradients(results),
-        page_credit.ablations(results),
-        page_context.traces(results),
-        page_context.tiny(results),
-        page_context.measured(results),
-    ]
-    # The policy makes the browser refuse anything that a trace might try to load, should its text ever get through.
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>{safe(title)}</title>
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>{PAGE_STYLE}</style></head>
-<body><main>{"".join(body)}</main></body></html>
-"""
+        title = f"{TITLE}: {run['title']}" if run.get("title") else TITLE
+    model = run.get("model", "unknown model")
+    if isinstance(model, dict):
+        model = next((model[key] for key in ("name", "path", "folder") if key in model), model)
+    num_parameters = _num_parameters(run)
+    return html.render(
+        "bench.html",
+        title=title,
+        results=results,
+        model=str(model),
+        num_parameters=num_parameters,
+        is_tiny=num_parameters is not None and num_parameters < SEEN_TINY,
+        reference=REFERENCE,
+        families=FAMILIES,
+        thirds=THIRDS,
+        findings=findings(results),
+        has_monte_carlo="monte_carlo" in by_name(results),
+        methods=methods,
+        panels=all_panels(results),
+        reasons=sorted({str(entry["credit"]["reweight"]["variance"]["reason"]) for entry in methods}),
+        columns={"headline": HEADLINE, "cost": COST, "gradients": GRADIENTS},
+        value_of=_value_of,
+        verdict=verdict,
+        blame_rules=[
+            (rule.replace("_", " "), *(describe(found[name], n) for name, n in (("top1", 3), ("rank", 2), ("auc", 3))))
+            for rule, found in results["chance"].items()
+        ],
+        blame_ranks=[
+            (entry["name"], describe(entry["measures"]["blame_rank"], 2))
+            for entry in results["methods"]
+            if entry["measures"]["blame_rank"]["estimate"] is not None
+        ],
+        ablations=_ablations(results),
+        segments_of=_segments_of,
+        facts=[(name.replace("_", " "), _plain(value)) for name, value in run.items() if name not in FOLDED],
+        folded=[(name, _plain(run[name])) for name in FOLDED if name in run],
+        python=platform.python_version(),
+    )
+
+
+def verdict(difference: dict[str, Any] | None, direction: int) -> str:
+    """`better` or `worse` where the interval of the difference to the reference leaves 0 out."""
+    if difference is None or difference.get("low") is None or direction == NEAR_ZERO:
+        return ""
+    if difference["low"] > 0:
+        return "better" if direction == HIGHER else "worse"
+    if difference["high"] < 0:
+        return "worse" if direction == HIGHER else "better"
+    return ""
+
+
+def _value_of(entry: dict[str, Any], part: str, name: str) -> dict[str, Any] | None:
+    found: dict[str, Any] = entry[part] if part in ("measures", "cost") else entry["credit"][part]
+    return found.get(name)
+
+
+def _num_parameters(run: dict[str, Any]) -> float | None:
+    model = run.get("model")
+    found = run.get("num_parameters", model.get("num_parameters") if isinstance(model, dict) else None)
+    return float(found) if isinstance(found, int | float) else None
+
+
+def _ablations(results: Results) -> list[dict[str, Any]]:
+    found = {**results["ablations"], **_of_methods(results)}
+    tables = []
+    for name, heading, columns, (first, second) in ABLATIONS:
+        rows = sorted(found[name], key=lambda row: row["method"]) if first == "method" else found[name]
+        tables.append({"heading": heading, "rows": rows, "columns": columns, "first": first, "second": second})
+    return tables
+
+
+def _of_methods(results: Results) -> dict[str, list[dict[str, Any]]]:
+    """Ablations that are methods of their own, as rows of a table."""
+    calibration, smoothing = [], []
+    for entry in results["methods"]:
+        kind, _, layer = entry["name"].partition(":")
+        if entry["family"] == "readout" and kind in ("hidden", "both"):
+            calibration.append({"setting": f"layer {layer}", "method": kind, "measures": entry["measures"]})
+        elif entry["family"] == "readout" or entry["name"] == REFERENCE:
+            calibration.append({"setting": "no hidden state", "method": entry["name"], "measures": entry["measures"]})
+        base, _, strength = entry["name"].partition("+smooth=")
+        if base in SMOOTHED:
+            smoothing.append({"setting": strength or "0", "method": base, "measures": entry["measures"]})
+    return {"calibration": calibration, "smoothing": smoothing}
+
+
+def _segments_of(example: dict[str, Any]) -> list[dict[str, Any]]:
+    """The segments of a trace shown, with what each method's value is after it and by how much it changed."""
+    before = [example["start"]["gold"], *example["start"]["values"]]
+    rows = []
+    for segment in example["segments"]:
+        after = [segment["gold"], *segment["values"]]
+        pairs = zip(before, after, strict=True)
+        changes = [None if old is None or new is None else new - old for old, new in pairs]
+        rows.append({**segment, "cells": list(zip(after, changes, strict=True))})
+        before = after
+    return rows
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={_plain(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(_plain(item) for item in value)
+    return str(value)

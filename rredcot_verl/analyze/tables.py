@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rredcot_verl.analyze.findings import findings
-from rredcot_verl.analyze.page_charts import describe, number
+from rredcot_verl.pages.text import describe, number
 
 AGREEMENT = (
     ("Spearman v", "spearman_v"),

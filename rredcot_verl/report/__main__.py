@@ -7,26 +7,17 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from rredcot_verl.report.data import SOLVED_AT, ReportError, Run, load_line_checker, load_run
+from rredcot_verl.report.data import Run, load_run
 from rredcot_verl.report.export import choose_prompts, export
-from rredcot_verl.report.layout import Layout
+from rredcot_verl.report.files import ReportError
+from rredcot_verl.report.line_checker import load_line_checker
 from rredcot_verl.report.page import DEFAULT_TITLE, PER_KIND, render
 from rredcot_verl.report.prompts import Prompt, prompts_of
-from rredcot_verl.report.rules import NAMES, parse_rule
+from rredcot_verl.report.rules import NAMES, Rule, parse_rule
+from rredcot_verl.report.run_files import RunFiles
 from rredcot_verl.report.summary import summarise
 from rredcot_verl.report.thresholds import Thresholds
-
-_THRESHOLDS = {
-    "min_responses": "guessing: fewest responses of a prompt",
-    "min_entropy": "guessing: least entropy of solved against failed, in bits",
-    "max_spread": "guessing: largest standard deviation of the self-values along a trace",
-    "max_gap": "guessing: largest difference between mean self-value and mean reward",
-    "min_fall": "shared blame: least fall of the self-value in a failed response's blamed segment",
-    "min_failures": "shared blame: fewest such responses of a prompt",
-    "min_share": "shared blame: least share of them that has the segment in common",
-    "max_chance": "shared blame: how often so much agreement may come about by chance",
-    "num_alike": "shared blame: visible characters by which two segments start alike",
-}
+from rredcot_verl.report.trace import SOLVED_AT
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,34 +27,24 @@ def build_parser() -> argparse.ArgumentParser:
         description="Writes the report of a training run: one self-contained HTML page, and its figures as JSON. Takes "
         "what there is: metrics, credited traces, verl's own dumps of rollouts and validation.",
     )
-    parser.add_argument("run", type=Path, help="folder of the run; its files are found below it")
-    parser.add_argument("--metrics", type=Path, metavar="FILE", help="file of verl's 'file' logger")
-    parser.add_argument("--traces", type=Path, metavar="DIR", help="credited traces (algorithm.rredcot.traces.dir)")
-    parser.add_argument("--rollouts", type=Path, metavar="DIR", help="verl's dumps (trainer.rollout_data_dir)")
-    parser.add_argument("--validation", type=Path, metavar="DIR", help="verl's dumps (trainer.validation_data_dir)")
-    parser.add_argument(
-        "--steps", type=_steps, metavar="FIRST-LAST", help="steps of the traces and rollouts to read (default: all)"
-    )
-    parser.add_argument("--baseline", type=Path, metavar="RUN", help="folder of the paired GRPO run (metrics.jsonl)")
-    parser.add_argument("--line-checker", metavar="MODULE:FUNCTION", help="judges the lines of a response")
-    parser.add_argument("--title", default=DEFAULT_TITLE, help="heading of the page")
-    parser.add_argument("--seed", type=int, default=0, help="draws the traces shown at random (default: 0)")
-    parser.add_argument(
-        "--per-kind",
-        type=int,
-        default=PER_KIND,
-        metavar="N",
-        help=f"worst blamed, best credited and most surprising traces shown of each (default: {PER_KIND})",
-    )
-    parser.add_argument(
-        "--solved-at",
-        type=float,
-        default=SOLVED_AT,
-        metavar="REWARD",
-        help=f"lowest reward of a solved response (default: {SOLVED_AT}); 1 for rewards that are fractions of tests",
-    )
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
-    parser.add_argument("--summary", type=Path, metavar="FILE", help="the figures as JSON (default: not written)")
+    add = parser.add_argument
+    add("run", type=Path, help="folder of the run; its files are found below it")
+    add("--metrics", type=Path, metavar="FILE", help="file of verl's 'file' logger")
+    add("--traces", type=Path, metavar="DIR", help="credited traces (algorithm.rredcot.traces.dir)")
+    add("--rollouts", type=Path, metavar="DIR", help="verl's dumps (trainer.rollout_data_dir)")
+    add("--validation", type=Path, metavar="DIR", help="verl's dumps (trainer.validation_data_dir)")
+    text = "steps of the traces and rollouts to read (default: all)"
+    add("--steps", type=_steps, metavar="FIRST-LAST", help=text)
+    add("--baseline", type=Path, metavar="RUN", help="folder of the paired GRPO run (metrics.jsonl)")
+    add("--line-checker", metavar="MODULE:FUNCTION", help="judges the lines of a response")
+    add("--title", default=DEFAULT_TITLE, help="heading of the page")
+    add("--seed", type=int, default=0, help="draws the traces shown at random (default: 0)")
+    text = f"worst blamed, best credited and most surprising traces shown of each (default: {PER_KIND})"
+    add("--per-kind", type=int, default=PER_KIND, metavar="N", help=text)
+    text = f"lowest reward of a solved response (default: {SOLVED_AT}); 1 for rewards that are fractions of tests"
+    add("--solved-at", type=float, default=SOLVED_AT, metavar="REWARD", help=text)
+    add("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
+    add("--summary", type=Path, metavar="FILE", help="the figures as JSON (default: not written)")
     _add_thresholds(parser)
     _add_export(parser)
     return parser
@@ -103,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.summary is not None:
             _write(options.summary, json.dumps(summary, indent=2) + "\n")
         if rule is not None:
-            _export(options, prompts, thresholds)
+            _export(options, rule, prompts, thresholds)
     except ReportError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
@@ -111,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _load(options: argparse.Namespace) -> tuple[Run, Run | None]:
-    given = Layout(options.metrics, options.traces, options.rollouts, options.validation)
+    given = RunFiles(options.metrics, options.traces, options.rollouts, options.validation)
     run = load_run(options.run, solved_at=options.solved_at, given=given, steps=options.steps)
     if options.baseline is None:
         return run, None
@@ -122,17 +103,17 @@ def _load(options: argparse.Namespace) -> tuple[Run, Run | None]:
     return run, baseline
 
 
-def _export(options: argparse.Namespace, prompts: Sequence[Prompt], thresholds: Thresholds) -> None:
+def _export(options: argparse.Namespace, rule: Rule, prompts: Sequence[Prompt], thresholds: Thresholds) -> None:
     file = options.export_filtered
-    chosen = choose_prompts(prompts, parse_rule(options.keep), thresholds)
-    done = export(file, chosen.prompts, thresholds, options.data, by=options.match_by)
-    text = f"wrote {file}: {done.num_rows:,} rows; the rule keeps {len(chosen.prompts):,} of {len(prompts):,} prompts"
-    if chosen.num_unknown:
-        text += f", {chosen.num_unknown:,} lack a figure it names"
+    kept, num_unknown = choose_prompts(prompts, rule, thresholds)
+    done = export(file, kept, thresholds, options.data, by=options.match_by)
+    text = f"wrote {file}: {done.num_rows:,} rows; the rule keeps {len(kept):,} of {len(prompts):,} prompts"
+    if num_unknown:
+        text += f", {num_unknown:,} lack a figure it names"
     if options.data is not None:
-        text += f"; {done.num_unmatched:,} of those kept are not in {options.data}, whose rows that the run never saw "
+        text += f"; {len(done.unmatched):,} of those kept are not in {options.data}, whose rows that the run never saw "
         text += "are left out"
-        text += "".join(f"\n  not found: {prompt[-100:]!r}" for prompt in done.unmatched)
+        text += "".join(f"\n  not found: {prompt[-100:]!r}" for prompt in done.unmatched[:3])
     sys.stdout.write(text + "\n")
 
 
@@ -141,7 +122,7 @@ def _add_thresholds(parser: argparse.ArgumentParser) -> None:
     for field in fields(Thresholds):
         name = f"--{field.name.replace('_', '-')}"
         kind = int if isinstance(field.default, int) else float
-        text = f"{_THRESHOLDS[field.name]} (default: {field.default})"
+        text = f"{field.metadata['help']} (default: {field.default})"
         group.add_argument(name, type=kind, default=field.default, metavar="N", help=text)
 
 

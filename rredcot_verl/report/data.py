@@ -13,25 +13,8 @@ import numpy as np
 
 from rredcot_verl.report.dumps import Response, load_responses, mean_scores
 from rredcot_verl.report.files import ReportError, integer, is_number, json_lines
-from rredcot_verl.report.layout import Layout, find_layout, step_files
-from rredcot_verl.report.line_checker import CheckedLine, LineChecker, check_lines, load_line_checker
-from rredcot_verl.report.trace import SCORED, SOLVED_AT, Segment, Trace, read_trace
-
-__all__ = [
-    "SCORED",
-    "SOLVED_AT",
-    "CheckedLine",
-    "Curve",
-    "LineChecker",
-    "ReportError",
-    "Response",
-    "Run",
-    "Segment",
-    "Trace",
-    "check_lines",
-    "load_line_checker",
-    "load_run",
-]
+from rredcot_verl.report.run_files import RunFiles, find_files, step_files
+from rredcot_verl.report.trace import SOLVED_AT, Trace, read_trace
 
 TRAINING_REWARDS = ("critic/score/mean", "critic/rewards/mean")
 Points = list[tuple[int, float]]
@@ -63,7 +46,7 @@ class Run:
         metrics: ``(step, {metric: value})`` in file order; only finite numbers are kept.
         validation_metric: The validation accuracy's key; none where no metric of validation was logged.
         traces: Credited responses in order of step; empty for a run loaded without them, and where none were written.
-        layout: The files that were there.
+        files: The files that were there.
         rollouts: Responses of verl's rollout dumps, without segments.
         validation_scores: ``(step, mean score)`` of verl's validation dumps.
         solved_at: Lowest reward of a solved response.
@@ -73,7 +56,7 @@ class Run:
     metrics: tuple[tuple[int, dict[str, float]], ...]
     validation_metric: str | None
     traces: tuple[Trace, ...] = ()
-    layout: Layout = Layout()
+    files: RunFiles = RunFiles()
     rollouts: tuple[Response, ...] = ()
     validation_scores: tuple[tuple[int, float], ...] = ()
     solved_at: float = SOLVED_AT
@@ -118,7 +101,7 @@ def load_run(
     with_traces: bool = True,
     validation_metric: str | None = None,
     solved_at: float = SOLVED_AT,
-    given: Layout | None = None,
+    given: RunFiles | None = None,
     steps: tuple[int, int] | None = None,
 ) -> Run:
     """Reads a run's folder.
@@ -140,28 +123,22 @@ def load_run(
             asked for is not there.
     """
     folder = Path(path)
-    layout = find_layout(folder, given or Layout())
-    metrics = tuple(_metrics_row(row, where) for row, where in json_lines(layout.metrics)) if layout.metrics else ()
-    key = _validation_metric(metrics, layout.metrics or folder, validation_metric)
-    traces, rollouts = (layout.traces, layout.rollouts) if with_traces else (None, None)
+    files = find_files(folder, given or RunFiles())
+    metrics = tuple(_metrics_row(row, where) for row, where in json_lines(files.metrics)) if files.metrics else ()
+    key = _validation_metric(metrics, files.metrics or folder, validation_metric)
+    trace_files, rollout_files = (
+        step_files(part, steps) if with_traces else [] for part in (files.traces, files.rollouts)
+    )
     return Run(
         folder,
         metrics,
         key,
-        tuple(trace for file in _files(traces, steps) for trace in _load_traces(file, solved_at)),
-        layout,
-        tuple(load_responses(_files(rollouts, steps), solved_at)),
-        tuple(mean_scores(_files(layout.validation, None))),
+        tuple(read_trace(row, where, solved_at) for file in trace_files for row, where in json_lines(file)),
+        files,
+        tuple(load_responses(rollout_files, solved_at)),
+        tuple(mean_scores(step_files(files.validation))),
         solved_at,
     )
-
-
-def _files(folder: Path | None, steps: tuple[int, int] | None) -> list[Path]:
-    return step_files(folder, steps) if folder is not None else []
-
-
-def _load_traces(file: Path, solved_at: float) -> list[Trace]:
-    return [read_trace(row, where, solved_at) for row, where in json_lines(file)]
 
 
 def _metrics_row(row: dict[str, Any], where: str) -> tuple[int, dict[str, float]]:

@@ -1,28 +1,15 @@
 """Prompts chosen by a rule, as a parquet file: rows of the training data as they are, or prompts with figures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rredcot_verl.report.files import ReportError
-from rredcot_verl.report.frame import learn_frame, without_frame
+from rredcot_verl.report.frame import NO_FRAME, learn_frame, without_frame
 from rredcot_verl.report.prompts import Prompt
 from rredcot_verl.report.rules import Rule, UnknownFigureError, figures
 from rredcot_verl.report.thresholds import Thresholds
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The prompts a rule keeps.
-
-    Attributes:
-        prompts: They.
-        num_unknown: Prompts left out because they lack a figure that the rule names.
-    """
-
-    prompts: tuple[Prompt, ...]
-    num_unknown: int
 
 
 @dataclass(frozen=True)
@@ -31,34 +18,33 @@ class Exported:
 
     Attributes:
         num_rows: Rows of the file.
-        num_matched: Prompts found in the data; all of them without data.
-        num_unmatched: Prompts not found there.
-        unmatched: Some of those.
+        unmatched: Text of the prompts that are not in the data.
     """
 
     num_rows: int
-    num_matched: int
-    num_unmatched: int
     unmatched: tuple[str, ...] = ()
 
 
-def choose_prompts(prompts: Sequence[Prompt], rule: Rule, thresholds: Thresholds) -> Chosen:
+def choose_prompts(prompts: Sequence[Prompt], rule: Rule, thresholds: Thresholds) -> tuple[list[Prompt], int]:
     """Applies a rule.
 
     Args:
         prompts: The run's prompts.
         rule: The rule.
         thresholds: Those of the lists that a rule may name.
+
+    Returns:
+        The prompts kept, and the number of those left out because they lack a figure that the rule names.
     """
     kept: list[Prompt] = []
     num_unknown = 0
     for prompt in prompts:
         try:
-            if rule.holds(figures(prompt, thresholds)):
+            if rule(figures(prompt, thresholds)):
                 kept.append(prompt)
         except UnknownFigureError:
             num_unknown += 1
-    return Chosen(tuple(kept), num_unknown)
+    return kept, num_unknown
 
 
 def export(
@@ -79,52 +65,62 @@ def export(
     Raises:
         ReportError: pyarrow is not installed, the data cannot be read, or nothing would be written.
     """
-    parquet = _pyarrow()
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ReportError("--export-filtered needs pyarrow: pip install pyarrow") from error
     if not prompts:
         raise ReportError(f"{file}: not written: the rule keeps no prompt")
+    missing: list[str] = []
     if data is None:
-        table = parquet.table([_row(prompt, thresholds) for prompt in prompts])
-        result = Exported(len(prompts), len(prompts), 0)
+        table = pyarrow.Table.from_pylist([_row(prompt, thresholds) for prompt in prompts])
     else:
-        source = parquet.read(data)
+        try:
+            source = parquet.read_table(data)
+        except (OSError, pyarrow.ArrowInvalid) as error:
+            raise ReportError(f"{data}: cannot be read as parquet: {error}") from error
         if by == "index" and all(prompt.index is None for prompt in prompts):
             raise ReportError(f"{file}: not written: the run's traces hold no index; match by prompt")
-        keys = _indices(data, source) if by == "index" else _questions(data, source)
-        rows, missing = _match(prompts, keys, by)
+        rows, missing = _match(prompts, _keys(data, source, by), by)
         if not rows:
             raise ReportError(
                 f"{file}: not written: none of the {len(prompts):,} prompts is in {data} (matched by {by}; the first: "
                 f"{prompts[0].text[-120:]!r})"
             )
         table = source.take(rows)
-        result = Exported(len(rows), len(prompts) - len(missing), len(missing), tuple(missing[:3]))
     file.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write(table, file)
-    return result
+    parquet.write_table(table, file)
+    return Exported(table.num_rows, tuple(missing))
 
 
 def _match(prompts: Sequence[Prompt], keys: Sequence[str | None], by: str) -> tuple[list[int], list[str]]:
-    places: dict[str, list[int]] = {}
+    """The rows of the data that belong to the prompts, and the prompts that have none."""
+    places: dict[str | None, list[int]] = {}
     for row, key in enumerate(keys):
-        if key is not None:
-            places.setdefault(key, []).append(row)
-    frame = learn_frame([prompt.text for prompt in prompts], places) if by == "prompt" else ("", "")
+        places.setdefault(key, []).append(row)
+    places.pop(None, None)
+    frame = (
+        learn_frame([prompt.text for prompt in prompts], [key for key in keys if key]) if by == "prompt" else NO_FRAME
+    )
     rows: set[int] = set()
     missing: list[str] = []
     for prompt in prompts:
-        key = prompt.index if by == "index" else prompt.text
-        found = places.get(key or "", []) if by == "index" else _rows_of(prompt.text, places, frame)
+        tried = [prompt.index] if by == "index" else [prompt.text.strip(), without_frame(prompt.text, frame)]
+        found = next((places[key] for key in tried if key in places), [])
         rows.update(found)
         if not found:
             missing.append(prompt.text)
     return sorted(rows), missing
 
 
-def _rows_of(text: str, places: Mapping[str, list[int]], frame: tuple[str, str]) -> list[int]:
-    return places.get(text.strip()) or places.get(without_frame(text, frame), [])
-
-
-def _questions(data: Path, table: Any) -> list[str | None]:
+def _keys(data: Path, table: Any, by: str) -> list[str | None]:
+    """What each row of the data is known by."""
+    if by == "index":
+        if "extra_info" not in table.column_names:
+            raise ReportError(f"{data}: no column 'extra_info', so its rows have no index to be matched by")
+        infos = (info if isinstance(info, dict) else {} for info in table.column("extra_info").to_pylist())
+        return [None if info.get("index") is None else str(info["index"]) for info in infos]
     if "prompt" not in table.column_names:
         raise ReportError(f"{data}: no column 'prompt'; it has {', '.join(table.column_names)}")
     return [_question(prompt) for prompt in table.column("prompt").to_pylist()]
@@ -139,13 +135,6 @@ def _question(prompt: Any) -> str | None:
     return content.strip() if isinstance(content, str) else None
 
 
-def _indices(data: Path, table: Any) -> list[str | None]:
-    if "extra_info" not in table.column_names:
-        raise ReportError(f"{data}: no column 'extra_info', so its rows have no index to be matched by")
-    infos = table.column("extra_info").to_pylist()
-    return [str(info["index"]) if isinstance(info, dict) and info.get("index") is not None else None for info in infos]
-
-
 def _row(prompt: Prompt, thresholds: Thresholds) -> dict[str, Any]:
     blame = prompt.shared_blame
     return {
@@ -155,27 +144,3 @@ def _row(prompt: Prompt, thresholds: Thresholds) -> dict[str, Any]:
         **figures(prompt, thresholds),
         "blamed_segment": None if blame is None else f"{blame.how}: {blame.what}",
     }
-
-
-class _pyarrow:
-    """The few calls of pyarrow, which verl brings but the report alone does not need."""
-
-    def __init__(self) -> None:
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError as error:
-            raise ReportError("--export-filtered needs pyarrow: pip install pyarrow") from error
-        self._pyarrow = pyarrow
-
-    def table(self, rows: Sequence[dict[str, Any]]) -> Any:
-        return self._pyarrow.Table.from_pylist(list(rows))
-
-    def read(self, file: Path) -> Any:
-        try:
-            return self._pyarrow.parquet.read_table(file)
-        except (OSError, self._pyarrow.ArrowInvalid) as error:
-            raise ReportError(f"{file}: cannot be read as parquet: {error}") from error
-
-    def write(self, table: Any, file: Path) -> None:
-        self._pyarrow.parquet.write_table(table, file)

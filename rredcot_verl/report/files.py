@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 
 class ReportError(ValueError):
@@ -42,7 +42,7 @@ def json_lines(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
         raise ReportError(f"{file}: the file is empty")
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
     """Whether a JSON value is a number; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -50,31 +50,31 @@ def is_number(value: Any) -> bool:
 def integer(row: dict[str, Any], key: str, where: str) -> int:
     """The integer under a key; a ReportError where there is none."""
     value = row.get(key)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ReportError(f"{where}: {key!r} must be an integer, got {value!r}")
-    return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ReportError(f"{where}: {key!r} must be an integer, got {value!r}")
 
 
 def number(row: dict[str, Any], key: str, where: str) -> float:
     """The finite number under a key; a ReportError where there is none."""
     value = row.get(key)
-    if not is_number(value) or not math.isfinite(value):  # type: ignore[arg-type]
-        raise ReportError(f"{where}: {key!r} must be a finite number, got {value!r}")
-    return float(value)  # type: ignore[arg-type]
+    if is_number(value) and math.isfinite(value):
+        return float(value)
+    raise ReportError(f"{where}: {key!r} must be a finite number, got {value!r}")
 
 
 def number_or_nan(row: dict[str, Any], key: str, where: str) -> float:
     """The number under a key, and not a number where there is none."""
     value = row.get(key)
-    return float(value) if is_number(value) else math.nan  # type: ignore[arg-type]
+    return float(value) if is_number(value) else math.nan
 
 
 def string(row: dict[str, Any], key: str, where: str) -> str:
     """The text under a key; a ReportError where there is none."""
     value = row.get(key)
-    if not isinstance(value, str):
-        raise ReportError(f"{where}: {key!r} must be text, got {value!r}")
-    return value
+    if isinstance(value, str):
+        return value
+    raise ReportError(f"{where}: {key!r} must be text, got {value!r}")
 
 
 def text_or_none(row: dict[str, Any], key: str, where: str) -> str | None:

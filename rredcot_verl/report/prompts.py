@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rredcot_verl.report.data import Response, Run, Trace
+from rredcot_verl.report.data import Run
+from rredcot_verl.report.dumps import Response
 from rredcot_verl.report.frame import learn_frame, without_frame
 from rredcot_verl.report.shared_blame import SharedBlame, blamed_segments, place_of, shared_blame
 from rredcot_verl.report.thresholds import Thresholds
-from rredcot_verl.report.trace import WEIGHT_SOURCES
+from rredcot_verl.report.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _prompt(
     scored = [trace for trace in traces if trace.is_scored]
     forecasts = [trace for trace in scored if trace.is_forecast]
     # The spread does not mind a level that knows the outcome, but weights of segments make one of their own.
-    moving = [trace for trace in scored if trace.source not in WEIGHT_SOURCES and len(trace.segments) > 1]
+    moving = [trace for trace in scored if not trace.weighs and len(trace.segments) > 1]
     spreads = [float(np.std(trace.measured_values)) for trace in moving]
     return Prompt(
         text=text,

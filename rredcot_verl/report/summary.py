@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from rredcot_verl.report.blame import blame_of, segment_of_line
-from rredcot_verl.report.data import Curve, LineChecker, Run, Trace, check_lines
+from rredcot_verl.report.data import Curve, Run
+from rredcot_verl.report.line_checker import LineChecker, blame_of, check_lines
+from rredcot_verl.report.prompt_lists import summarise_prompts
 from rredcot_verl.report.prompts import Prompt, prompts_of
 from rredcot_verl.report.thresholds import Thresholds
-from rredcot_verl.report.weak_points import summarise_prompts
-
-__all__ = ["matching_curve", "notes", "position_shares", "segment_of_line", "summarise"]
+from rredcot_verl.report.trace import Trace
 
 NUM_BINS = 10
 STEP_SECONDS = "timing_s/step"
@@ -58,8 +57,10 @@ def summarise(
         "source": "; ".join(dict.fromkeys(trace.source for trace in run.traces)) or None,
         "notes": notes(run),
         **_learning(run, run.curve),
-        "baseline": None if baseline is None else _baseline(run, baseline),
-        "self_value": {"engine": _engines(run), **_self_value_cost(run)},
+        "baseline": None
+        if baseline is None
+        else {"run": str(baseline.path), **_learning(baseline, matching_curve(run.curve, baseline))},
+        "self_value": _self_value_cost(run),
         "max_return_error": max(errors, default=None),
         "num_traces": len(run.traces),
         "num_scored_traces": len(scored),
@@ -69,7 +70,8 @@ def summarise(
         "credit_by_position": _credit_by_position(scored),
         "calibration": {
             "start_value": _calibration(forecasts, lambda trace: trace.start_value),
-            "last_value_before_answer": _calibration(forecasts, last_value_before_answer),
+            # The last segment starts with it, and ends pinned to the reward.
+            "last_value_before_answer": _calibration(forecasts, lambda trace: trace.measured_values[-1]),
         },
         "num_rollouts": len(run.rollouts),
         "prompts": summarise_prompts(prompts, thresholds),
@@ -77,16 +79,9 @@ def summarise(
 
 
 def notes(run: Run) -> list[str]:
-    """What a reader must know because files are missing.
-
-    Args:
-        run: The run.
-
-    Returns:
-        Sentences.
-    """
+    """What a reader must know because files are missing, in sentences."""
     found = []
-    if run.layout.metrics is None:
+    if run.files.metrics is None:
         found.append("There is no metrics file: add 'file' to trainer.logger for times, cost and the metrics' curves.")
     curve = run.curve
     if curve is None:
@@ -104,30 +99,9 @@ def notes(run: Run) -> list[str]:
 
 
 def matching_curve(curve: Curve | None, other: Run) -> Curve | None:
-    """The curve of another run that measures the same.
-
-    Args:
-        curve: A curve of the run.
-        other: The run it is compared with.
-    """
+    """The curve of another run that measures the same, if it has one."""
     named = (candidate for candidate in other.curves if candidate.points and curve and candidate.name == curve.name)
     return next(named, None)
-
-
-def _baseline(run: Run, baseline: Run) -> dict[str, Any]:
-    return {"run": str(baseline.path), **_learning(baseline, matching_curve(run.curve, baseline))}
-
-
-def last_value_before_answer(trace: Trace) -> float:
-    """The last self-value that is an estimate: the last segment starts with it, and ends pinned to the reward.
-
-    Args:
-        trace: A scored trace.
-
-    Returns:
-        The self-value.
-    """
-    return trace.segments[-2].value if len(trace.segments) > 1 else trace.start_value
 
 
 def _learning(run: Run, curve: Curve | None) -> dict[str, Any]:
@@ -151,48 +125,37 @@ def _ends(points: Sequence[tuple[int, float]]) -> dict[str, float]:
     return {"before": before, "after": after, "first_step": first_step, "last_step": last_step}
 
 
-def _engines(run: Run) -> str | None:
-    return "; ".join(dict.fromkeys(trace.engine for trace in run.traces)) or None
-
-
-def _self_value_cost(run: Run) -> dict[str, float | None]:
-    probing, total = run.series(SELF_VALUE_SECONDS), run.series(STEP_SECONDS)
+def _self_value_cost(run: Run) -> dict[str, Any]:
+    probing, tokens = run.series(SELF_VALUE_SECONDS), run.series(PROBE_TOKENS)
     seconds = sum(value for _, value in probing) if probing else None
-    step_seconds = sum(value for _, value in total)
-    tokens = run.series(PROBE_TOKENS)
+    step_seconds = sum(value for _, value in run.series(STEP_SECONDS))
     return {
+        "engine": "; ".join(dict.fromkeys(trace.engine for trace in run.traces)) or None,
         "seconds": seconds,
         "share_of_step_seconds": seconds / step_seconds if seconds is not None and step_seconds > 0 else None,
-        "probe_tokens_per_response_token": float(np.mean([value for _, value in tokens])) if tokens else None,
+        "probe_tokens_per_response_token": _mean([value for _, value in tokens]),
     }
 
 
 def _blame_rates(scored: Sequence[Trace], line_checker: LineChecker) -> dict[str, Any]:
-    located, chance, last, solved = [], [], [], []
-    num_flat = 0
-    for trace in scored:
-        lines = check_lines(line_checker, trace)
-        if not trace.is_failed:
-            solved.append(any(not line.ok for line in lines))
-            continue
-        blame = blame_of(trace, lines)
-        if blame is None:
-            continue
-        located.append(blame.is_located)
-        chance.append(1.0 / len(trace.segments))
-        # The last value is pinned to the reward, so a failed trace tends to fall at its end whatever the probe saw.
-        last.append(blame.first_wrong == len(trace.segments) - 1)
-        num_flat += all(segment.segment_reward >= 0.0 for segment in trace.segments)
+    judged = [(trace, check_lines(line_checker, trace)) for trace in scored]
+    solved = [any(not line.ok for line in lines) for trace, lines in judged if not trace.is_failed]
+    counted = [(trace, blame) for trace, lines in judged if (blame := blame_of(trace, lines)) is not None]
     return {
-        "num_traces": len(located),
-        "rate": float(np.mean(located)) if located else None,
-        "chance_rate": float(np.mean(chance)) if located else None,
-        "last_segment_rate": float(np.mean(last)) if located else None,
-        "num_without_negative_credit": num_flat,
+        "num_traces": len(counted),
+        "rate": _mean([blame.is_located for _, blame in counted]),
+        "chance_rate": _mean([1.0 / len(trace.segments) for trace, _ in counted]),
+        # The last value is pinned to the reward, so a failed trace tends to fall at its end whatever the probe saw.
+        "last_segment_rate": _mean([blame.first_wrong == len(trace.segments) - 1 for trace, blame in counted]),
+        "num_without_negative_credit": sum(min(trace.credits) >= 0.0 for trace, _ in counted),
         # Many of these mean that the checker cannot read the prompts, and then the rates above mean nothing.
         "num_solved_traces": len(solved),
         "num_solved_traces_with_wrong_line": sum(solved),
     }
+
+
+def _mean(numbers: Sequence[float]) -> float | None:
+    return float(np.mean(numbers)) if numbers else None
 
 
 def _credit_by_position(scored: Sequence[Trace]) -> list[dict[str, Any]]:
@@ -202,20 +165,21 @@ def _credit_by_position(scored: Sequence[Trace]) -> list[dict[str, Any]]:
     if not steps:
         return []
     periods = [("first", steps[:third]), ("last", steps[-third:])] if len(steps) > 1 else [("all", steps)]
-    rows = []
-    for name, members in periods:
-        traces = [trace for trace in scored if members[0] <= trace.step <= members[-1]]
-        rows.append(
-            {
-                "period": name,
-                "first_step": members[0],
-                "last_step": members[-1],
-                "num_traces": len(traces),
-                "credit_share": position_shares(traces, abs),
-                "negative_credit_share": position_shares(traces, lambda credit: max(-credit, 0.0)),
-            }
-        )
-    return rows
+    return [
+        _period(name, members[0], members[-1], [trace for trace in scored if members[0] <= trace.step <= members[-1]])
+        for name, members in periods
+    ]
+
+
+def _period(name: str, first_step: int, last_step: int, traces: Sequence[Trace]) -> dict[str, Any]:
+    return {
+        "period": name,
+        "first_step": first_step,
+        "last_step": last_step,
+        "num_traces": len(traces),
+        "credit_share": position_shares(traces, abs),
+        "negative_credit_share": position_shares(traces, lambda credit: max(-credit, 0.0)),
+    }
 
 
 def position_shares(traces: Sequence[Trace], amount: Callable[[float], float]) -> list[float] | None:
@@ -253,12 +217,12 @@ def _calibration(scored: Sequence[Trace], value_of: Callable[[Trace], float]) ->
         {
             "low": k / NUM_BINS,
             "high": (k + 1) / NUM_BINS,
-            "num_traces": int((index == k).sum()),
-            "mean_value": float(values[index == k].mean()),
-            "mean_reward": float(rewards[index == k].mean()),
+            "num_traces": int(members.sum()),
+            "mean_value": float(values[members].mean()),
+            "mean_reward": float(rewards[members].mean()),
         }
         for k in range(NUM_BINS)
-        if (index == k).any()
+        if (members := index == k).any()
     ]
     return {
         "num_traces": len(scored),

@@ -1,31 +1,24 @@
 """When a prompt is put on one of the report's lists."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _field(default: float, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """When a prompt is listed; every field is an option of the command line.
+    """When a prompt is listed; every field is an option of the command line, and its help says what it means."""
 
-    Attributes:
-        min_responses: Guessing: fewest responses.
-        min_entropy: Guessing: least entropy of solved against failed, in bits (0.8: a quarter to three quarters
-            solved).
-        max_spread: Guessing: largest spread of the self-values.
-        max_gap: Guessing: largest difference between mean self-value and mean reward.
-        min_fall: Shared blame: a failed response is counted if its largest fall is at least this.
-        min_failures: Shared blame: fewest such responses.
-        min_share: Shared blame: least share of them that has the segment in common.
-        max_chance: Shared blame: how often so much agreement may come about by chance.
-        num_alike: Shared blame: two segments start alike if so many visible characters are the same.
-    """
-
-    min_responses: int = 4
-    min_entropy: float = 0.8
-    max_spread: float = 0.1
-    max_gap: float = 0.2
-    min_fall: float = 0.1
-    min_failures: int = 3
-    min_share: float = 0.5
-    max_chance: float = 0.05
-    num_alike: int = 16
+    min_responses: int = _field(4, "guessing: fewest responses of a prompt")
+    # 0.8: a quarter to three quarters solved.
+    min_entropy: float = _field(0.8, "guessing: least entropy of solved against failed, in bits")
+    max_spread: float = _field(0.1, "guessing: largest standard deviation of the self-values along a trace")
+    max_gap: float = _field(0.2, "guessing: largest difference between mean self-value and mean reward")
+    min_fall: float = _field(0.1, "shared blame: least fall of the self-value in a failed response's blamed segment")
+    min_failures: int = _field(3, "shared blame: fewest such responses of a prompt")
+    min_share: float = _field(0.5, "shared blame: least share of them that has the segment in common")
+    max_chance: float = _field(0.05, "shared blame: how often so much agreement may come about by chance")
+    num_alike: int = _field(16, "shared blame: visible characters by which two segments start alike")

@@ -10,8 +10,8 @@ SOLVED_AT = 0.5
 ROUNDING = 1e-6
 SCORED = "scored"
 DEFAULT_SOURCE = "rredcot"
-# Weights of segments for the answer: their values go from the group's mean reward to the reward, whatever happens.
-WEIGHT_SOURCES = ("attention_attribution", "gradient_attribution", "leave_one_out")
+# Those that weigh segments, for files whose rows do not say so themselves.
+_WEIGHING_SOURCES = ("attention_attribution", "gradient_attribution", "leave_one_out")
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Trace:
         solved_at: Lowest reward of a solved response.
         source: Where its values come from: the name of the advantage estimator.
         index: The prompt's ``extra_info.index`` in the data, if known.
+        weighs: Whether its values are made of weights of segments for the answer: they go from the group's mean reward
+            to the reward, whatever happens.
     """
 
     step: int
@@ -74,6 +76,7 @@ class Trace:
     solved_at: float = SOLVED_AT
     source: str = DEFAULT_SOURCE
     index: str | None = None
+    weighs: bool = False
 
     @property
     def is_scored(self) -> bool:
@@ -88,7 +91,7 @@ class Trace:
     @property
     def is_forecast(self) -> bool:
         """Whether its self-values are estimates of the reward, made without knowing it."""
-        return self.is_scored and self.source not in WEIGHT_SOURCES
+        return self.is_scored and not self.weighs
 
     @property
     def measured_values(self) -> list[float]:
@@ -122,6 +125,7 @@ def read_trace(row: dict[str, Any], where: str, solved_at: float = SOLVED_AT) ->
     segments = row.get("segments")
     if not isinstance(segments, list):
         raise ReportError(f"{where}: 'segments' must be a list, got {segments!r}")
+    source = text_or_none(row, "source", where) or DEFAULT_SOURCE
     # A skipped trace has no self-values to be finite.
     read = number if status == SCORED else number_or_nan
     return Trace(
@@ -138,9 +142,17 @@ def read_trace(row: dict[str, Any], where: str, solved_at: float = SOLVED_AT) ->
         return_error=read(row, "return_error", where),
         engine=string(row, "engine", where),
         solved_at=solved_at,
-        source=text_or_none(row, "source", where) or DEFAULT_SOURCE,
+        source=source,
         index=text_or_none(row, "index", where),
+        weighs=_weighs(row, where, source),
     )
+
+
+def _weighs(row: dict[str, Any], where: str, source: str) -> bool:
+    weighs = row.get("weighs")
+    if weighs is not None and not isinstance(weighs, bool):
+        raise ReportError(f"{where}: 'weighs' must be true or false, got {weighs!r}")
+    return source in _WEIGHING_SOURCES if weighs is None else weighs
 
 
 def _segments(rows: list[Any], num_characters: int, where: str) -> tuple[Segment, ...]:

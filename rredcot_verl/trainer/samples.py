@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from rredcot_verl.report.files import ReportError
-from rredcot_verl.report.samples import COLUMNS, Samples, choose_samples
+from rredcot_verl.report.sample_formats import COLUMNS, Samples, choose_samples
 from rredcot_verl.report.trace import Trace, read_trace
 
 logger = logging.getLogger(__name__)

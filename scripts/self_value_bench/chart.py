@@ -1,9 +1,19 @@
-"""The chart: seconds against the length of a response and against the number of segments, as one SVG file."""
+"""The chart: seconds against the length of a response and against the number of segments, as one SVG file.
 
-import math
+    PYTHONPATH=. python scripts/self_value_bench/chart.py OUT.json CHART.svg
+
+draws the measurements of an earlier run anew.
+"""
+
+import json
+import sys
 from collections.abc import Mapping, Sequence
-from html import escape
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
+
+from rredcot_verl.pages.charts import WIDTH, Series, line_chart
+from rredcot_verl.pages.drawing import Drawing
 
 COLORS = {
     "plain": "#4d4d4d",
@@ -15,82 +25,52 @@ COLORS = {
     "monte_carlo": "#b2182b",
     "generation": "#999999",
 }
-WIDTH, HEIGHT = 460, 340
-LEFT, RIGHT, TOP, BOTTOM = 58, 96, 34, 46
-
-Series = Mapping[str, Sequence[tuple[float, float]]]
+STYLE = (
+    ".paper { fill: white } text { font: 12px sans-serif; fill: #222 } .grid { stroke: #ddd } .axis { stroke: #888 }"
+    + "".join(
+        f" .line.{name} {{ fill: none; stroke: {color}; stroke-width: 2 }} .{name} {{ fill: {color} }}"
+        for name, color in COLORS.items()
+    )
+)
 
 
 def draw(cells: Sequence[Mapping[str, Any]]) -> str:
     """An SVG document with two panels, both axes logarithmic."""
     lengths, segments = sorted({c["length"] for c in cells}), sorted({c["segments"] for c in cells})
     length, number = lengths[len(lengths) // 2], segments[len(segments) // 2]
-    by_length = _series([c for c in cells if c["segments"] == number], "length")
-    by_segments = _series([c for c in cells if c["length"] == length], "segments")
-    body = _panel(0, by_length, lengths, f"{number} segments", "tokens of a response")
-    body += _panel(WIDTH, by_segments, segments, f"{length} tokens", "segments of a response")
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH} {HEIGHT}" font-family="sans-serif" '
-        f'font-size="12" role="img" aria-label="Seconds of each variant">\n'
-        f'<rect width="100%" height="100%" fill="white"/>\n' + "\n".join(body) + "\n</svg>\n"
+    panels = [
+        _panel([c for c in cells if c["segments"] == number], "length", f"{number} segments", "tokens of a response"),
+        _panel([c for c in cells if c["length"] == length], "segments", f"{length} tokens", "segments of a response"),
+    ]
+    document = Drawing(2 * WIDTH, panels[0].height, "Seconds of each variant")
+    document.root.set("xmlns", "http://www.w3.org/2000/svg")
+    ElementTree.SubElement(document.root, "style").text = STYLE
+    document.add("rect", "paper", width="100%", height="100%")
+    for place, panel in enumerate(panels):
+        panel.root.attrib |= {"x": f"{place * WIDTH}", "width": f"{WIDTH}", "height": f"{panel.height:g}"}
+        document.root.append(panel.root)
+    return f"{document}\n"
+
+
+def _panel(cells: Sequence[Mapping[str, Any]], key: str, title: str, x_label: str) -> Drawing:
+    cells = sorted(cells, key=lambda cell: cell[key])
+    lines = []
+    for name in COLORS:
+        points = [(cell[key], cell["variants"][name]["seconds"]) for cell in cells]
+        known = [(at, seconds) for at, seconds in points if seconds is not None]
+        if known:
+            lines.append(Series(name.replace("_", " "), known, name))
+    return line_chart(
+        lines,
+        y_label=f"seconds, {title}",
+        x_label=x_label,
+        description=f"Seconds over {x_label}, {title}",
+        tooltip="{name}, {x}: {y:.3g} s",
+        log_x=[cell[key] for cell in cells],
+        with_last_value=False,
     )
 
 
-def _series(cells: Sequence[Mapping[str, Any]], key: str) -> Series:
-    found: dict[str, list[tuple[float, float]]] = {}
-    for cell in sorted(cells, key=lambda cell: cell[key]):
-        for name in COLORS:
-            seconds = cell["variants"][name]["seconds"]
-            if seconds is not None:
-                found.setdefault(name, []).append((cell[key], seconds))
-    return found
-
-
-def _panel(offset: float, series: Series, x_values: Sequence[int], title: str, x_label: str) -> list[str]:
-    seconds = [value for points in series.values() for _, value in points]
-    low, high = math.floor(math.log10(min(seconds))), math.ceil(math.log10(max(seconds)) + 1e-9)
-    span = math.log2(x_values[-1] / x_values[0]) or 1.0
-    left, right, base = offset + LEFT, offset + WIDTH - RIGHT, HEIGHT - BOTTOM
-
-    def x(value: float) -> float:
-        return left + math.log2(value / x_values[0]) / span * (right - left)
-
-    def y(value: float) -> float:
-        return base - (math.log10(value) - low) / (high - low) * (base - TOP)
-
-    parts = [_text(left, 18, title, weight="bold"), _text((left + right) / 2, HEIGHT - 8, x_label, "middle")]
-    for power in range(low, high + 1):
-        parts.append(f'<path d="M{left:.1f} {y(10**power):.1f}H{right:.1f}" stroke="#ddd"/>')
-        parts.append(_text(left - 6, y(10**power) + 4, f"{10**power:g} s", "end"))
-    parts += [_text(x(value), base + 18, f"{value}", "middle") for value in x_values]
-    ends: dict[str, float] = {}
-    for last_x in {points[-1][0] for points in series.values()}:
-        ending = {name: points[-1] for name, points in series.items() if points[-1][0] == last_x}
-        ends |= _spread({name: y(value) for name, (_, value) in ending.items()})
-    for name, points in series.items():
-        path = " ".join(f"{x(at):.1f},{y(value):.1f}" for at, value in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{COLORS[name]}" stroke-width="2"/>')
-        parts += [
-            f'<circle cx="{x(at):.1f}" cy="{y(value):.1f}" r="3" fill="{COLORS[name]}">'
-            f"<title>{escape(name)}, {at}: {value:.3g} s</title></circle>"
-            for at, value in points
-        ]
-        parts.append(_text(x(points[-1][0]) + 8, ends[name] + 4, name.replace("_", " "), color=COLORS[name]))
-    return parts
-
-
-def _spread(positions: Mapping[str, float], gap: float = 14.0) -> dict[str, float]:
-    """Moves labels down where they would touch."""
-    placed: dict[str, float] = {}
-    last = -math.inf
-    for name in sorted(positions, key=positions.__getitem__):
-        last = max(positions[name], last + gap)
-        placed[name] = last
-    return placed
-
-
-def _text(x: float, y: float, text: str, anchor: str = "start", color: str = "#222", weight: str = "normal") -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{color}" font-weight="{weight}">'
-        f"{escape(text)}</text>"
-    )
+if __name__ == "__main__":
+    source, target = map(Path, sys.argv[1:3])
+    target.write_text(draw(json.loads(source.read_text(encoding="utf-8"))["cells"]), encoding="utf-8")

@@ -1,10 +1,6 @@
 """The page and the tables of the bench."""
 
-import json
 import re
-import shutil
-import subprocess
-from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -12,11 +8,11 @@ import pytest
 from rredcot_verl.analyze import page, tables
 from rredcot_verl.analyze.evaluate import evaluate
 from rredcot_verl.analyze.findings import findings
-from rredcot_verl.analyze.page_charts import Guide, Row, bars, forest, number, reliability, scatter
-from rredcot_verl.analyze.page_parts import verdict
+from rredcot_verl.analyze.page import verdict
+from rredcot_verl.pages.text import number
 from tests.analyze.synthetic import write
+from tests.in_browser import CHROMIUM, look
 
-CHROMIUM = shutil.which("chromium")
 VOID = {"meta", "br", "line", "rect", "circle", "path", "polyline"}
 SECTIONS = (
     "answers", "methods", "agreement", "position", "calibration", "blame", "cost", "gradients", "ablations", "traces",
@@ -144,45 +140,6 @@ def test_only_intervals_that_leave_0_out_are_marked(difference, direction, expec
     assert verdict(difference, direction) == expected
 
 
-class TestCharts:
-    def test_marks_stand_where_the_numbers_are(self):
-        rows = [Row("a", "probe", _interval(0.5, 0.25, 0.75)), Row("b", "peer", NOTHING)]
-        chart = forest(rows, [Guide("chance", 1.0)], x_label="x", description="d", zero=True)
-        left, right = 196, 506
-        whisker = re.search(r'class="whisker probe" x1="([\d.]+)" y1="[\d.]+" x2="([\d.]+)"', chart)
-        assert [float(x) for x in whisker.groups()] == pytest.approx(
-            [left + 0.25 * (right - left), left + 0.75 * (right - left)], abs=0.06
-        )
-        assert "—" in chart and "chance" in chart and "a: 0.500 (0.250 to 0.750)" in chart
-
-    def test_bars_cut_what_is_far_off(self):
-        rows = [Row("a", "probe", _interval(2.0, 1.5, 400.0)), Row("b", "probe", _interval(0.5, 0.4, 0.6))]
-        chart = bars(rows, 1.0, x_label="x", description="d")
-        assert 'x2="506.0"' in chart and "400" in chart
-
-    def test_scatter_shows_what_is_free(self):
-        points = [(Row("free", "baseline", _interval(0.1, 0.0, 0.2)), 0.0)]
-        points += [(Row(f"m{k}", "probe", _interval(0.5, 0.4, 0.6)), 0.01) for k in range(6)]
-        chart = scatter(points, [], x_label="x", y_label="y", description="d")
-        boxes = [float(y) for y in re.findall(r'class="name probe" x="[\d.]+" y="([\d.]+)"', chart)]
-        assert len(boxes) == 6 and ">free<" in chart, "six names at one point are all legible"
-        assert len({(x, y) for x, y in re.findall(r'class="name \w+" x="([\d.]+)" y="([\d.]+)"', chart)}) == 7
-
-    def test_reliability_holds_values_inside_the_frame(self):
-        row = {"low": 0.0, "high": 0.1, "num_states": 3, "mean_value": -0.2, "outcome": _interval(0.5, -0.1, 1.2)}
-        chart = reliability([row], "probe", description="d")
-        assert 'y2="12.0"' in chart and 'y1="206.0"' in chart
-
-
-@pytest.mark.parametrize(
-    ("value", "digits", "expected"),
-    [(0.1234, 3, "0.123"), (-0.5, 2, "−0.50"), (1234.5, 3, "1,234"), (0.00012, 3, "1.2e−04"), (0.0, 2, "0.00"),
-     (0.00423, None, "0.00423"), (28.87, None, "28.9"), (4321.0, None, "4,321")],
-)  # fmt: skip
-def test_numbers(value, digits, expected):
-    assert number(value, digits) == expected
-
-
 @pytest.mark.parametrize("which", ["results", "bare"])
 def test_tables_are_rectangular(which, request):
     text = tables.render(request.getfixturevalue(which))
@@ -192,36 +149,8 @@ def test_tables_are_rectangular(which, request):
     assert text.endswith("\n") and "nan" not in text and "None" not in text
 
 
-# Written into a copy of the page; it reports what is wrong in the title, which --dump-dom prints.
-PROBE = """<script>addEventListener('load', () => {
-  const faults = [];
-  const beside = (a, b) => a.right <= b.left + 1 || b.right <= a.left + 1;
-  const apart = (a, b) => beside(a, b) || a.bottom <= b.top + 3 || b.bottom <= a.top + 3;
-  document.querySelectorAll('svg.chart').forEach((svg, n) => {
-    const frame = svg.getBoundingClientRect();
-    if (frame.width < 150 || frame.height < 100) faults.push(`chart ${n} is too small`);
-    const texts = [...svg.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);
-    texts.forEach(([text, box], i) => {
-      if (box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1
-          || box.bottom > frame.bottom + 1) faults.push(`chart ${n}: ${text} is clipped`);
-      texts.slice(i + 1).forEach(([other, place]) => {
-        if (!apart(box, place)) faults.push(`chart ${n}: ${text} overlaps ${other}`);
-      });
-    });
-  });
-  if (document.documentElement.scrollWidth > innerWidth) faults.push('the page is wider than the window');
-  document.title = JSON.stringify({traces: document.querySelectorAll('.example').length, faults});
-})</script>"""
-
-
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 @pytest.mark.parametrize("window", ["1200,900", "500,900"])
 def test_nothing_overlaps_in_a_browser(results, html, tmp_path, window):
-    file = tmp_path / "page.html"
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
-    file.write_text(text.replace("</body>", PROBE + "</body>"), encoding="utf-8")
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    command += [f"--window-size={window}", "--dump-dom", file.as_uri()]
-    dom = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
-    found = json.loads(unescape(re.search(r"<title>(.*?)</title>", dom)[1]))
-    assert found == {"traces": len(results["examples"]), "faults": []}
+    found = look(html, tmp_path, window, slack=3)
+    assert (found["traces"], found["faults"]) == (len(results["examples"]), [])

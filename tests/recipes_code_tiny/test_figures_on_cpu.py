@@ -9,7 +9,7 @@ import pytest
 
 from recipes.code.tiny import task
 from recipes.code.tiny.figures import describe, values_of
-from rredcot_verl.report.data import Segment, Trace
+from rredcot_verl.report import Segment, Trace
 
 PROMPT = "odd: add 8+7; big: take 3+4"
 

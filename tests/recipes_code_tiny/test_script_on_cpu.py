@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from recipes.code.tiny import language, task
-from rredcot_verl.report.data import Trace, load_run
+from rredcot_verl.report import Trace, load_run
 from tests.runs import REPOSITORY
 
 SMALLEST = "--hidden-size 32 --num-layers 1 --batch-size 2 --num-train-rows 16 --num-val-rows 8"

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from rredcot_verl.report.data import load_run
+from rredcot_verl.report import load_run
 from tests.runs import REPOSITORY
 
 # Two operations on small numbers, so that seconds of warm start give answers, right and wrong ones.

@@ -2,13 +2,16 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 from rredcot_verl.report import ReportError, load_run, prompts_of, render, summarise
 from rredcot_verl.report.__main__ import main
-from rredcot_verl.report.data import Layout
 from rredcot_verl.report.frame import learn_frame, without_frame
+from rredcot_verl.report.run_files import RunFiles
+from rredcot_verl.report.trace import read_trace
 
 from .fake_run import VALIDATION, response, trace, write_dump, write_metrics, write_run
 
@@ -112,7 +115,7 @@ class TestChoice:
         shutil.copytree(folder / "one", folder / "two")
         with pytest.raises(ReportError, match=r"several folders of traces \(one, two\): choose one with --traces"):
             load_run(folder)
-        assert load_run(folder, given=Layout(traces=folder / "two")).layout.traces == folder / "two"
+        assert load_run(folder, given=RunFiles(traces=folder / "two")).files.traces == folder / "two"
 
     def test_options_name_files(self, tmp_path, capsys):
         folder = write_run(tmp_path / "run")
@@ -149,6 +152,27 @@ class TestSources:
         _, summary, page = rendered(write_run(tmp_path / "run", rows))
         assert set(summary["calibration"].values()) == {None} and "made of it" in page
         assert summary["credit_by_position"]
+
+    @pytest.mark.parametrize(
+        ("changes", "weighs"),
+        [
+            ({}, False),
+            ({"source": "attention_attribution"}, True),
+            ({"source": "new", "weighs": True}, True),
+            ({"source": "leave_one_out", "weighs": False}, False),
+        ],
+    )
+    def test_whether_values_are_weights_is_said_by_the_row_or_known_by_the_source(self, changes, weighs):
+        assert read_trace(trace(["a", "b"], [0.5, 0.25, 0.0], **changes), "here").weighs is weighs
+        with pytest.raises(ReportError, match="here: 'weighs' must be true or false"):
+            read_trace(trace(["a", "b"], [0.5, 0.25, 0.0], weighs="no"), "here")
+
+
+def test_the_report_is_light():
+    """A run is read where verl and torch are not installed."""
+    code = "import sys, rredcot_verl.report.__main__, rredcot_verl.report.sample_formats; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert not {"torch", "verl", "ray", "transformers", "pydantic", "pyarrow", "pandas"} & set(loaded)
 
 
 class TestFrame:

@@ -3,23 +3,20 @@
 import json
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rredcot_verl.report import ReportError, load_line_checker, load_run, render, summarise
 from rredcot_verl.report.__main__ import main
-from rredcot_verl.report.charts import ticks
+from rredcot_verl.report.line_checker import segment_of_line
 from rredcot_verl.report.selection import extreme_traces
-from rredcot_verl.report.summary import position_shares, segment_of_line
-from rredcot_verl.report.traces import choose, safe, signed
+from rredcot_verl.report.shown_traces import choose
+from rredcot_verl.report.summary import position_shares
+from tests.in_browser import CHROMIUM, look
 
 from .fake_run import BASELINE_VALIDATION, METRIC, Line, check_lines, trace, traces, write_metrics, write_run
-
-CHROMIUM = shutil.which("chromium")
 
 
 @pytest.fixture
@@ -281,73 +278,22 @@ class TestPage:
         assert str(page) in capsys.readouterr().out
 
 
-def test_numbers_are_written_for_people():
-    assert [signed(value) for value in (0.25, -0.5, -0.001, 0.0)] == ["+0.25", "−0.50", "0.00", "0.00"]
-    assert safe("a < b\n\x1b") == "a &lt; b\n\N{REPLACEMENT CHARACTER}"
-
-
-@pytest.mark.parametrize(
-    ("low", "high"),
-    [(0.0, 1.0), (0.0, 0.3), (0.5, 0.5), (0.0, 0.0), (0.61, 0.64), (-1.0, 1.0), (0, 999), (-3e-9, 2e-9)],
-)
-def test_ticks_enclose_the_range_and_are_few(low, high):
-    values = ticks(low, high)
-    assert values[0] <= low + 1e-9 and values[-1] >= high - 1e-9
-    assert 2 <= len(values) <= 7 and len(set(values)) == len(values)
-
-
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-class TestInBrowser:
-    """What only a browser knows: where things end up."""
-
-    # Written into a copy of the page; it reports what is wrong in the title, which --dump-dom prints.
-    PROBE = """<script>addEventListener('load', () => {
-      const faults = [];
-      const beside = (a, b) => a.right <= b.left + 1 || b.right <= a.left + 1;
-      const apart = (a, b) => beside(a, b) || a.bottom <= b.top + 2 || b.bottom <= a.top + 2;
-      document.querySelectorAll('svg.chart').forEach((svg, n) => {
-        const frame = svg.getBoundingClientRect();
-        if (frame.width < 300 || frame.height < 150) faults.push(`chart ${n} is too small`);
-        const texts = [...svg.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);
-        texts.forEach(([text, box], i) => {
-          if (box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1
-              || box.bottom > frame.bottom + 1) faults.push(`chart ${n}: ${text} is clipped`);
-          texts.slice(i + 1).forEach(([other, place]) => {
-            if (!apart(box, place)) faults.push(`chart ${n}: ${text} overlaps ${other}`);
-          });
-        });
-      });
-      if (document.documentElement.scrollWidth > innerWidth) faults.push('the page is wider than the window');
-      const charts = document.querySelectorAll('svg.chart').length, traces = document.querySelectorAll('.trace').length;
-      document.title = JSON.stringify({charts, traces, faults});
-    })</script>"""
-
-    @pytest.mark.parametrize("window", ["1200,900", "500,900"])
-    def test_figures_are_there_and_nothing_overlaps(self, tmp_path, baseline, window):
-        long = "a long question without end " * 12
-        listed = [trace(["x" * 90 + "\n", "b\n", "c"], [0.5, 0.5, 0.0, 0.0], prompt=long, step=2) for _ in range(6)]
-        listed += [trace(["a\n", "b"], [0.5, 0.5, float(k % 2)], prompt="a guess", step=3) for k in range(6)]
-        run = load_run(write_run(tmp_path / "listed", [*traces(), *listed]))
-        lists = summarise(run)["prompts"]
-        assert (lists["num_guessing"], lists["num_shared_blame"]) == (1, 1)
-        page = render(run, baseline, check_lines)
-        page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
-        file = tmp_path / "report.html"
-        file.write_text(page.replace("</body>", self.PROBE + "</body>"), encoding="utf-8")
-        found = json.loads(re.search(r"<title>(.*?)</title>", _chromium(file, "--dump-dom", window=window))[1])
-        assert found == {"charts": 6, "traces": _num_traces(run), "faults": []}
+@pytest.mark.parametrize("window", ["1200,900", "500,900"])
+def test_figures_are_there_and_nothing_overlaps_in_a_browser(tmp_path, baseline, window):
+    long = "a long question without end " * 12
+    listed = [trace(["x" * 90 + "\n", "b\n", "c"], [0.5, 0.5, 0.0, 0.0], prompt=long, step=2) for _ in range(6)]
+    listed += [trace(["a\n", "b"], [0.5, 0.5, float(k % 2)], prompt="a guess", step=3) for k in range(6)]
+    run = load_run(write_run(tmp_path / "listed", [*traces(), *listed]))
+    lists = summarise(run)["prompts"]
+    assert (lists["num_guessing"], lists["num_shared_blame"]) == (1, 1)
+    found = look(render(run, baseline, check_lines), tmp_path, window)
+    assert found == {"charts": 6, "traces": _num_traces(run), "faults": []}
 
 
 def _num_traces(run) -> int:
     """Traces drawn at random, and at most three of each kind."""
     return len(choose(run, check_lines, 0)) + len(extreme_traces(run.traces, 9))
-
-
-def _chromium(file: Path, *options: str, window: str) -> str:
-    profile = file.parent / "profile"
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
-    command += [f"--window-size={window}", *options, file.as_uri()]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
 
 
 def _tags(page: str) -> set[str]:

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from rredcot_verl.report.samples import (
+from rredcot_verl.report.sample_formats import (
     COLUMNS,
     MOST_LINE_CHARACTERS,
     MOST_PROMPT_CHARACTERS,

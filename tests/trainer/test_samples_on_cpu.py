@@ -11,7 +11,7 @@ import torch
 
 from rredcot_verl.config.blocks import TracesConfig
 from rredcot_verl.core.redistribution import SegmentBatch
-from rredcot_verl.report.samples import COLUMNS
+from rredcot_verl.report.sample_formats import COLUMNS
 from rredcot_verl.report.trace import read_trace
 from rredcot_verl.sources.record import SCORED, UNIFORM_GROUP, CreditRecord
 from rredcot_verl.trainer import traces as traces_module

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from recipes.code.tiny.figures import describe
 from recipes.code.tiny.task import check_lines
-from rredcot_verl.report.data import Trace, load_run
+from rredcot_verl.report import Trace, load_run
 
 COMMON = Path(__file__).with_name("common.yaml")
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rredcot_verl.report.data import LineChecker, Trace, check_lines
-from rredcot_verl.report.summary import segment_of_line
+from rredcot_verl.report import Trace
+from rredcot_verl.report.line_checker import LineChecker, check_lines, segment_of_line
 
 VANISHED = 1e-6
 """A value below this pays nothing: the weight exp(beta * d) is 1 but for rounding."""

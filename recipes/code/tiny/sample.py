@@ -19,7 +19,7 @@ from rredcot_verl.config.schema import RREDCoTConfig, parse
 from rredcot_verl.cpu.generation import GeneratedSequence, generate_batch
 from rredcot_verl.cpu.sampling import SamplingParams
 from rredcot_verl.cpu.scoring import Probe, ProbeLogProbs, parse_probes, read_probes
-from rredcot_verl.report.data import Segment, Trace
+from rredcot_verl.report import Segment, Trace
 from rredcot_verl.rewards.code import compute_score
 from rredcot_verl.sources.group import Group
 from rredcot_verl.sources.record import SCORED, CreditRecord

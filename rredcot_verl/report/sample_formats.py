@@ -8,10 +8,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rredcot_verl.report.page import document
+from rredcot_verl.pages import html
+from rredcot_verl.pages.text import printable, signed
 from rredcot_verl.report.selection import KINDS, describe, extreme_traces
+from rredcot_verl.report.shown_traces import ShownTrace
 from rredcot_verl.report.trace import Segment, Trace
-from rredcot_verl.report.traces import Pick, printable, safe, signed, trace_card
 
 # Characters shown of a prompt (its end: the question comes last) and of a response, shared out among its segments.
 MOST_PROMPT_CHARACTERS = 1000
@@ -19,20 +20,9 @@ MOST_RESPONSE_CHARACTERS = 6000
 # A segment of a table or of plain text is one line of them.
 MOST_LINE_CHARACTERS = 160
 COLUMNS = (
-    "step",
-    "sample",
-    "chosen as",
-    "uid",
-    "reward",
-    "expected",
-    "segment",
-    "text",
-    "tokens",
-    "weight",
-    "advantage",
-    "credit",
-    "self-value after",
-)
+    "step", "sample", "chosen as", "uid", "reward", "expected", "segment", "text", "tokens", "weight", "advantage",
+    "credit", "self-value after",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,20 +47,21 @@ class Samples:
 
     def html(self) -> str:
         """A self-contained page: loads nothing, runs nothing, everything of the model escaped."""
-        title = f"Credited responses of step {self.step}"
-        cards = "".join(
-            trace_card(Pick(trace, describe(trace, kind), [], None))
-            for trace, kind in zip(self.traces, self.kinds, strict=True)
+        return html.render(
+            "samples.html",
+            title=f"Credited responses of step {self.step}",
+            origin=self.origin,
+            traces=[ShownTrace(trace, reason) for trace, reason in self._described()],
         )
-        how = "Blue segments raised the outlook, orange ones lowered it; the last self-value is pinned to the reward."
-        body = f'<h1>{title}</h1><p class="soft">Values: {safe(self.origin)}. {how}</p>{cards}'
-        return document(title, body)
+
+    def _described(self) -> list[tuple[Trace, str]]:
+        return [(trace, describe(trace, kind)) for trace, kind in zip(self.traces, self.kinds, strict=True)]
 
     def markdown(self) -> str:
         """A heading and a table for each response."""
         parts = [f"**Credited responses of step {self.step}** ({_markdown(self.origin)})"]
-        for number, (trace, kind) in enumerate(zip(self.traces, self.kinds, strict=True), start=1):
-            parts.append(f"### {number}. {describe(trace, kind)}")
+        for number, (trace, reason) in enumerate(self._described(), start=1):
+            parts.append(f"### {number}. {reason}")
             parts.append(
                 f"Reward {trace.reward:.2f}, GRPO advantage {signed(trace.grpo_advantage)}, "
                 f"expected {_markdown(_line(trace.ground_truth or 'unknown'))}, self-value at the start "
@@ -86,8 +77,8 @@ class Samples:
     def text(self) -> str:
         """The same for a terminal."""
         lines = [f"credited responses of step {self.step} ({_line(self.origin)})"]
-        for number, (trace, kind) in enumerate(zip(self.traces, self.kinds, strict=True), start=1):
-            lines.append(f"[{number}] {describe(trace, kind)}")
+        for number, (trace, reason) in enumerate(self._described(), start=1):
+            lines.append(f"[{number}] {reason}")
             lines.append(
                 f"    reward {trace.reward:.2f}, GRPO advantage {signed(trace.grpo_advantage)}, expected "
                 f"{_line(trace.ground_truth or 'unknown')}; prompt: {_line(trace.prompt, from_end=True)}"
@@ -122,16 +113,7 @@ class Samples:
 
 
 def choose_samples(step: int, traces: Sequence[Trace], count: int) -> Samples | None:
-    """Chooses and shortens the responses to show.
-
-    Args:
-        step: Training step.
-        traces: Responses of the step.
-        count: Most responses.
-
-    Returns:
-        The samples; none where no response has two segments with credit.
-    """
+    """Chooses at most ``count`` responses of a step and shortens them; none where none has two segments with credit."""
     chosen = extreme_traces(traces, count)
     if not chosen:
         return None
@@ -139,10 +121,7 @@ def choose_samples(step: int, traces: Sequence[Trace], count: int) -> Samples | 
 
 
 def shorten(trace: Trace) -> Trace:
-    """Bounds the text of a trace; its numbers stay.
-
-    Args:
-        trace: A scored trace.
+    """Bounds the text of a scored trace; its numbers stay.
 
     Returns:
         The trace with at most ``MOST_PROMPT_CHARACTERS`` of the prompt's end and about ``MOST_RESPONSE_CHARACTERS`` of
