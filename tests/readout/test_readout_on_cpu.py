@@ -194,9 +194,10 @@ def test_values_do_not_depend_on_pythons_hash_seed():
 import torch
 from rredcot_verl.config.blocks import ReadoutConfig
 from rredcot_verl.readout.readout import Readout, States
-column, found = torch.arange(120.0).sin(), Readout(ReadoutConfig(max_rows=60))
-outcomes = (column + torch.arange(120.0).cos() > 0).float()
-states = States(column[:, None], torch.full((120,), 0.5), outcomes, [f"p{n % 15}" for n in range(120)], torch.arange(120))
+column, rows = torch.arange(120.0).sin(), torch.arange(120)
+found = Readout(ReadoutConfig(max_rows=60))
+outcomes = (column + rows.cos() > 0).float()
+states = States(column[:, None], torch.full((120,), 0.5), outcomes, [f"p{row % 15}" for row in range(120)], rows)
 print(found.fit_predict(states, 0).tolist(), found.state_dict()["rows"]["prompts"].tolist())
 """
     printed = [
