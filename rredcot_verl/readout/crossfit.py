@@ -1,124 +1,118 @@
 """Cross-fitting by prompt: every row is valued by a fit that saw no outcome of its prompt.
 
-Nested, with every pair of folds left out once: the fit without folds f and g judges a ridge strength on g for the
-choice of f, and on f for the choice of g. So the choice is as blind to a fold as the fit is.
+Nested, with every pair of folds left out once: the fit without folds f and g judges the candidates on g for the choice
+of f, and on f for the choice of g. So the choice is as blind to a fold as the fit is.
 """
 
-from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rredcot_verl.readout.fit import log_likelihood
-from rredcot_verl.readout.sample import AUTOMATIC, INFINITE, Choice, Fits, Sample
+from rredcot_verl.readout.model import Model, Rows, log_likelihood, standardised
 
-RIDGES = (1000.0, 200.0, 40.0, 8.0, 1.6, 0.3)
-"""Ridge strengths compared, and none of the block at all; see `Choice`."""
-OFFSET_STRENGTHS = (AUTOMATIC, 4.0, 16.0, 64.0, 256.0)
-"""The more the columns say of the prompt, the less its group mean adds to them."""
+STRENGTHS = (1.0, 4.0, 16.0, 64.0, 256.0)
+"""Rollouts that the mean of the other prompts may count as. The more the columns say of a prompt, the less its group
+mean adds to them."""
+DEVIATIONS = (0.0, 0.04, 0.15, 0.6)
+"""Prior deviations of a block's coefficients, in log-odds per standard deviation of a column; 0: left out."""
+INTERCEPT_DEVIATION = 30.0
+"""The constant is as good as free."""
 MIN_PROMPTS = 10
 """With fewer prompts a standard error over prompts is not worth much: the group mean is kept."""
 
-Scores = dict[Choice, Tensor]
-"""Held-out log-likelihood of each candidate by prompt."""
 
-
-@dataclass(frozen=True)
-class CrossFit:
+class CrossFit(NamedTuple):
     """Values of all rows, and what was chosen.
 
     Attributes:
         values: `(num_rows,)` float64 in [0, 1].
-        choices: One for each fold that holds rows.
-        gain: Held-out log-likelihood of the choice less that of the group means, nats per response; 0 where no choice
-            was made.
+        deviations: `(num_folds, num_blocks)`, prior deviations chosen for each fold that holds rows.
+        gain: Held-out log-likelihood of the choice less that of the group means, nats per response; 0 where those are
+            kept.
     """
 
     values: Tensor
-    choices: list[Choice]
+    deviations: Tensor
     gain: float
 
 
-def cross_fit(sample: Sample) -> CrossFit:
+def cross_fit(rows: Rows, blocks: Tensor, folds: Tensor) -> CrossFit:
     """Value every row by a fit to the other folds' rows.
 
-    The log-odds are offset + features @ b. The offset is that of the prompt's other rollouts' mean, drawn to the mean
-    of the training prompts as a Beta prior would, so that 0 of 7 is not taken for impossible. Its coefficient is fixed
-    at 1: a free one would meet that, within a prompt, the mean of the others is the lower the better the own outcome.
-    How strongly it is drawn is chosen with the ridges: columns that know the prompt make its mean redundant.
+    Features are used where that raises the held-out likelihood by more than its standard error over prompts. Otherwise
+    the values are the other rollouts' means exactly, not drawn anywhere.
 
-    A block of columns is used where that raises the held-out likelihood by more than its standard error over prompts.
-    Where no block is, the values are the other rollouts' means exactly, not drawn anywhere.
+    Args:
+        rows: The rows.
+        blocks: `(num_features,)` columns with the same number share a prior.
+        folds: `(num_rows,)` int64; the rows of a prompt are in one fold.
     """
-    folds = torch.unique(sample.folds).tolist()
-    num_blocks = int(sample.blocks.max()) + 1 if sample.blocks.numel() else 0
-    nothing = Choice((INFINITE,) * num_blocks, AUTOMATIC)
-    chosen, gain = dict.fromkeys(folds, nothing), 0.0
-    if num_blocks and len(folds) >= 3 and int(sample.prompts.max()) + 1 >= MIN_PROMPTS:
-        chosen, gain = _choose(sample, folds, nothing)
-    values = torch.empty_like(sample.outcomes)
-    for fold in folds:
-        held_out = (sample.folds == fold).nonzero().flatten()
-        fits = Fits(sample, sample.folds != fold)
-        if any(chosen[fold].used):
-            values[held_out] = fits.log_odds(chosen[fold], held_out).sigmoid()
+    _, blocks = torch.unique(blocks, return_inverse=True)
+    num_blocks = int(blocks.max()) + 1 if blocks.numel() else 0
+    # The first one leaves all blocks out.
+    priors = torch.tensor(list(product(DEVIATIONS, repeat=num_blocks)), dtype=torch.float64)
+    columns = torch.cat([priors[:, blocks], torch.full((len(priors), 1), INTERCEPT_DEVIATION)], dim=1)
+    distinct, prompts = torch.unique(rows.prompts, return_inverse=True)
+    held_out = [folds == fold for fold in torch.unique(folds)]
+    design = standardised(rows.features, rows.weights)
+    strengths, chosen, gain = [STRENGTHS[0]] * len(held_out), [0] * len(held_out), 0.0
+    if num_blocks and len(held_out) >= 3 and len(distinct) >= MIN_PROMPTS:
+        likelihoods = _held_out_likelihoods(rows._replace(prompts=prompts), design, columns, held_out)
+        for fold, own in enumerate(held_out):
+            judged = likelihoods[fold][:, :, torch.unique(prompts[~own])]
+            best = judged.sum(dim=2).argmax(dim=0)
+            judged = judged[best, torch.arange(len(priors))]
+            chosen[fold] = _fewest_blocks(judged, (priors > 0).sum(dim=1))
+            strengths[fold] = STRENGTHS[best[chosen[fold]]]
+            gain += float((judged[chosen[fold]] - judged[0]).sum())
+        gain /= float(rows.weights.sum()) * (len(held_out) - 1)
+    values = torch.empty_like(rows.outcomes)
+    for own, strength, prior in zip(held_out, strengths, chosen, strict=True):
+        model = Model(rows, design, ~own)
+        if prior:
+            values[own] = model.log_odds(strength, columns[prior])[own].sigmoid()
         else:
-            means = sample.group_means[held_out]
-            values[held_out] = torch.where(means.isnan(), fits.mean, means)
-    return CrossFit(values, list(chosen.values()), gain)
+            values[own] = rows.group_means[own].nan_to_num(nan=model.mean)
+    return CrossFit(values, priors[chosen], gain)
 
 
-def _choose(sample: Sample, folds: list[int], nothing: Choice) -> tuple[dict[int, Choice], float]:
-    """Block after block, each judged beside those before it; then the offset's strength; then the first block again."""
-    chosen = dict.fromkeys(folds, nothing)
-    scores: dict[int, Scores] = {}
-    num_blocks = len(nothing.ridges)
-    for number, block in enumerate([*range(num_blocks), None, 0]):
-        again = number > num_blocks
-        wanted = {fold: {nothing, *_candidates(choice, block, again)} for fold, choice in chosen.items()}
-        scores = held_out_likelihoods(sample, folds, wanted)
-        for fold in folds:
-            chosen[fold] = _best(scores[fold], chosen[fold], block)
-    gained = torch.stack([(scores[fold][chosen[fold]] - scores[fold][nothing]).sum() for fold in folds])
-    num_judged = sample.weights.sum() * (len(folds) - 1)
-    return chosen, float(gained.sum() / num_judged)
+def _held_out_likelihoods(rows: Rows, design: Tensor, columns: Tensor, held_out: list[Tensor]) -> Tensor:
+    """What judges the candidates for each fold: `(num_folds, num_strengths, num_priors, num_prompts)`, 0 for its own.
+
+    Args:
+        rows: Their prompts are numbered from 0.
+        design: See `Model`.
+        columns: `(num_priors, num_columns)`, prior deviations.
+        held_out: For each fold, which rows are in it: `(num_rows,)` bool.
+    """
+    shape = len(held_out), len(STRENGTHS), len(columns), int(rows.prompts.max()) + 1
+    found = torch.zeros(shape, dtype=torch.float64)
+    for first, second in combinations(range(len(held_out)), 2):
+        model = Model(rows, design, ~(held_out[first] | held_out[second]))
+        for number, strength in enumerate(STRENGTHS):
+            coefficients = model.first_step(strength, columns)
+            offsets = model.offsets(strength)
+            for fold, judge in ((first, held_out[second]), (second, held_out[first])):
+                log_odds = offsets[judge] + coefficients @ design[judge].T
+                likelihood = model.weights[judge] * log_likelihood(log_odds, rows.outcomes[judge])
+                found[fold, number].index_add_(1, rows.prompts[judge], likelihood)
+    return found
 
 
-def _candidates(choice: Choice, block: int | None, again: bool) -> list[Choice]:
-    """What is compared for a block (or for the offset); once it was chosen, its neighbours alone."""
-    if block is None:
-        return [Choice(choice.ridges, strength) for strength in OFFSET_STRENGTHS if any(choice.used)] or [choice]
-    near = range(len(RIDGES))
-    if again and choice.used[block]:
-        place = RIDGES.index(choice.ridges[block])
-        near = range(max(0, place - 1), min(len(RIDGES), place + 2))
-    return [_with(choice, block, ridge) for ridge in (INFINITE, *(RIDGES[number] for number in near))]
+def _fewest_blocks(likelihoods: Tensor, num_used: Tensor) -> int:
+    """The best candidate of those with the fewest blocks that are within one standard error of the best of all.
 
-
-def _with(choice: Choice, block: int, ridge: float) -> Choice:
-    return Choice((*choice.ridges[:block], ridge, *choice.ridges[block + 1 :]), choice.strength)
-
-
-def _best(scores: Scores, present: Choice, block: int | None) -> Choice:
-    """The likeliest candidate if it gains more than one standard error; else no block, or the automatic strength."""
-    best = max(sorted(scores), key=lambda choice: float(scores[choice].sum()))
-    simpler = present if block is None else _with(present, block, INFINITE)
-    gain = scores[best] - scores[simpler]
-    return best if float(gain.sum()) > float(gain.std()) * gain.numel() ** 0.5 else simpler
-
-
-def held_out_likelihoods(sample: Sample, folds: list[int], wanted: dict[int, set[Choice]]) -> dict[int, Scores]:
-    """For each fold and each of its candidates: log-likelihood of every prompt of the other folds, `(num_prompts,)`."""
-    num_prompts = int(sample.prompts.max()) + 1
-    total = {fold: {choice: sample.outcomes.new_zeros(num_prompts) for choice in wanted[fold]} for fold in folds}
-    for first, second in combinations(folds, 2):
-        fits = Fits(sample, (sample.folds != first) & (sample.folds != second))
-        for fold, judge in ((first, second), (second, first)):
-            rows = (sample.folds == judge).nonzero().flatten()
-            # Each fold's candidates on their own: which ones the other fold has depends on this fold's outcomes.
-            for choice, log_odds in fits.compare(wanted[fold], rows).items():
-                score = fits.weights(rows) * log_likelihood(log_odds, sample.outcomes[rows])
-                total[fold][choice].index_add_(0, sample.prompts[rows], score)
-    judges = {fold: torch.unique(sample.prompts[sample.folds != fold]) for fold in folds}
-    return {fold: {choice: score[judges[fold]] for choice, score in scores.items()} for fold, scores in total.items()}
+    Args:
+        likelihoods: `(num_priors, num_prompts)`.
+        num_used: `(num_priors,)`, blocks in use.
+    """
+    totals = likelihoods.sum(dim=1)
+    best = int(totals.argmax())
+    for count in range(int(num_used[best])):
+        simpler = int(totals.masked_fill(num_used != count, float("-inf")).argmax())
+        lead = likelihoods[best] - likelihoods[simpler]
+        if float(lead.sum()) <= float(lead.std()) * lead.numel() ** 0.5:
+            return simpler
+    return best

@@ -1,13 +1,9 @@
-"""The readout: a regression of verified outcomes on what is known of a state, for `self_value.calibration=logistic` and
-`self_value.form=hidden` (ours).
+"""Earlier steps of a training run: a bounded buffer of rows that later batches are fitted to as well, and its state."""
 
-v_k is the fitted E[R | what is known at boundary k]. What is fitted, and how it stays blind to a row's own prompt, is
-in `readout_crossfit`; the columns are in `readout_features`. Here is what a training run adds: earlier steps.
-"""
-
+import hashlib
 import logging
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,8 +11,7 @@ import torch
 from torch import Tensor
 
 from rredcot_verl.readout.crossfit import cross_fit
-from rredcot_verl.readout.folds import assign_folds, digest, shuffled
-from rredcot_verl.readout.sample import INFINITE, Sample, standardised
+from rredcot_verl.readout.model import Rows
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +38,14 @@ class States:
     """The measured states of a batch of responses: s_0 .. s_{K-1} of each.
 
     Attributes:
-        features: `(num_states, num_features)`, finite; see `readout_features.build_features`.
+        features: `(num_states, num_features)`, finite; see `features.build_features`.
         group_means: `(num_states,)` in [0, 1], mean outcome of the prompt's other rollouts; NaN where there is none.
         outcomes: `(num_states,)` in [0, 1], R of the state's response.
         groups: Prompt of each state. It names the prompt itself, the same in a later epoch: a label made anew each
             step would let a fit see the same prompt's earlier outcomes, and the folds would differ from run to run.
             Compared by their text.
         rows: `(num_states,)` int64, number of the response in the batch.
-        blocks: `(num_features,)` int64, columns that share a ridge strength; None: all.
+        blocks: `(num_features,)` int64, columns that share a ridge; None: all.
         num_others: `(num_states,)`, how many rollouts `group_means` is the mean of; None: counted in `rows`.
 
     Raises:
@@ -86,32 +81,6 @@ class States:
                 raise ValueError(f"{name} must lie in [0, 1], got {values.min().item()} to {values.max().item()}")
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Rows of one or several steps, in the order they came."""
-
-    features: Tensor
-    group_means: Tensor
-    num_others: Tensor
-    outcomes: Tensor
-    weights: Tensor
-    prompts: Tensor
-    steps: Tensor
-
-    def __getitem__(self, places: Tensor) -> "_Rows":
-        return _Rows(*(getattr(self, name)[places] for name in _FIELDS))
-
-    def __len__(self) -> int:
-        return self.outcomes.numel()
-
-    @classmethod
-    def join(cls, parts: Sequence["_Rows"]) -> "_Rows":
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in _FIELDS))
-
-
-_FIELDS = tuple(_Rows.__dataclass_fields__)
-
-
 class Readout:
     """Values states by a cross-fitted regression over the batch and a bounded buffer of earlier steps.
 
@@ -128,7 +97,7 @@ class Readout:
     def __init__(self, settings: ReadoutSettings, tag: str = "") -> None:
         self._settings = settings
         self._tag = tag
-        self._buffer: _Rows | None = None
+        self._buffer: Rows | None = None
         self.report: dict[str, float] = {}
         """Scalars of the last fit, named for verl's aggregation; empty before the first."""
 
@@ -151,43 +120,31 @@ class Readout:
         if not len(states.groups):
             self.report = {}
             return torch.zeros(0, dtype=torch.float64)
-        batch = self._rows(states, step)
-        earlier = self._earlier(batch, step)
-        rows = batch if earlier is None else _Rows.join([batch, earlier])
+        settings = self._settings
+        rows = self._with_earlier(self._rows(states, step), step)
         distinct, prompts = torch.unique(rows.prompts, return_inverse=True)
-        age = (step - rows.steps).clamp(min=0).double()
-        half_life = self._settings.half_life
-        decay = torch.ones_like(age) if half_life is None else 0.5 ** (age / half_life)
-        fitted = cross_fit(
-            Sample(
-                design=standardised(rows.features),
-                blocks=torch.zeros(rows.features.size(1), dtype=torch.int64)
-                if states.blocks is None
-                else states.blocks,
-                group_means=rows.group_means,
-                num_others=rows.num_others,
-                outcomes=rows.outcomes,
-                weights=rows.weights * decay,
-                prompts=prompts,
-                folds=assign_folds(rows.prompts, self._settings.num_folds, self._settings.seed),
-            )
-        )
-        self._buffer = self._newest(rows, step + 1, self._settings.max_rows)
-        ridges = [ridge for choice in fitted.choices for ridge in choice.ridges if ridge < INFINITE]
+        # Dealt in an order that the seed decides, to folds of nearly equal numbers of prompts.
+        folds = _shuffled_places(distinct, settings.seed)[prompts] % settings.num_folds
+        decay = 1.0 if settings.half_life is None else 0.5 ** ((step - rows.steps).clamp(min=0) / settings.half_life)
+        blocks = torch.zeros(rows.features.size(1)) if states.blocks is None else states.blocks
+        fitted = cross_fit(rows._replace(weights=rows.weights * decay), blocks, folds)
+        self._buffer = self._newest(rows, step + 1, settings.max_rows)
+        used = fitted.deviations > 0
         self.report = {
-            "readout_rows/mean": float(len(rows)),
-            "readout_prompts/mean": float(distinct.numel()),
+            "readout_rows/mean": float(len(folds)),
+            "readout_prompts/mean": float(len(distinct)),
             "readout_gain/mean": fitted.gain,
-            "readout_group_mean_kept/mean": _share([not any(choice.used) for choice in fitted.choices]),
+            "readout_group_mean_kept/mean": float((~used.any(dim=1)).double().mean()),
             "readout_seconds/mean": time.perf_counter() - started,
         }
-        if ridges:
-            self.report["readout_log10_ridge/mean"] = float(torch.tensor(ridges).log10().mean())
-        return fitted.values[: len(batch)]
+        if bool(used.any()):
+            # A ridge is 1 / variance of the prior.
+            self.report["readout_log10_ridge/mean"] = float(-2.0 * fitted.deviations[used].log10().mean())
+        return fitted.values[: len(states.groups)]
 
     def state_dict(self) -> dict[str, Any]:
         """The buffer, as plain tensors: at most `max_rows` rows, float32 features."""
-        rows = {} if self._buffer is None else {name: getattr(self._buffer, name).clone() for name in _FIELDS}
+        rows = {} if self._buffer is None else {name: rows.clone() for name, rows in self._buffer._asdict().items()}
         return {"tag": self._tag, "seed": self._settings.seed, "rows": rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -203,11 +160,11 @@ class Readout:
                 state["seed"],
             )
         elif state["rows"]:
-            self._buffer = _Rows(*(state["rows"][name].clone() for name in _FIELDS))
+            self._buffer = Rows(**{name: tensor.clone() for name, tensor in state["rows"].items()})
 
-    def _rows(self, states: States, step: int) -> _Rows:
-        _, response, count = torch.unique(states.rows, return_inverse=True, return_counts=True)
-        prompts = digest(states.groups)
+    def _rows(self, states: States, step: int) -> Rows:
+        _, response, num_states = torch.unique(states.rows, return_inverse=True, return_counts=True)
+        prompts = _digest(states.groups)
         means, others = states.group_means.double(), states.num_others
         if others is None:
             responses = torch.unique(torch.stack([prompts, states.rows.long()], dim=1), dim=0)
@@ -216,43 +173,50 @@ class Readout:
             others = (sizes[torch.searchsorted(distinct, prompts)] - 1).clamp(min=1)
         if not self._settings.use_group_mean:
             means = torch.full_like(means, float("nan"))
-        return _Rows(
+        return Rows(
             # float32 in the checkpoint; what it cannot hold is clipped by the standardisation anyway.
             features=states.features.double().clamp(-1e30, 1e30).float(),
             group_means=means,
             num_others=others.double() * ~means.isnan(),
             outcomes=states.outcomes.double(),
-            weights=1.0 / count[response].double(),
+            weights=1.0 / num_states[response].double(),
             prompts=prompts,
             steps=torch.full_like(prompts, step),
         )
 
-    def _earlier(self, batch: _Rows, step: int) -> _Rows | None:
-        buffer = self._buffer
-        if buffer is None:
-            return None
-        if buffer.features.size(1) != batch.features.size(1):
+    def _with_earlier(self, batch: Rows, step: int) -> Rows:
+        """The batch, and behind it what the buffer holds for a fit at this step."""
+        if self._buffer is None:
+            return batch
+        columns, earlier_columns = batch.features.size(1), self._buffer.features.size(1)
+        if columns != earlier_columns:
             logger.warning(
                 "rredcot: the readout's features are now %s columns, the earlier steps' %s; they are left out",
-                batch.features.size(1),
-                buffer.features.size(1),
+                columns,
+                earlier_columns,
             )
-            return None
-        return self._newest(buffer, step, max(0, self._settings.max_rows - len(batch)))
+            return batch
+        earlier = self._newest(self._buffer, step, max(0, self._settings.max_rows - len(batch.steps)))
+        return Rows(*map(torch.cat, zip(batch, earlier, strict=True)))
 
-    def _newest(self, rows: _Rows, step: int, limit: int) -> _Rows:
+    def _newest(self, rows: Rows, step: int, limit: int) -> Rows:
         """Rows of the window as a fit at `step` sees it, newest first; of the step that does not fit, whole prompts."""
-        inside = rows.steps > step - self._settings.window
-        rows = rows[inside]
-        if len(rows) <= limit:
+        rows = rows.take(rows.steps > step - self._settings.window)
+        if len(rows.steps) <= limit:
             return rows
         distinct, prompt = torch.unique(rows.prompts, return_inverse=True)
-        place = torch.empty_like(distinct)
-        place[shuffled(distinct, self._settings.seed)] = torch.arange(distinct.numel())
-        newest_first = (rows.steps.max() - rows.steps) * distinct.numel() + place[prompt]
+        places = _shuffled_places(distinct, self._settings.seed)
+        newest_first = (rows.steps.max() - rows.steps) * len(distinct) + places[prompt]
         _, block, sizes = torch.unique(newest_first, return_inverse=True, return_counts=True)
-        return rows[(sizes.cumsum(0) <= limit)[block]]
+        return rows.take((sizes.cumsum(0) <= limit)[block])
 
 
-def _share(flags: list[bool]) -> float:
-    return sum(flags) / max(1, len(flags))
+def _digest(labels: Iterable[Hashable]) -> Tensor:
+    """`(n,)` int64: the same for a label (by its text) in every process and whatever Python's hash seed."""
+    hashes = (hashlib.blake2b(str(label).encode(), digest_size=8).digest() for label in labels)
+    return torch.tensor([int.from_bytes(value, "big", signed=True) for value in hashes], dtype=torch.int64)
+
+
+def _shuffled_places(prompts: Tensor, seed: int) -> Tensor:
+    """Place of each of the distinct prompts in an order that depends on their set and the seed alone: `(n,)` int64."""
+    return _digest(f"{seed}:{prompt}" for prompt in prompts.tolist()).argsort().argsort()
