@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rredcot_verl.analyze.board import Board, Gold, Mask
 from rredcot_verl.analyze.statistics import Array, Resamples, missing, row_correlation, within_ranks
 from rredcot_verl.analyze.statistics import interval as to_interval
+from rredcot_verl.analyze.trace_table import Mask, MonteCarloValues, TraceTable
 
 THIRDS = ("early", "middle", "late")
 NUM_BINS = 10
@@ -67,10 +67,10 @@ class Measured:
 
 
 def agreement(
-    board: Board,
+    table: TraceTable,
     resamples: Resamples,
     values: Array,
-    gold: Gold,
+    gold: MonteCarloValues,
     rows: Mask,
     *,
     rewards: Array | None = None,
@@ -80,7 +80,7 @@ def agreement(
     """All measures of one method.
 
     Args:
-        board: The traces.
+        table: The traces.
         resamples: Of their prompts.
         values: `(num_traces, width)`, v_0 .. v_{K-1}.
         gold: What they are compared with.
@@ -89,13 +89,13 @@ def agreement(
         names: Which measures.
         uses_outcome: Leaves `brier` and `ece` out.
     """
-    states = board.is_state & rows[:, None] & np.isfinite(values) & np.isfinite(gold.values)
-    rewards = board.segment_rewards(values) if rewards is None else rewards
-    gold_rewards = board.segment_rewards(gold.values)
-    segments = board.is_state & rows[:, None] & np.isfinite(rewards) & np.isfinite(gold_rewards)
-    inner = segments & board.is_inner
-    third_of_state = np.minimum(np.floor(3 * board.position), 2)
-    third_of_segment = np.minimum(np.floor(3 * board.segment_ends), 2)
+    states = table.is_state & rows[:, None] & np.isfinite(values) & np.isfinite(gold.values)
+    rewards = table.segment_rewards(values) if rewards is None else rewards
+    gold_rewards = table.segment_rewards(gold.values)
+    segments = table.is_state & rows[:, None] & np.isfinite(rewards) & np.isfinite(gold_rewards)
+    inner = segments & table.is_inner
+    third_of_state = np.minimum(np.floor(3 * table.position), 2)
+    third_of_segment = np.minimum(np.floor(3 * table.segment_ends), 2)
     sides = {
         "v": (values, gold.values, states, third_of_state),
         "d": (rewards, gold_rewards, inner, third_of_segment),
@@ -105,27 +105,27 @@ def agreement(
     measured = {}
     for name in names:
         if name not in scores:
-            measured[name] = _correlation(board, resamples, name, sides)
+            measured[name] = _correlation(table, resamples, name, sides)
         elif name in ("brier", "ece") and uses_outcome:
             measured[name] = Measured.none(USES_OUTCOME)
         elif name in ("mse", "bias"):
-            measured[name] = _error(board, resamples, name, values, gold, states)
+            measured[name] = _error(table, resamples, name, values, gold, states)
         else:
-            valued = board.is_state & rows[:, None] & np.isfinite(values)
-            measured[name] = _forecast(board, resamples, name, values, valued)
+            valued = table.is_state & rows[:, None] & np.isfinite(values)
+            measured[name] = _forecast(table, resamples, name, values, valued)
     return measured
 
 
-def calibration_curve(board: Board, resamples: Resamples, values: Array, rows: Mask) -> list[dict[str, object]]:
+def calibration_curve(table: TraceTable, resamples: Resamples, values: Array, rows: Mask) -> list[dict[str, object]]:
     """Mean outcome of the traces by value, in bins of equal width that hold a state.
 
     Returns:
         One row a bin: `low`, `high`, `num_states`, `mean_value`, and `outcome` as an interval.
     """
-    valued = board.is_state & rows[:, None] & np.isfinite(values)
+    valued = table.is_state & rows[:, None] & np.isfinite(values)
     bins = _bins(values)
-    outcomes = np.broadcast_to(board.rewards[:, None], values.shape)
-    groups = np.broadcast_to(board.groups[:, None], values.shape)
+    outcomes = np.broadcast_to(table.rewards[:, None], values.shape)
+    groups = np.broadcast_to(table.groups[:, None], values.shape)
     curve = []
     for number in range(NUM_BINS):
         inside = valued & (bins == number)
@@ -147,7 +147,7 @@ def calibration_curve(board: Board, resamples: Resamples, values: Array, rows: M
 
 
 def _correlation(
-    board: Board, resamples: Resamples, name: str, sides: dict[str, tuple[Array, Array, Mask, Array]]
+    table: TraceTable, resamples: Resamples, name: str, sides: dict[str, tuple[Array, Array, Mask, Array]]
 ) -> Measured:
     kind, _, rest = name.partition("_")
     what, _, where = rest.partition("_")
@@ -161,18 +161,20 @@ def _correlation(
             x, y = within_ranks(x, valid), within_ranks(y, valid)
         per_trace = row_correlation(x, y, valid)
         defined = np.isfinite(per_trace)
-        groups = board.groups[defined]
+        groups = table.groups[defined]
         reason = "no trace with three or more that differ in the gold"
         return Measured(resamples.mean(per_trace[defined], groups), int(defined.sum()), len(np.unique(groups)), reason)
-    groups = np.broadcast_to(board.groups[:, None], x.shape)[valid]
+    groups = np.broadcast_to(table.groups[:, None], x.shape)[valid]
     statistic = resamples.spearman if kind == "spearman" else resamples.pearson
     return Measured(statistic(x[valid], y[valid], groups), int(valid.sum()), len(np.unique(groups)))
 
 
-def _error(board: Board, resamples: Resamples, name: str, values: Array, gold: Gold, states: Mask) -> Measured:
+def _error(
+    table: TraceTable, resamples: Resamples, name: str, values: Array, gold: MonteCarloValues, states: Mask
+) -> Measured:
     if name == "mse":
         states = states & np.isfinite(gold.noise)
-    groups = np.broadcast_to(board.groups[:, None], values.shape)[states]
+    groups = np.broadcast_to(table.groups[:, None], values.shape)[states]
     off = values[states] - gold.values[states]
     # The gold is a mean of few continuations: its own variance is in every square, and is taken out.
     quantity = off**2 - gold.noise[states] if name == "mse" else off
@@ -180,9 +182,9 @@ def _error(board: Board, resamples: Resamples, name: str, values: Array, gold: G
     return Measured(resamples.mean(quantity, groups), int(states.sum()), len(np.unique(groups)), reason)
 
 
-def _forecast(board: Board, resamples: Resamples, name: str, values: Array, valued: Mask) -> Measured:
-    groups = np.broadcast_to(board.groups[:, None], values.shape)[valued]
-    off = (values - board.rewards[:, None])[valued]
+def _forecast(table: TraceTable, resamples: Resamples, name: str, values: Array, valued: Mask) -> Measured:
+    groups = np.broadcast_to(table.groups[:, None], values.shape)[valued]
+    off = (values - table.rewards[:, None])[valued]
     num, num_groups = int(valued.sum()), len(np.unique(groups))
     if name == "brier":
         return Measured(resamples.mean(off**2, groups), num, num_groups)

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from rredcot_verl.analyze.findings import shown
-from rredcot_verl.analyze.methods import REFERENCE, SMOOTHED
+from rredcot_verl.analyze.conclusions import shown
+from rredcot_verl.analyze.estimators import REFERENCE, SMOOTHED
 from rredcot_verl.analyze.page_charts import Guide, Row, bars, describe, scatter
 from rredcot_verl.analyze.page_parts import (
     NEAR_ZERO,

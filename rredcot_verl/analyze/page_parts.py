@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rredcot_verl.analyze.findings import shown
+from rredcot_verl.analyze.conclusions import shown
 from rredcot_verl.analyze.page_charts import Guide, Row, describe, forest, legend_mark, number
 from rredcot_verl.report.traces import credit_colour, safe, signed
 

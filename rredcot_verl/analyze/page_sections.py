@@ -1,8 +1,8 @@
 """The first sections of the bench's page: the answers, the methods, agreement and calibration."""
 
-from rredcot_verl.analyze.findings import by_name, findings, shown
+from rredcot_verl.analyze.conclusions import by_name, findings, shown
+from rredcot_verl.analyze.estimators import REFERENCE
 from rredcot_verl.analyze.measures import THIRDS
-from rredcot_verl.analyze.methods import REFERENCE
 from rredcot_verl.analyze.page_charts import by_position, describe, legend_mark, reliability
 from rredcot_verl.analyze.page_parts import (
     HIGHER,

@@ -10,10 +10,10 @@ import pytest
 from rredcot_verl.analyze import bench
 from rredcot_verl.analyze.__main__ import main
 from rredcot_verl.analyze.bench import measure
-from rredcot_verl.analyze.inputs import read_prompts, read_traces
-from rredcot_verl.analyze.options import read_options
+from rredcot_verl.analyze.command_line import read_options
+from rredcot_verl.analyze.problems import read_prompts, read_traces
 from rredcot_verl.analyze.records import load
-from rredcot_verl.analyze.traces import PromptEncoder
+from rredcot_verl.analyze.trace_maker import PromptEncoder
 from tests.tiny_model import make_tiny_data, make_tiny_model, make_tokenizer
 
 VERIFIER = """

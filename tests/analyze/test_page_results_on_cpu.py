@@ -10,8 +10,8 @@ from html.parser import HTMLParser
 import pytest
 
 from rredcot_verl.analyze import page, tables
+from rredcot_verl.analyze.conclusions import findings
 from rredcot_verl.analyze.evaluate import evaluate
-from rredcot_verl.analyze.findings import findings
 from rredcot_verl.analyze.page_charts import Guide, Row, bars, forest, number, reliability, scatter
 from rredcot_verl.analyze.page_parts import verdict
 from tests.analyze.synthetic import write

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from rredcot_verl.analyze.methods import REFERENCE
+from rredcot_verl.analyze.estimators import READ, REFERENCE
 from rredcot_verl.analyze.page_charts import describe, number
-from rredcot_verl.analyze.readouts import READ
 
 Entry = dict[str, Any]
 

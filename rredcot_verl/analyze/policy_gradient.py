@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from rredcot_verl.analyze.board import Board, Mask, reward_range
 from rredcot_verl.analyze.measures import Measured
-from rredcot_verl.analyze.methods import Method
+from rredcot_verl.analyze.method_values import Method
 from rredcot_verl.analyze.records import GRADIENTS_FOLDER, Measurements
 from rredcot_verl.analyze.statistics import Array, Resamples
+from rredcot_verl.analyze.trace_table import Mask, TraceTable, reward_range
 from rredcot_verl.config.blocks import CreditConfig, SelfValueConfig
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.core.redistribution import SegmentBatch
@@ -41,8 +41,8 @@ TOO_FEW = f"gradients of fewer than {FEWEST_PROMPTS} prompts: their mean is nois
 
 
 @dataclass(frozen=True)
-class Sketches:
-    """Gradient sketches of the segments of a board.
+class GradientSketches:
+    """Gradient sketches of the segments of a table.
 
     Attributes:
         rows: `(num_traces,)`, traces all of whose segments have one.
@@ -54,7 +54,7 @@ class Sketches:
 
 
 @dataclass(frozen=True)
-class Gradient:
+class PromptGradients:
     """What the statistics of one credit need.
 
     Attributes:
@@ -66,47 +66,41 @@ class Gradient:
     squares: Array
 
 
-def load_sketches(measurements: Measurements, board: Board) -> Sketches | None:
+def load_sketches(measurements: Measurements, table: TraceTable) -> GradientSketches | None:
     """Read the sketches of a cutting; None where there are none."""
-    path = measurements.folder / GRADIENTS_FOLDER / f"{board.cutting}.npz"
+    path = measurements.folder / GRADIENTS_FOLDER / f"{table.cutting}.npz"
     if not path.exists():
         return None
     with np.load(path) as arrays:
-        traces, segments, sketches = arrays["traces"], arrays["segments"], arrays["sketches"]
-    vectors = np.zeros((len(board.traces), board.width, sketches.shape[1] if sketches.ndim == 2 else 1))
-    present = np.zeros(board.is_state.shape, dtype=bool)
-    for index, (trace, segment) in enumerate(zip(traces.tolist(), segments.tolist(), strict=True)):
-        row = board.row_of.get(trace)
-        if row is not None and segment < board.width:
-            vectors[row, segment], present[row, segment] = sketches[index], True
-    rows: Mask = np.all(present | ~board.is_state, axis=1)
-    return Sketches(rows, vectors) if rows.any() else None
+        vectors, present = table.padded(arrays["traces"], arrays["segments"], arrays["sketches"], 0.0)
+    rows: Mask = np.all(present | ~table.is_state, axis=1)
+    return GradientSketches(rows, vectors) if rows.any() else None
 
 
 def settings_for(
-    board_range: tuple[float, float], form: str, beta: float = 1.0, penalty: float = 1.0, regressed: bool = False
+    values_range: tuple[float, float], form: str, beta: float = 1.0, penalty: float = 1.0, regressed: bool = False
 ) -> RREDCoTConfig:
     """Settings of a credit form; the other defaults are the plugin's.
 
     Args:
-        board_range: `self_value.reward_range`.
+        values_range: `self_value.reward_range`.
         form, beta, penalty: Of the `credit` block.
         regressed: Whether the values rest on the mean of the prompt's other traces, as a readout's do.
     """
     return RREDCoTConfig(
         credit=CreditConfig(form=form, beta=beta, error_penalty=penalty),  # type: ignore[arg-type]
-        self_value=SelfValueConfig(reward_range=board_range, calibration="logistic" if regressed else "none"),
+        self_value=SelfValueConfig(reward_range=values_range, calibration="logistic" if regressed else "none"),
     )
 
 
 def advantages(
-    measurements: Measurements, board: Board, method: Method | None, settings: RREDCoTConfig, lam: float = 1.0
+    measurements: Measurements, table: TraceTable, method: Method | None, settings: RREDCoTConfig, lam: float = 1.0
 ) -> Array:
     """Advantages of the segments exactly as in training, from the plugin's own `compute_credit`.
 
     Args:
         measurements: For the reward range.
-        board: The traces.
+        table: The traces.
         method: Whose values; None is GRPO. A trace without values is not scored: it has GRPO's advantage.
         settings: `algorithm.rredcot`.
         lam: verl's `algorithm.lam`.
@@ -115,43 +109,43 @@ def advantages(
         `(num_traces, width)`; what stands beyond a trace's last segment has no meaning.
     """
     low, high = reward_range(measurements.run)
-    scored = np.zeros(len(board.traces), dtype=bool) if method is None else method.covers(board)
-    nums = board.num_segments.tolist()
+    scored = np.zeros(len(table.traces), dtype=bool) if method is None else method.covers(table)
+    nums = table.num_segments.tolist()
     values: list[list[float]] = [
         [] if method is None or not scored[row] else (low + (high - low) * method.values[row, : nums[row]]).tolist()
         for row in range(len(nums))
     ]
-    outcomes = torch.tensor([trace.reward for trace in board.traces])
-    segments = SegmentBatch.from_rows([cut.boundaries for cut in board.cuts], values, outcomes, board.lengths)
-    mask = torch.arange(max(board.lengths)) < torch.tensor(board.lengths).unsqueeze(1)
+    outcomes = torch.tensor([trace.reward for trace in table.traces])
+    segments = SegmentBatch.from_rows([cut.boundaries for cut in table.cuts], values, outcomes, table.lengths)
+    mask = torch.arange(max(table.lengths)) < torch.tensor(table.lengths).unsqueeze(1)
     algorithm = OmegaConf.create({"gamma": 1.0, "lam": lam, "norm_adv_by_std_in_grpo": True})
-    index = np.array([trace.group for trace in board.traces], dtype=object)
+    index = np.array([trace.group for trace in table.traces], dtype=object)
     source = "rredcot" if method is None or method.estimator == "grpo" else method.estimator
     credit = compute_credit(segments, torch.arange(len(nums)), index, mask.long(), algorithm, settings, source)
     given = credit.segment_advantages.double().numpy()
-    result = np.zeros(board.is_state.shape)
-    result[:, : given.shape[1]] = given[:, : board.width]
+    result = np.zeros(table.is_state.shape)
+    result[:, : given.shape[1]] = given[:, : table.width]
     # A row that is not scored is one segment, the whole response.
     result[~scored] = given[~scored, :1]
     return result
 
 
-def gradient(board: Board, sketches: Sketches, credit: Array, num_groups: int) -> Gradient:
+def gradient(table: TraceTable, sketches: GradientSketches, credit: Array, num_groups: int) -> PromptGradients:
     """Sum advantages times sketches by prompt."""
-    use = board.is_state & sketches.rows[:, None]
+    use = table.is_state & sketches.rows[:, None]
     weights = np.where(use, credit, 0.0)
     per_trace = np.einsum("tk,tkd->td", weights, sketches.vectors)
     sums = np.zeros((num_groups, per_trace.shape[1]))
-    np.add.at(sums, board.groups, per_trace)
-    squares = np.bincount(board.groups, (weights**2 * _segment_tokens(board)).sum(axis=1), minlength=num_groups)
-    return Gradient(sums, squares.astype(np.float64))
+    np.add.at(sums, table.groups, per_trace)
+    squares = np.bincount(table.groups, (weights**2 * _segment_tokens(table)).sum(axis=1), minlength=num_groups)
+    return PromptGradients(sums, squares.astype(np.float64))
 
 
 def compare(
-    board: Board, resamples: Resamples, sketches: Sketches, credit: Gradient, grpo: Gradient
+    table: TraceTable, resamples: Resamples, sketches: GradientSketches, credit: PromptGradients, grpo: PromptGradients
 ) -> dict[str, Measured]:
     """Each of `NAMES` of a credit, relative to GRPO."""
-    counts, tokens = _prompts(board, resamples, sketches)
+    counts, tokens = _prompts(table, resamples, sketches)
     if (tokens > 0).sum() < FEWEST_PROMPTS:
         return {name: Measured.none(TOO_FEW) for name in NAMES}
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -177,9 +171,11 @@ def compare(
     return measured
 
 
-def signal_to_noise(board: Board, resamples: Resamples, sketches: Sketches, credit: Gradient) -> Measured:
+def signal_to_noise(
+    table: TraceTable, resamples: Resamples, sketches: GradientSketches, credit: PromptGradients
+) -> Measured:
     """<mu, mu> / V of a credit: times M, the squared signal-to-noise ratio of a batch of M prompts."""
-    counts, tokens = _prompts(board, resamples, sketches)
+    counts, tokens = _prompts(table, resamples, sketches)
     if (tokens > 0).sum() < FEWEST_PROMPTS:
         return Measured.none(TOO_FEW)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -188,10 +184,10 @@ def signal_to_noise(board: Board, resamples: Resamples, sketches: Sketches, cred
     return Measured(samples, int(sketches.rows.sum()), int((tokens > 0).sum()), NO_GRADIENT)
 
 
-def _prompts(board: Board, resamples: Resamples, sketches: Sketches) -> tuple[Array, Array]:
+def _prompts(table: TraceTable, resamples: Resamples, sketches: GradientSketches) -> tuple[Array, Array]:
     """How often each prompt is drawn, 0 for one of which nothing was sketched, and the tokens of each."""
-    lengths = np.array(board.lengths, dtype=np.float64) * sketches.rows
-    tokens = np.bincount(board.groups, lengths, minlength=resamples.counts.shape[1])
+    lengths = np.array(table.lengths, dtype=np.float64) * sketches.rows
+    tokens = np.bincount(table.groups, lengths, minlength=resamples.counts.shape[1])
     return resamples.counts * (tokens > 0), tokens.astype(np.float64)
 
 
@@ -212,7 +208,7 @@ class _Moments:
     products: _Products
 
 
-def _moments(counts: Array, credit: Gradient, tokens: Array) -> _Moments:
+def _moments(counts: Array, credit: PromptGradients, tokens: Array) -> _Moments:
     gram = credit.sums @ credit.sums.T
     products = _Products(counts, gram, tokens)
     num, total = counts.sum(axis=1), counts @ tokens
@@ -228,10 +224,10 @@ def _stands_out(moments: _Moments) -> bool:
     return bool(lengths[0] > 0 and np.mean(lengths > 0) > 0.975)
 
 
-def _segment_tokens(board: Board) -> Array:
-    tokens = np.zeros(board.is_state.shape)
-    for row, cut in enumerate(board.cuts):
-        tokens[row, : board.num_segments[row]] = np.diff(cut.boundaries)
+def _segment_tokens(table: TraceTable) -> Array:
+    tokens = np.zeros(table.is_state.shape)
+    for row, cut in enumerate(table.cuts):
+        tokens[row, : table.num_segments[row]] = np.diff(cut.boundaries)
     return tokens
 
 
