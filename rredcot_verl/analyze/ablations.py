@@ -22,14 +22,8 @@ from rredcot_verl.analyze.estimators import (
     methods_from,
 )
 from rredcot_verl.analyze.method_values import Evidence, Method
-from rredcot_verl.analyze.regressions import (
-    SIZES,
-    HiddenStates,
-    default_layer,
-    fit,
-    load_hidden,
-    regression_methods,
-)
+from rredcot_verl.analyze.regressions import SIZES, HiddenStates, default_layer, fit, load_hidden, regression_methods
+from rredcot_verl.analyze.statistics import intervals
 from rredcot_verl.analyze.trace_table import make_table
 
 BETAS = (0.5, 1.0, 2.0, 5.0)
@@ -40,12 +34,7 @@ Rows = list[dict[str, Any]]
 
 
 def ablations(
-    evidence: Evidence,
-    comparison: Comparison,
-    hidden: HiddenStates | None,
-    seed: int,
-    notes: list[str],
-    report: Report,
+    evidence: Evidence, comparison: Comparison, hidden: HiddenStates | None, seed: int, notes: list[str], report: Report
 ) -> dict[str, Rows]:
     """Run all of them.
 
@@ -149,11 +138,7 @@ def _credit(comparison: Comparison, layer: int | None) -> Rows:
 
 def _row(comparison: Comparison, method: Method, setting: str) -> dict[str, Any]:
     measured = comparison.measure(method, method.covers(comparison.table), measures.KEPT)
-    return {
-        "setting": setting,
-        "method": method.name,
-        "measures": {name: value.interval() for name, value in measured.items()},
-    }
+    return {"setting": setting, "method": method.name, "measures": intervals(measured)}
 
 
 def _credit_row(comparison: Comparison, method: Method | None, setting: str, **options: Any) -> dict[str, Any]:

@@ -91,10 +91,7 @@ class Options:
         help="ways to cut, the main one first, e.g. keyword_entropy-8 fixed-8 (default: the settings' own and others)",
     )
     temperatures: list[float] = _flag(
-        nargs="+",
-        type=float,
-        metavar="T",
-        help="of the probes, the main one first (default: the sampling temperature)",
+        nargs="+", type=float, metavar="T", help="of the probes, the main one first (default: the sampling temperature)"
     )
     rollouts: int = _flag(default=16, least=2, metavar="N", help="continuations of a state (default: 16)")
     main_rollouts: int | None = _flag(

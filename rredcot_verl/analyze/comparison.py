@@ -8,13 +8,14 @@ import numpy as np
 
 from rredcot_verl.analyze import measures, policy_gradient, wrong_lines
 from rredcot_verl.analyze.estimators import ALL_ROLLOUTS, REFERENCE
-from rredcot_verl.analyze.measures import Measured, agreement, calibration_curve
+from rredcot_verl.analyze.measures import agreement, calibration_curve
 from rredcot_verl.analyze.method_values import Method, cost
 from rredcot_verl.analyze.records import Measurements
-from rredcot_verl.analyze.statistics import Array, Resamples
-from rredcot_verl.analyze.trace_table import Mask, MonteCarloValues, TraceTable, group_numbers, reward_range
+from rredcot_verl.analyze.statistics import Array, Measured, Resamples, intervals
+from rredcot_verl.analyze.trace_table import Mask, TraceTable, reward_range
 
 FORMS = ("reweight", "td")
+NO_SKETCHES = "no gradient sketches"
 UNIFORM = 1e-6
 """GRPO advantages below this are rounding in a group whose traces all earn the same."""
 IS_ALL_ROLLOUTS = "it is the gold itself"
@@ -43,12 +44,14 @@ class Comparison:
         self.methods = {method.name: method for method in methods}
         self.reference = self.methods.get(REFERENCE)
         self.wrong = wrong_lines.wrong_segments(table)
-        self.sketches = policy_gradient.load_sketches(measurements, table)
-        if self.sketches is None:
-            notes.append(f"no gradient sketches for {table.cutting}: no variance of the policy gradient")
-        self._reference_measures: dict[tuple[str, bytes, tuple[str, ...]], dict[str, Measured]] = {}
         self._grpo_credit = self.advantages(None, "reweight")
-        self._grpo = self._gradient(self._grpo_credit)
+        sketches = policy_gradient.load_sketches(measurements, table)
+        self._gradients = None
+        if sketches is None:
+            notes.append(f"no gradient sketches for {table.cutting}: no variance of the policy gradient")
+        else:
+            self._gradients = policy_gradient.GradientComparison(table, resamples, sketches, self._grpo_credit)
+        self._reference_measures: dict[tuple[str, bytes, tuple[str, ...]], dict[str, Measured]] = {}
 
     def entry(self, method: Method) -> dict[str, Any]:
         """Everything about one method, as `evaluate` documents it."""
@@ -63,7 +66,7 @@ class Comparison:
             "uses_outcome": method.uses_outcome,
             "against": method.against,
             "coverage": float(rows.mean()),
-            "measures": {name: value.interval() for name, value in measured.items()},
+            "measures": intervals(measured),
             "differences": self._differences(method, measured, rows),
             "over_chance": {"blame_top1": self._over_chance(measured["blame_top1"], method, rows)},
             "calibration": calibration_curve(self.table, self.resamples, method.values, rows) if forecast else None,
@@ -81,7 +84,7 @@ class Comparison:
                 self.table,
                 self.resamples,
                 method.values,
-                self._gold(method.against),
+                self.table.other_rollouts if method.against == "rest" else self.table.monte_carlo,
                 rows,
                 rewards=method.segment_rewards(self.table),
                 names=names,
@@ -95,18 +98,16 @@ class Comparison:
     ) -> dict[str, dict[str, Any]]:
         """Gradient under a credit form relative to GRPO, and the blame by the final advantage."""
         credit = self.advantages(method, form, beta=beta, penalty=penalty, lam=lam)
-        own = self._gradient(credit)
-        result: dict[str, Measured] = {}
-        if own is None or self._grpo is None or self.sketches is None:
-            result = {name: Measured.none("no gradient sketches") for name in policy_gradient.NAMES}
+        if self._gradients is None:
+            result = {name: Measured.none(NO_SKETCHES) for name in policy_gradient.NAMES}
         else:
-            result = policy_gradient.compare(self.table, self.resamples, self.sketches, own, self._grpo)
+            result = self._gradients.compare(credit)
         rows = np.ones(len(self.table.traces), dtype=bool) if method is None else method.covers(self.table)
         # A group whose traces all earn the same has no advantage to place.
         rows &= np.abs(self._grpo_credit[:, 0]) > UNIFORM
         found = wrong_lines.blame(self.table, self.resamples, self.wrong, credit, rows)
         result |= {f"blame_{name}": value for name, value in found.items()}
-        return {name: value.interval() for name, value in result.items()}
+        return intervals(result)
 
     def cost(self, method: Method) -> dict[str, dict[str, Any]]:
         """Seconds and tokens a trace, beside those of the plain log-prob pass and of generating it."""
@@ -147,22 +148,19 @@ class Comparison:
             },
             "noise": float(gold.noise[known].mean()) if known.any() else None,
             "variance": float(np.var(gold.values[known])) if known.any() else None,
-            "split_half": {name: value.interval() for name, value in halves.items()},
+            "split_half": intervals(halves),
             "ceiling": {name: _ceiling(value).interval() for name, value in halves.items()},
         }
 
     def chance(self) -> dict[str, dict[str, Any]]:
         """Blame by rules that read nothing."""
         rules = wrong_lines.chance(self.table, self.resamples, self.wrong)
-        return {rule: {name: value.interval() for name, value in found.items()} for rule, found in rules.items()}
+        return {rule: intervals(found) for rule, found in rules.items()}
 
     def grpo(self) -> dict[str, Any]:
         """GRPO's own gradient."""
-        if self._grpo is None or self.sketches is None:
-            return {"snr": Measured.none("no gradient sketches").interval()}
-        return {
-            "snr": policy_gradient.signal_to_noise(self.table, self.resamples, self.sketches, self._grpo).interval()
-        }
+        snr = Measured.none(NO_SKETCHES) if self._gradients is None else self._gradients.grpo_signal_to_noise()
+        return {"snr": snr.interval()}
 
     def advantages(
         self, method: Method | None, form: str, *, beta: float = 1.0, penalty: float = 1.0, lam: float = 1.0
@@ -171,14 +169,6 @@ class Comparison:
         regressed = method is not None and method.rests_on_group
         settings = policy_gradient.settings_for(reward_range(self.measurements.run), form, beta, penalty, regressed)
         return policy_gradient.advantages(self.measurements, self.table, method, settings, lam)
-
-    def _gradient(self, credit: Array) -> policy_gradient.PromptGradients | None:
-        if self.sketches is None:
-            return None
-        return policy_gradient.gradient(self.table, self.sketches, credit, len(group_numbers(self.measurements)))
-
-    def _gold(self, against: str) -> MonteCarloValues:
-        return self.table.other_rollouts if against == "rest" else self.table.monte_carlo
 
     def _differences(self, method: Method, measured: dict[str, Measured], rows: Mask) -> dict[str, dict[str, Any]]:
         reference = self.reference
@@ -208,7 +198,7 @@ class Comparison:
         known = np.isfinite(above) & np.isfinite(below)
         groups = self.table.groups[known]
         samples = self.resamples.ratio(above[known], below[known], groups)
-        return Measured(samples, int(known.sum()), len(np.unique(groups)), "not measured").interval()
+        return Measured.of(samples, groups, "not measured").interval()
 
 
 def _ceiling(halves: Measured) -> Measured:

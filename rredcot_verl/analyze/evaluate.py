@@ -39,14 +39,7 @@ import numpy as np
 
 from rredcot_verl.analyze.ablations import ablations
 from rredcot_verl.analyze.comparison import Comparison
-from rredcot_verl.analyze.estimators import (
-    CALIBRATED,
-    PROBES,
-    SMOOTHED,
-    from_all_rollouts,
-    methods_from,
-    weighed,
-)
+from rredcot_verl.analyze.estimators import CALIBRATED, PROBES, SMOOTHED, from_all_rollouts, methods_from, weighed
 from rredcot_verl.analyze.example_traces import examples
 from rredcot_verl.analyze.method_values import Evidence, Method, group_mean, smoothed
 from rredcot_verl.analyze.records import Measurements

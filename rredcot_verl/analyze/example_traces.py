@@ -71,10 +71,7 @@ def _layout(table: TraceTable, shown: Sequence[Method], row: int, wrong: int | N
         "reward": trace.reward,
         "ground_truth": trace.ground_truth,
         "methods": [method.name for method in shown],
-        "start": {
-            "gold": after(table.monte_carlo.values, 0),
-            "values": [after(method.values, 0) for method in shown],
-        },
+        "start": {"gold": after(table.monte_carlo.values, 0), "values": [after(method.values, 0) for method in shown]},
         "segments": [
             {
                 "text": trace.response[cut.characters[k - 1] : cut.characters[k]],

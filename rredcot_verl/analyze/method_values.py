@@ -157,11 +157,7 @@ def new_highs_of_probe(estimator: Estimator, evidence: Evidence) -> list[Method]
     """MIG: the same probe, of which only new highs pay."""
     about = "only new highs of the reference answer's exp(mean log-probability) pay (MIG); the last segment gets 0"
     return [
-        replace(
-            method,
-            about=about,
-            values=by_row(evidence.table, method.values, lambda _, values: mig_values(values)),
-        )
+        replace(method, about=about, values=by_row(evidence.table, method.values, lambda _, values: mig_values(values)))
         for method in changes_of_probe(estimator, evidence)
     ]
 

@@ -137,9 +137,7 @@ class PackedPass:
 
 @torch.no_grad()
 def run_pack(
-    model: PreTrainedModel,
-    traces: Sequence[Sequence[int]],
-    probes: Sequence[Sequence[Probe]] | None = None,
+    model: PreTrainedModel, traces: Sequence[Sequence[int]], probes: Sequence[Sequence[Probe]] | None = None
 ) -> PackedPass:
     """Traces, one after the other in one sequence, each seeing itself alone; probes share their trace.
 

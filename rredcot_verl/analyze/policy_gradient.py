@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from rredcot_verl.analyze.measures import Measured
 from rredcot_verl.analyze.method_values import Method
 from rredcot_verl.analyze.records import GRADIENTS_FOLDER, Measurements
-from rredcot_verl.analyze.statistics import Array, Resamples
+from rredcot_verl.analyze.statistics import Array, Measured, Resamples
 from rredcot_verl.analyze.trace_table import Mask, TraceTable, reward_range
 from rredcot_verl.config.blocks import CreditConfig, SelfValueConfig
 from rredcot_verl.config.schema import RREDCoTConfig
@@ -51,19 +50,6 @@ class GradientSketches:
 
     rows: Mask
     vectors: Array
-
-
-@dataclass(frozen=True)
-class PromptGradients:
-    """What the statistics of one credit need.
-
-    Attributes:
-        sums: `(num_groups, dim)`, h of each prompt.
-        squares: `(num_groups,)`, sum of tokens times squared advantages.
-    """
-
-    sums: Array
-    squares: Array
 
 
 def load_sketches(measurements: Measurements, table: TraceTable) -> GradientSketches | None:
@@ -130,65 +116,90 @@ def advantages(
     return result
 
 
-def gradient(table: TraceTable, sketches: GradientSketches, credit: Array, num_groups: int) -> PromptGradients:
-    """Sum advantages times sketches by prompt."""
-    use = table.is_state & sketches.rows[:, None]
-    weights = np.where(use, credit, 0.0)
-    per_trace = np.einsum("tk,tkd->td", weights, sketches.vectors)
-    sums = np.zeros((num_groups, per_trace.shape[1]))
-    np.add.at(sums, table.groups, per_trace)
-    squares = np.bincount(table.groups, (weights**2 * _segment_tokens(table)).sum(axis=1), minlength=num_groups)
-    return PromptGradients(sums, squares.astype(np.float64))
+@dataclass(frozen=True)
+class PromptGradients:
+    """What the statistics of one credit need.
+
+    Attributes:
+        sums: `(num_groups, dim)`, h of each prompt.
+        squares: `(num_groups,)`, sum of tokens times squared advantages.
+    """
+
+    sums: Array
+    squares: Array
 
 
-def compare(
-    table: TraceTable, resamples: Resamples, sketches: GradientSketches, credit: PromptGradients, grpo: PromptGradients
-) -> dict[str, Measured]:
-    """Each of `NAMES` of a credit, relative to GRPO."""
-    counts, tokens = _prompts(table, resamples, sketches)
-    if (tokens > 0).sum() < FEWEST_PROMPTS:
-        return {name: Measured.none(TOO_FEW) for name in NAMES}
-    with np.errstate(invalid="ignore", divide="ignore"):
-        own, theirs = _moments(counts, credit, tokens), _moments(counts, grpo, tokens)
-        across = _Products(counts, credit.sums @ grpo.sums.T, tokens)
-        scale = (counts @ grpo.squares) / (counts @ credit.squares)
-        variance = own.variance / theirs.variance
-        samples = {
-            "variance": variance,
-            "variance_scaled": variance * scale,
-            "cosine": across.plain / np.sqrt(own.products.plain * theirs.products.plain),
-            "cosine_unbiased": across.apart / np.sqrt(_positive(own.products.apart) * _positive(theirs.products.apart)),
-            "snr": own.products.apart / own.variance / (_positive(theirs.products.apart) / theirs.variance),
-            "efficiency": (across.apart / _positive(theirs.products.apart)) ** 2 / variance,
-        }
-    num, num_groups = int(sketches.rows.sum()), int((tokens > 0).sum())
-    measured = {name: Measured(numbers, num, num_groups, NO_GRADIENT) for name, numbers in samples.items()}
-    # A direction needs a mean that stands out from its noise; the ratio of two noises is no number.
-    if not _stands_out(theirs):
-        measured |= {name: Measured.none(NO_DIRECTION) for name in ("cosine_unbiased", "snr", "efficiency")}
-    elif not _stands_out(own):
-        measured["cosine_unbiased"] = Measured.none(NO_DIRECTION)
-    return measured
+class GradientComparison:
+    """Compares the policy gradients of credits with GRPO's.
 
+    Args:
+        table: The traces.
+        resamples: Of their prompts.
+        sketches: Of their segments' gradients.
+        grpo: `(num_traces, width)`, GRPO's advantages.
+    """
 
-def signal_to_noise(
-    table: TraceTable, resamples: Resamples, sketches: GradientSketches, credit: PromptGradients
-) -> Measured:
-    """<mu, mu> / V of a credit: times M, the squared signal-to-noise ratio of a batch of M prompts."""
-    counts, tokens = _prompts(table, resamples, sketches)
-    if (tokens > 0).sum() < FEWEST_PROMPTS:
-        return Measured.none(TOO_FEW)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        own = _moments(counts, credit, tokens)
-        samples = own.products.apart / own.variance
-    return Measured(samples, int(sketches.rows.sum()), int((tokens > 0).sum()), NO_GRADIENT)
+    def __init__(self, table: TraceTable, resamples: Resamples, sketches: GradientSketches, grpo: Array) -> None:
+        self._table, self._sketches = table, sketches
+        self._num_groups = resamples.counts.shape[1]
+        lengths = np.array(table.lengths, dtype=np.float64) * sketches.rows
+        self._tokens = np.bincount(table.groups, lengths, minlength=self._num_groups).astype(np.float64)
+        # 0 for a prompt of which nothing was sketched.
+        self._counts = resamples.counts * (self._tokens > 0)
+        self._grpo = self.gradients(grpo)
 
+    def gradients(self, credit: Array) -> PromptGradients:
+        """Sum advantages `(num_traces, width)` times sketches by prompt."""
+        table, sketches = self._table, self._sketches
+        segment_tokens = np.zeros(table.is_state.shape)
+        for row, cut in enumerate(table.cuts):
+            segment_tokens[row, : table.num_segments[row]] = np.diff(cut.boundaries)
+        weights = np.where(table.is_state & sketches.rows[:, None], credit, 0.0)
+        per_trace = np.einsum("tk,tkd->td", weights, sketches.vectors)
+        sums = np.zeros((self._num_groups, per_trace.shape[1]))
+        np.add.at(sums, table.groups, per_trace)
+        squares = (weights**2 * segment_tokens).sum(axis=1)
+        by_prompt = np.bincount(table.groups, squares, minlength=self._num_groups)
+        return PromptGradients(sums, by_prompt.astype(np.float64))
 
-def _prompts(table: TraceTable, resamples: Resamples, sketches: GradientSketches) -> tuple[Array, Array]:
-    """How often each prompt is drawn, 0 for one of which nothing was sketched, and the tokens of each."""
-    lengths = np.array(table.lengths, dtype=np.float64) * sketches.rows
-    tokens = np.bincount(table.groups, lengths, minlength=resamples.counts.shape[1])
-    return resamples.counts * (tokens > 0), tokens.astype(np.float64)
+    def compare(self, credit: Array) -> dict[str, Measured]:
+        """Each of `NAMES` of advantages `(num_traces, width)`, relative to GRPO."""
+        counts, tokens, grpo = self._counts, self._tokens, self._grpo
+        if (tokens > 0).sum() < FEWEST_PROMPTS:
+            return {name: Measured.none(TOO_FEW) for name in NAMES}
+        given = self.gradients(credit)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            own, theirs = _moments(counts, given, tokens), _moments(counts, grpo, tokens)
+            across = _Products(counts, given.sums @ grpo.sums.T, tokens)
+            scale = (counts @ grpo.squares) / (counts @ given.squares)
+            variance = own.variance / theirs.variance
+            lengths = _positive(own.products.apart) * _positive(theirs.products.apart)
+            samples = {
+                "variance": variance,
+                "variance_scaled": variance * scale,
+                "cosine": across.plain / np.sqrt(own.products.plain * theirs.products.plain),
+                "cosine_unbiased": across.apart / np.sqrt(lengths),
+                "snr": own.products.apart / own.variance / (_positive(theirs.products.apart) / theirs.variance),
+                "efficiency": (across.apart / _positive(theirs.products.apart)) ** 2 / variance,
+            }
+        measured = {name: self._measured(numbers) for name, numbers in samples.items()}
+        # A direction needs a mean that stands out from its noise; the ratio of two noises is no number.
+        if not _stands_out(theirs):
+            measured |= {name: Measured.none(NO_DIRECTION) for name in ("cosine_unbiased", "snr", "efficiency")}
+        elif not _stands_out(own):
+            measured["cosine_unbiased"] = Measured.none(NO_DIRECTION)
+        return measured
+
+    def grpo_signal_to_noise(self) -> Measured:
+        """<mu, mu> / V of GRPO: times M, the squared signal-to-noise ratio of a batch of M prompts."""
+        if (self._tokens > 0).sum() < FEWEST_PROMPTS:
+            return Measured.none(TOO_FEW)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            own = _moments(self._counts, self._grpo, self._tokens)
+            return self._measured(own.products.apart / own.variance)
+
+    def _measured(self, samples: Array) -> Measured:
+        return Measured(samples, int(self._sketches.rows.sum()), int((self._tokens > 0).sum()), NO_GRADIENT)
 
 
 class _Products:
@@ -222,13 +233,6 @@ def _stands_out(moments: _Moments) -> bool:
     """Whether the squared length of the mean gradient is above 0 on all but 2.5 % of the resamples."""
     lengths = moments.products.apart
     return bool(lengths[0] > 0 and np.mean(lengths > 0) > 0.975)
-
-
-def _segment_tokens(table: TraceTable) -> Array:
-    tokens = np.zeros(table.is_state.shape)
-    for row, cut in enumerate(table.cuts):
-        tokens[row, : table.num_segments[row]] = np.diff(cut.boundaries)
-    return tokens
 
 
 def _positive(numbers: Array) -> Array:

@@ -46,11 +46,7 @@ def describe_run(
         "budget_s": options.budget_s,
         "device": describe_device(policy.device),
         "dtype": options.dtype if options.dtype != "auto" else default_dtype(options.device),
-        "machine": {
-            "system": platform.platform(),
-            "num_cores": os.cpu_count(),
-            "num_threads": torch.get_num_threads(),
-        },
+        "machine": {"system": platform.platform(), "num_cores": os.cpu_count(), "num_threads": torch.get_num_threads()},
         "versions": _versions(),
         "identity": options.identity(model_fingerprint),
     }

@@ -103,6 +103,10 @@ class TraceTable:
         following = np.concatenate([self.position[:, 1:], np.zeros((len(self.traces), 1))], axis=1)
         return np.where(self.is_inner, following, 1.0)
 
+    def groups_of(self, where: Mask) -> Labels:
+        """The prompts of some states or segments `(num_traces, width)`, one each."""
+        return np.broadcast_to(self.groups[:, None], where.shape)[where]
+
     def padded(self, traces: Labels, places: Labels, vectors: Array, fill: float) -> tuple[Array, Mask]:
         """Lay out one vector a state or segment.
 

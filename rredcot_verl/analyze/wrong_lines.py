@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rredcot_verl.analyze.measures import Measured
-from rredcot_verl.analyze.statistics import Array, Labels, Resamples
+from rredcot_verl.analyze.statistics import Array, Labels, Measured, Resamples
 from rredcot_verl.analyze.trace_table import Mask, TraceTable
 
 NAMES = ("top1", "rank", "auc")
@@ -90,19 +89,19 @@ def blame(
         return {name: Measured.none(_reason(wrong)) for name in NAMES}
     groups = table.groups[chosen]
     valid = table.is_state[chosen]
-    scores = _rounded(np.where(valid, credit[chosen], 0.0))
+    # Differences below 1e-9 are rounding of sums of values, and count as equal.
+    scores: Array = np.where(valid, credit[chosen], 0.0).round(9)
     own = scores[np.arange(len(chosen)), segments][:, None]
     num_below = ((scores < own) & valid).sum(axis=1)
     num_equal = ((scores == own) & valid).sum(axis=1)
     top1 = np.where(num_below == 0, 1 / num_equal, 0.0)
     rank = num_below + (num_equal + 1) / 2
-    num, num_groups = len(chosen), len(np.unique(groups))
     positive = np.arange(valid.shape[1]) == segments[:, None]
-    everyone = np.broadcast_to(groups[:, None], valid.shape)[valid]
+    by_segment = resamples.auc(-scores[valid], positive[valid], np.broadcast_to(groups[:, None], valid.shape)[valid])
     return {
-        "top1": Measured(resamples.mean(top1, groups), num, num_groups),
-        "rank": Measured(resamples.mean(rank, groups), num, num_groups),
-        "auc": Measured(resamples.auc(-scores[valid], positive[valid], everyone), num, num_groups),
+        "top1": Measured.of(resamples.mean(top1, groups), groups),
+        "rank": Measured.of(resamples.mean(rank, groups), groups),
+        "auc": Measured.of(by_segment, groups),
     }
 
 
@@ -112,11 +111,6 @@ def chance(table: TraceTable, resamples: Resamples, wrong: WrongSegments) -> dic
     number = np.broadcast_to(np.arange(table.width, dtype=np.float64), table.is_state.shape)
     rules = {"chance": np.zeros_like(number), "first_segment": number, "last_segment": -number}
     return {name: blame(table, resamples, wrong, credit, everyone) for name, credit in rules.items()}
-
-
-def _rounded(credit: Array) -> Array:
-    """Differences below 1e-9 are rounding of sums of values, and count as equal."""
-    return np.round(credit, 9)
 
 
 def _reason(wrong: WrongSegments) -> str:

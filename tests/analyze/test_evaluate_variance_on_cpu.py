@@ -42,8 +42,8 @@ def grpo(measurements, table):
 
 def _compare(table, sketches, credit, grpo, num_resamples=50):
     resamples = Resamples.draw(40, num_resamples, seed=0)
-    ours, theirs = (policy_gradient.gradient(table, sketches, given, 40) for given in (credit, grpo))
-    return {name: m.samples for name, m in policy_gradient.compare(table, resamples, sketches, ours, theirs).items()}
+    compared = policy_gradient.GradientComparison(table, resamples, sketches, grpo).compare(credit)
+    return {name: measured.samples for name, measured in compared.items()}
 
 
 def test_advantages_of_grpo_are_verls(table, grpo):
@@ -108,13 +108,15 @@ def test_mean_gradient_is_that_of_verls_token_mean_loss():
     records = [CuttingRecord(n, "c", own, own) for n, own in enumerate(cuts)]
     table = make_table(Measurements(None, {}, traces, records), "c")
     sketches = policy_gradient.GradientSketches(np.ones(3, dtype=bool), vectors)
-    sums = policy_gradient.gradient(table, sketches, credit, 3).sums
+    compared = policy_gradient.GradientComparison(table, Resamples.draw(3, 1, seed=0), sketches, credit)
+    sums = compared.gradients(credit).sums
     assert -sums.sum(axis=0) / sum(lengths) == pytest.approx(weight.grad.flatten().numpy(), abs=1e-6)
 
 
 def test_variance_is_that_of_batches_of_prompts(table, sketches, grpo):
     """The mean gradients of resampled batches scatter as the formula says."""
-    own = policy_gradient.gradient(table, sketches, grpo, 40)
+    resamples = Resamples.draw(40, 1, seed=1)
+    own = policy_gradient.GradientComparison(table, resamples, sketches, grpo).gradients(grpo)
     counts = Resamples.draw(40, 4000, seed=1).counts[1:]
     tokens = np.bincount(table.groups, table.lengths, minlength=40).astype(float)
     means = (counts @ own.sums) / (counts @ tokens)[:, None]
@@ -153,8 +155,7 @@ def test_random_credit_has_no_direction_and_right_credit_has_more(measurements, 
 
 def test_too_few_prompts_are_refused(measurements, table, sketches, grpo):
     few = policy_gradient.GradientSketches(sketches.rows & (table.groups < 5), sketches.vectors)
-    own = policy_gradient.gradient(table, few, grpo, 40)
-    found = policy_gradient.compare(table, Resamples.draw(40, 5, seed=0), few, own, own)
+    found = policy_gradient.GradientComparison(table, Resamples.draw(40, 5, seed=0), few, grpo).compare(grpo)
     assert {m.interval()["reason"] for m in found.values()} == {policy_gradient.TOO_FEW}
 
 
@@ -171,8 +172,8 @@ def test_prompts_without_sketches_do_not_count(measurements, table, sketches, gr
     found = []
     for place, own, num in ((table, half, 40), (small, policy_gradient.load_sketches(fewer, small), 20)):
         rows = len(place.traces)
-        ours, theirs = (policy_gradient.gradient(place, own, given[:rows], num) for given in (credit, grpo))
-        found.append(policy_gradient.compare(place, Resamples(np.ones((1, num))), own, ours, theirs))
+        compared = policy_gradient.GradientComparison(place, Resamples(np.ones((1, num))), own, grpo[:rows])
+        found.append(compared.compare(credit[:rows]))
     for name in policy_gradient.NAMES:
         assert found[0][name].samples == pytest.approx(found[1][name].samples), name
 
