@@ -94,7 +94,7 @@ def load_policy(folder: Path, device: str, dtype: str) -> Policy:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen)
         model = model.to(device).eval()
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, AssertionError) as error:
         raise ValueError(f"--model {folder}: cannot be loaded on {device}: {error}") from error
     stops = model.generation_config.eos_token_id if model.generation_config else None
     eos = {tokenizer.eos_token_id, *(stops if isinstance(stops, list | tuple) else [stops])} - {None}

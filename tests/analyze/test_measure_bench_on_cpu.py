@@ -217,6 +217,11 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(place, extra, words, mon
     assert not (place / "refused").exists()
 
 
+def test_a_device_that_is_not_there_is_said(place, capsys):
+    assert main(command(place, "refused", "--device", "cuda:99")) == 1
+    assert "cannot be loaded on cuda:99" in capsys.readouterr().err
+
+
 def test_settings_come_from_a_file_with_overrides_on_top(place):
     (place / "run.yaml").write_text("algorithm:\n  rredcot:\n    segmentation: {min_tokens: 5, num_segments: 6}\n")
     arguments = command(place, "x", "--config", str(place / "run.yaml"), "--set", "+algorithm.rredcot.credit.beta=2.0")
