@@ -20,7 +20,7 @@ from rredcot_verl.analyze.measuring import Context, Measurement, Segments, compl
 from rredcot_verl.analyze.policy import check_folder, fingerprint, load_policy, require_packing
 from rredcot_verl.analyze.prefix_sampler import Sampler
 from rredcot_verl.analyze.problems import GivenTrace, Problem, read_prompts, read_traces
-from rredcot_verl.analyze.records import GRADIENTS_FOLDER, HIDDEN_FOLDER, Measurements, TraceRecord
+from rredcot_verl.analyze.records import Measurements, TraceRecord
 from rredcot_verl.analyze.run_facts import describe_run
 from rredcot_verl.analyze.store import Store, check_identity
 from rredcot_verl.analyze.timing import Budget, Stopwatch
@@ -208,14 +208,14 @@ class Bench:
         )
         verifier, limit = self._inputs.verifier, options.max_response_tokens
         probes = ProbeMeasurement(context, options.temperatures, traces) if PROBES in options.measured else None
-        self._hidden = HiddenStateMeasurement(context, self._layers, options.dim, options.seed)
+        hidden = HiddenStateMeasurement(context, self._layers, options.dim, options.seed)
         weights = [name for name in options.measured if name not in (PROBES, HIDDEN)]
         found: list[Measurement | None] = [
             RolloutMeasurement(context, self._sampler, verifier, limit, options.num_rollouts),
             probes,
             *(WeightMeasurement(context, name) for name in weights),
-            self._hidden if HIDDEN in options.measured else None,
-            CostMeasurement(self._hidden, probes),
+            hidden if HIDDEN in options.measured else None,
+            CostMeasurement(hidden, probes),
             GradientMeasurement(context, traces[: options.gradients], options.seed) if options.gradients else None,
         ]
         return [measurement for measurement in found if measurement is not None]
@@ -225,16 +225,8 @@ class Bench:
         whole = [trace for trace in traces if is_whole(store, measurements, trace)]
         if options.unread():
             self._note(f"not read here, where every form has a row of its own: {', '.join(options.unread())}")
-        if HIDDEN in options.measured:
-            for cutting in options.cuttings:
-                parts = [
-                    self._hidden.states_of(trace, cutting.name, store.arrays(HIDDEN_FOLDER, trace.trace))
-                    for trace in whole
-                ]
-                store.write_arrays(HIDDEN_FOLDER, cutting.name, parts)
-        sketched = [trace.trace for trace in whole if store.has((GRADIENTS_FOLDER, trace.trace))]
-        sketches = [store.arrays(GRADIENTS_FOLDER, trace) for trace in sketched]
-        store.write_arrays(GRADIENTS_FOLDER, options.cuttings[0].name, sketches)
+        for measurement in measurements:
+            measurement.lay_out(store, whole)
         asked = self._inputs.num_traces(options.group_size)
         store.run["num_traces"] = {"asked": asked, "made": len(traces), "whole": len(whole)}
         store.write_run()

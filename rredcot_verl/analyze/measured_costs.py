@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 
 from rredcot_verl.analyze.measured_hidden import HiddenStateMeasurement
 from rredcot_verl.analyze.measured_probes import ProbeMeasurement
-from rredcot_verl.analyze.measuring import Unit
+from rredcot_verl.analyze.measuring import Measurement, Unit
 from rredcot_verl.analyze.records import CostRecord, TraceRecord
 
 
-class CostMeasurement:
+class CostMeasurement(Measurement):
     """Times passes that are not needed otherwise.
 
     Args:

@@ -7,15 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rredcot_verl.analyze.measuring import Context, Unit
+from rredcot_verl.analyze.measuring import Context, Measurement, Unit
 from rredcot_verl.analyze.records import GRADIENTS_FOLDER, TraceArrays, TraceRecord
+from rredcot_verl.analyze.store import Store
 
 SKETCH_DIM = 4096
 """Numbers kept of a gradient. The relative error of an inner product of sketches is about 1 / sqrt(SKETCH_DIM) = 1.6 %
 of the product of the norms."""
 
 
-class GradientMeasurement:
+class GradientMeasurement(Measurement):
     """Count sketches (Charikar, Chen, Farach-Colton, 2002) of gradients with respect to all parameters.
 
     Every parameter has a seeded bucket and sign; a sketch sums, by bucket, the signed gradient. Inner products of
@@ -51,6 +52,11 @@ class GradientMeasurement:
             number, count = unit.trace.trace, len(sketches)
             arrays = {"traces": np.full(count, number), "segments": np.arange(count), "sketches": sketches}
             yield TraceArrays(GRADIENTS_FOLDER, number, arrays)
+
+    def lay_out(self, store: Store, traces: Sequence[TraceRecord]) -> None:
+        """See `Measurement`: `gradients/<cutting>.npz`."""
+        parts = [store.arrays(GRADIENTS_FOLDER, trace.trace) for trace in traces if trace.trace in self._traces]
+        store.write_arrays(GRADIENTS_FOLDER, self._context.segments.main, parts)
 
     def sketches(self, trace: TraceRecord, boundaries: Sequence[int]) -> np.ndarray:
         """`(num_segments, SKETCH_DIM)` float32: the gradient of each segment's summed log-probability."""

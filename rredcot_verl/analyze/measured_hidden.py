@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import torch
 
-from rredcot_verl.analyze.measuring import Context, Unit
+from rredcot_verl.analyze.measuring import Context, Measurement, Unit
 from rredcot_verl.analyze.policy import run_pack
 from rredcot_verl.analyze.records import HIDDEN_FOLDER, CostRecord, TraceArrays, TraceRecord
+from rredcot_verl.analyze.store import Store
 from rredcot_verl.passes.hidden_states import decoder_layers, hidden_states, layer_index
 
 
@@ -30,7 +31,7 @@ def parse_layers(names: Sequence[str], num_layers: int) -> list[int]:
     return list(dict.fromkeys(layers))
 
 
-class HiddenStateMeasurement:
+class HiddenStateMeasurement(Measurement):
     """Reads several layers in one pass, and what reading one costs.
 
     Args:
@@ -65,8 +66,14 @@ class HiddenStateMeasurement:
                 rows = {f"layer_{layer}": values[end - len(own) : end] for layer, values in by_layer.items()}
                 yield TraceArrays(HIDDEN_FOLDER, trace.trace, {"offsets": np.array(own), **rows})
 
-    def states_of(self, trace: TraceRecord, cutting: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A trace's rows of `hidden/<cutting>.npz`, from what `measure` gave."""
+    def lay_out(self, store: Store, traces: Sequence[TraceRecord]) -> None:
+        """See `Measurement`: `hidden/<cutting>.npz`."""
+        parts = [store.arrays(HIDDEN_FOLDER, trace.trace) for trace in traces]
+        for cutting in self._context.segments.names:
+            chosen = [self._states(*pair, cutting) for pair in zip(traces, parts, strict=True)]
+            store.write_arrays(HIDDEN_FOLDER, cutting, chosen)
+
+    def _states(self, trace: TraceRecord, arrays: dict[str, np.ndarray], cutting: str) -> dict[str, np.ndarray]:
         places = {offset: place for place, offset in enumerate(arrays["offsets"].tolist())}
         rows = [places[offset] for offset in self._context.segments.boundaries(trace, cutting)[:-1]]
         chosen = {name: values[rows] for name, values in arrays.items() if name != "offsets"}

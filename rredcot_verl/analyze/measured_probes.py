@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rredcot_verl.analyze.measuring import Context, Unit
+from rredcot_verl.analyze.measuring import Context, Measurement, Unit
 from rredcot_verl.analyze.policy import PackedPass, run_pack
 from rredcot_verl.analyze.records import CostRecord, ProbeRecord, TraceRecord
 from rredcot_verl.answers.grammar import canonical_form, look_up, reference_answers
@@ -32,7 +32,7 @@ class KnownAnswer:
     is_group: bool
 
 
-class ProbeMeasurement:
+class ProbeMeasurement(Measurement):
     """Forces all answers that the plugin could probe with any setting, and reads them at several temperatures.
 
     Args:

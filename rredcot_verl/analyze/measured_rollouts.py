@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from rredcot_verl.analyze.measuring import Context, Unit
+from rredcot_verl.analyze.measuring import Context, Measurement, Unit
 from rredcot_verl.analyze.prefix_sampler import Continuation, Request, Sampler
 from rredcot_verl.analyze.records import RolloutRecord, TraceRecord
 from rredcot_verl.analyze.verifier import Verifier
@@ -11,7 +11,7 @@ ROLLOUT_STREAM = 1
 """First number of the random streams of continuations; that of the traces is another."""
 
 
-class RolloutMeasurement:
+class RolloutMeasurement(Measurement):
     """Samples and verifies continuations; states of different cuttings share them.
 
     Args:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from transformers import PreTrainedModel
 
-from rredcot_verl.analyze.measuring import Context, Unit
+from rredcot_verl.analyze.measuring import Context, Measurement, Unit
 from rredcot_verl.analyze.records import TraceRecord, WeightRecord
 from rredcot_verl.answers.grammar import find_answer
 from rredcot_verl.passes.attribution import (
@@ -17,7 +17,7 @@ from rredcot_verl.passes.attribution import (
 Weigh = Callable[[PreTrainedModel, Sequence[AttributionTask]], list[list[float]]]
 
 
-class WeightMeasurement:
+class WeightMeasurement(Measurement):
     """Weighs the segments of traces, under the main cutting, for the answers that the traces give themselves.
 
     Args:

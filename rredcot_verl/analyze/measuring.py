@@ -3,11 +3,11 @@
 A *unit* is the smallest part that is measured by itself. What a call has kept, the next one does not measure again.
 """
 
+import abc
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from tqdm import tqdm
 
@@ -41,18 +41,21 @@ class Unit:
     offset: int = 0
 
 
-class Measurement(Protocol):
+class Measurement(abc.ABC):
     """One kind of measurement."""
 
     name: str
 
+    @abc.abstractmethod
     def units(self, trace: TraceRecord) -> list[Unit]:
         """All that has to be measured of a trace."""
-        ...
 
+    @abc.abstractmethod
     def measure(self, units: Sequence[Unit]) -> Iterable[Record | TraceArrays]:
         """Measure some units, of any traces; gives the records as they are done."""
-        ...
+
+    def lay_out(self, store: Store, traces: Sequence[TraceRecord]) -> None:  # noqa: B027 - most have nothing to do
+        """Lay the arrays of whole traces end to end, once all that time allows is measured."""
 
 
 def missing(store: Store, measurement: Measurement, traces: Sequence[TraceRecord]) -> list[Unit]:
@@ -115,7 +118,7 @@ def _estimate(seconds: dict[str, float], num_traces: int, num_waiting: int, budg
     return "\n".join(lines)
 
 
-class Segments:
+class Segments(Measurement):
     """The boundaries of the traces under every cutting; the first measurement, which the others ask.
 
     Args:

@@ -22,7 +22,7 @@ from rredcot_verl.core.self_value import geometric_value, joint_value
 from rredcot_verl.passes.hidden_states import project, random_projection
 from rredcot_verl.probes.values import ProbeScore, self_values
 from tests.agent.test_scorer_on_cpu import make_response, make_scorer
-from tests.analyze.context import CUTTING, make_context
+from tests.analyze.context import make_context
 from tests.tiny_model import build_tiny_model, make_tokenizer
 
 MODEL = build_tiny_model()
@@ -156,8 +156,6 @@ def test_hidden_states_are_those_of_the_trace_alone():
             expected = project(state, random_projection(state.shape[1], 8, 3))[0]
             assert own.arrays["layer_0"][number] == pytest.approx(expected.numpy(), abs=1e-4)
             assert own.arrays["layer_1"][number].shape == (8,)
-        rows = measurement.states_of(trace, CUTTING, own.arrays)
-        assert rows["states"].tolist() == [0, 1, 2] and (rows["layer_0"] == own.arrays["layer_0"]).all()
     costs = measured(CostMeasurement(measurement, ProbeMeasurement(context, [1.0], traces)), traces)
     assert sum(c.num_tokens for c in costs if c.what == "log_prob") == sum(len(t.token_ids) for t in traces)
 
