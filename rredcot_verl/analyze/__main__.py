@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rredcot_verl.analyze.options import Options, read_options
+from rredcot_verl.analyze.command_line import Options, read_options
 from rredcot_verl.analyze.records import Measurements
 
 
@@ -50,12 +50,11 @@ def write_results(measurements: Measurements, options: Options) -> None:
     from rredcot_verl.analyze import page, tables
     from rredcot_verl.analyze.evaluate import evaluate
 
-    chosen = options.arguments
     with tqdm(desc="evaluating", unit="part") as bar:
         results = evaluate(
-            measurements, seed=chosen.seed, num_resamples=chosen.num_resamples, progress=_progress_of(bar)
+            measurements, seed=options.seed, num_resamples=options.num_resamples, progress=_progress_of(bar)
         )
-    folder: Path = chosen.out
+    folder = options.out
     _write(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     _write(folder / "tables.md", tables.render(results))
     _write(folder / "report.html", page.render(results))

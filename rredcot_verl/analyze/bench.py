@@ -1,31 +1,30 @@
 """Measuring: the traces first, then block by block of traces everything that is asked of each."""
 
 import sys
-import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from rredcot_verl.analyze.attribution import Attributor
-from rredcot_verl.analyze.budget import Budget, Stopwatch, describe_duration
-from rredcot_verl.analyze.cuttings import cut
-from rredcot_verl.analyze.gradients import GradientSketcher
-from rredcot_verl.analyze.hidden import HiddenReader, parse_layers
-from rredcot_verl.analyze.inputs import GivenTrace, Problem, read_prompts, read_traces
-from rredcot_verl.analyze.model import check_folder, fingerprint, load_policy, require_packing
-from rredcot_verl.analyze.monte_carlo import MonteCarlo
-from rredcot_verl.analyze.options import HIDDEN, Options
-from rredcot_verl.analyze.phases import Done, Instruments, Phases
-from rredcot_verl.analyze.probes import Prober
-from rredcot_verl.analyze.records import GRADIENTS_FOLDER, HIDDEN_FOLDER, CuttingRecord, Measurements, TraceRecord
+from rredcot_verl.analyze.command_line import Options
+from rredcot_verl.analyze.estimators import HIDDEN, PROBES
+from rredcot_verl.analyze.measured_costs import CostMeasurement
+from rredcot_verl.analyze.measured_gradients import GradientMeasurement
+from rredcot_verl.analyze.measured_hidden import HiddenStateMeasurement, parse_layers
+from rredcot_verl.analyze.measured_probes import ProbeMeasurement
+from rredcot_verl.analyze.measured_rollouts import RolloutMeasurement
+from rredcot_verl.analyze.measured_weights import WeightMeasurement
+from rredcot_verl.analyze.measuring import Context, Measurement, Segments, complete, is_whole, measure_in_blocks
+from rredcot_verl.analyze.policy import check_folder, fingerprint, load_policy, require_packing
+from rredcot_verl.analyze.prefix_sampler import Sampler
+from rredcot_verl.analyze.problems import GivenTrace, Problem, read_prompts, read_traces
+from rredcot_verl.analyze.records import Measurements, TraceRecord
 from rredcot_verl.analyze.run_facts import describe_run
-from rredcot_verl.analyze.sampling import Sampler
-from rredcot_verl.analyze.store import Store, check_identity, only_traces
-from rredcot_verl.analyze.traces import PromptEncoder, TraceMaker, claim
+from rredcot_verl.analyze.store import Store, check_identity
+from rredcot_verl.analyze.timing import Budget, Stopwatch
+from rredcot_verl.analyze.trace_maker import PromptEncoder, TraceMaker
 from rredcot_verl.analyze.verifier import Verifier, load_function
 from rredcot_verl.answers.grammar import formats_of
 from rredcot_verl.probes.elicitation import Elicitation
@@ -34,9 +33,6 @@ from rredcot_verl.report.line_checker import LineChecker, load_line_checker
 
 _SHARE_OF_TRACES = 0.5
 """Of the budget at most, for making the traces."""
-_SHORT_BLOCK_S, _LONG_BLOCK_S, _LARGEST_BLOCK = 10.0, 60.0, 64
-"""A block of traces that took less is followed by one twice as large, one that took more by one half as large."""
-_GIVEN_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -69,27 +65,26 @@ def check_inputs(options: Options) -> Inputs:
     Raises:
         ValueError: What, and what is expected.
     """
-    chosen = options.arguments
-    folder = check_folder(chosen.model)
+    folder = check_folder(options.model)
     formats_of(options.settings.elicitation)
-    verifier = Verifier(load_function(chosen.reward_function), options.reward_options)
-    line_checker = load_line_checker(chosen.line_checker) if chosen.line_checker else None
+    verifier = Verifier(load_function(options.reward_function), options.reward_options)
+    line_checker = load_line_checker(options.line_checker) if options.line_checker else None
     given: list[GivenTrace] = []
-    if chosen.prompts:
-        problems = read_prompts(chosen.prompts, chosen.num_prompts)
+    if options.prompts:
+        problems = read_prompts(options.prompts, options.num_prompts)
     else:
-        given = read_traces(chosen.traces, chosen.data_source, chosen.num_traces)
+        given = read_traces(options.traces or [], options.data_source, options.num_traces)
         problems = list({trace.problem.group: trace.problem for trace in given}.values())
     _try(verifier, problems[0])
     found = fingerprint(folder)
-    check_identity(chosen.out, options.identity(found))
+    check_identity(options.out, options.identity(found))
     return Inputs(folder, found, problems, given, verifier, line_checker)
 
 
 def _try(verifier: Verifier, problem: Problem) -> None:
     """A verifier that does not fit the data says so before a model is loaded."""
     try:
-        verifier.rewards([claim(problem, "")])
+        verifier.rewards([(problem, "")])
     except (NotImplementedError, ImportError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"--reward-function: the verifier failed on an empty response to the first prompt "
@@ -109,35 +104,30 @@ class Bench:
     """
 
     def __init__(self, options: Options, inputs: Inputs) -> None:
-        chosen, settings = options.arguments, options.settings
         self._options, self._inputs = options, inputs
         self._budget = Budget(options.budget_s)
-        self._policy = policy = load_policy(inputs.folder, chosen.device, chosen.dtype)
+        self._policy = policy = load_policy(inputs.folder, options.device, options.dtype)
         require_packing(policy)
-        layers = parse_layers(chosen.layers, policy.num_layers)
+        self._layers = parse_layers(options.layers, policy.num_layers)
         self._watch = watch = Stopwatch(policy.device)
-        self._elicitation = elicitation = Elicitation(
-            Vocabulary(policy.tokenizer, settings.segmentation.keywords), settings
-        )
+        vocabulary = Vocabulary(policy.tokenizer, options.settings.segmentation.keywords)
+        self._elicitation = elicitation = Elicitation(vocabulary, options.settings)
         self._sampler = Sampler(
-            policy.model, policy.eos_token_ids, chosen.temperature, chosen.seed, max_batch_tokens=chosen.batch_tokens
+            policy.model, policy.eos_token_ids, options.temperature, options.seed, max_batch_tokens=options.batch_tokens
         )
-        limit, size, temperature = chosen.max_response_tokens, chosen.pack_tokens, chosen.temperature
-        encoder = PromptEncoder(policy.tokenizer, options.template_options)
         self._maker = TraceMaker(
-            policy, elicitation, inputs.verifier, inputs.line_checker, encoder, temperature, limit, watch
+            policy,
+            elicitation,
+            inputs.verifier,
+            inputs.line_checker,
+            PromptEncoder(policy.tokenizer, options.template_options),
+            options.temperature,
+            options.max_response_tokens,
+            watch,
         )
-        most = settings.monte_carlo.max_tokens
-        self._instruments = Instruments(
-            MonteCarlo(self._sampler, elicitation.vocabulary, inputs.verifier, limit, most, watch),
-            Prober(policy, elicitation, settings, chosen.temperatures, size, watch),
-            Attributor(policy, elicitation, settings.attribution, temperature, size, watch),
-            HiddenReader(policy, layers, chosen.dim, chosen.seed, size, watch),
-            GradientSketcher(policy, temperature, chosen.seed, watch) if chosen.gradients else None,
-        )
-        run = describe_run(options, policy, inputs.folder, inputs.fingerprint, layers)
+        run = describe_run(options, policy, inputs.folder, inputs.fingerprint, self._layers)
         run["clock"] = "processor time" if watch.counts_processor_time else "wall time"
-        self._store = Store(chosen.out, run)
+        self._store = Store(options.out, run)
 
     def run(self) -> Measurements:
         """Measure until everything is done or the budget is spent.
@@ -147,35 +137,43 @@ class Bench:
         """
         try:
             self._make_traces()
-            traces, phases = self._prepare()
-            self._measure(traces, phases)
+            traces = self._traces()
+            segments = Segments(self._options.cuttings, self._elicitation, self._store.records().cuttings)
+            complete(self._store, segments, traces)
+            measurements = self._measurements(segments, traces)
+            measure_in_blocks(self._store, measurements, traces, self._budget)
         finally:
             run = self._store.run
             run["seconds"] = _sum(run["seconds"], {**self._watch.seconds, "all": self._budget.spent})
             run["sampling"] = _sum(run["sampling"], vars(self._sampler.count))
             self._store.write_run()
-        return self._finish(traces, phases)
+        return self._finish(traces, measurements)
 
     def _make_traces(self) -> None:
-        store, group_size = self._store, self._options.arguments.group_size
-        if not self._inputs.given:
+        store, options, given = self._store, self._options, self._inputs.given
+        if not given:
             sizes = Counter(record.group for record in store.records().traces)
-            store.keep_traces(lambda record: sizes[record.group] == group_size)
+            store.keep_traces(lambda record: sizes[record.group] == options.group_size)
         present = store.records().traces
         for record in present:
             self._maker.remember(record)
-        total = self._inputs.num_traces(group_size)
+        total = self._inputs.num_traces(options.group_size)
+        made: Any = (
+            ((records, []) for records in self._maker.read_given(given, len(present)))
+            if given
+            else self._maker.sample(
+                self._sampler, self._inputs.problems, len(present), options.group_size, options.batch_tokens
+            )
+        )
         with tqdm(total=total, initial=len(present), desc="traces", unit="trace") as bar:
-            for num_made in self._given(len(present)) if self._inputs.given else self._sampled(len(present)):
-                bar.update(num_made)
+            for records, costs in made:
+                store.add([*records, *costs])
+                bar.update(len(records))
                 if self._budget.seconds is not None and self._budget.spent > _SHARE_OF_TRACES * self._budget.seconds:
                     break
-        self._tell_about_traces()
-
-    def _tell_about_traces(self) -> None:
         if self._maker.encoder.num_approximate:
             self._note(f"{self._maker.encoder.num_approximate} prompts were tokenised without a chat template")
-        if self._inputs.given:
+        if given:
             self._note(
                 "the responses were tokenised again from text, so their tokens may not be those that were sampled"
             )
@@ -185,93 +183,55 @@ class Bench:
                 "verifier's is used"
             )
 
-    def _given(self, num_present: int) -> Iterator[int]:
-        for first in range(num_present, len(self._inputs.given), _GIVEN_AT_ONCE):
-            fresh = list(self._maker.given(self._inputs.given[first : first + _GIVEN_AT_ONCE], first))
-            self._store.add(fresh)
-            yield len(fresh)
-
-    def _sampled(self, num_present: int) -> Iterator[int]:
-        chosen = self._options.arguments
-        size = max(1, chosen.batch_tokens // (chosen.group_size * chosen.max_response_tokens))
-        for first in range(num_present // chosen.group_size, len(self._inputs.problems), size):
-            problems = self._inputs.problems[first : first + size]
-            made = list(self._maker.sample(self._sampler, problems, first, chosen.group_size))
-            # In order of their numbers: batches go by length.
-            made.sort(key=lambda pair: pair[0].trace)
-            self._store.add([record for record, _ in made])
-            self._store.add([cost for _, cost in made])
-            yield len(made)
-
-    def _prepare(self) -> tuple[list[TraceRecord], Phases]:
-        """The traces with their boundaries, and what is left to be measured of them."""
-        found = self._store.records()
-        done = Done.of(found)
-        problems = {problem.group: problem for problem in self._inputs.problems}
-        # The folder may hold traces of more prompts than this call asks for.
-        asked = [trace for trace in found.traces if trace.group in problems]
+    def _traces(self) -> list[TraceRecord]:
+        """The traces that this call asks for; the folder may hold those of more prompts."""
+        groups = {problem.group for problem in self._inputs.problems}
+        asked = [trace for trace in self._store.records().traces if trace.group in groups]
         traces = [trace for trace in asked if trace.response_ids]
         if len(traces) < len(asked):
             self._note(f"{len(asked) - len(traces)} empty responses are left out")
-        decode = self._elicitation.vocabulary.decode
-        for trace in traces:
-            ids = trace.response_ids
-            for cutting in self._options.cuttings:
-                key = (trace.trace, cutting.name)
-                if key not in done.cuttings:
-                    places = cut(cutting, self._elicitation, ids, trace.log_probs, trace.answer_start)
-                    characters = [len(decode(ids[:place])) for place in places]
-                    self._store.add([CuttingRecord(*key, places, characters)])
-                    done.cuttings[key] = places
-        phases = Phases(
-            self._options,
-            self._store,
-            self._instruments,
-            done,
-            traces,
-            problems,
+        return traces
+
+    def _measurements(self, segments: Segments, traces: list[TraceRecord]) -> list[Measurement]:
+        """What is asked of each trace, in the order in which it is measured."""
+        options = self._options
+        context = Context(
+            self._policy,
+            self._elicitation,
+            options.settings,
+            segments,
+            {problem.group: problem for problem in self._inputs.problems},
             self._maker.answers,
-            self._policy.max_length,
+            options.temperature,
+            options.pack_tokens,
+            self._watch,
         )
-        return traces, phases
+        verifier, limit = self._inputs.verifier, options.max_response_tokens
+        probes = ProbeMeasurement(context, options.temperatures, traces) if PROBES in options.measured else None
+        hidden = HiddenStateMeasurement(context, self._layers, options.dim, options.seed)
+        weights = [name for name in options.measured if name not in (PROBES, HIDDEN)]
+        found: list[Measurement | None] = [
+            RolloutMeasurement(context, self._sampler, verifier, limit, options.num_rollouts),
+            probes,
+            *(WeightMeasurement(context, name) for name in weights),
+            hidden if HIDDEN in options.measured else None,
+            CostMeasurement(hidden, probes),
+            GradientMeasurement(context, traces[: options.gradients], options.seed) if options.gradients else None,
+        ]
+        return [measurement for measurement in found if measurement is not None]
 
-    def _measure(self, traces: list[TraceRecord], phases: Phases) -> None:
-        waiting = [trace for trace in traces if not phases.is_whole(trace)]
-        size, per_trace, num_blocks = 1, 0.0, 0
-        with tqdm(total=len(traces), initial=len(traces) - len(waiting), desc="measuring", unit="trace") as bar:
-            while waiting:
-                while size > 1 and not self._budget.allows(per_trace * size):
-                    size //= 2
-                if not self._budget.allows(per_trace):
-                    break
-                block, waiting = waiting[:size], waiting[size:]
-                seconds = _measure_block(block, phases, bar)
-                spent = sum(seconds.values())
-                per_trace, num_blocks = spent / len(block), num_blocks + 1
-                # The first block also warms up.
-                if waiting and num_blocks == (1 if spent > _SHORT_BLOCK_S else 2):
-                    bar.write(_estimate(seconds, len(block), len(waiting), self._budget), file=sys.stdout)
-                if spent < _SHORT_BLOCK_S:
-                    size = min(2 * max(size, 2), _LARGEST_BLOCK)
-                elif spent > _LONG_BLOCK_S:
-                    size = max(1, size // 2)
-
-    def _finish(self, traces: list[TraceRecord], phases: Phases) -> Measurements:
+    def _finish(self, traces: list[TraceRecord], measurements: list[Measurement]) -> Measurements:
         store, options = self._store, self._options
-        whole = [trace for trace in traces if phases.is_whole(trace)]
+        whole = [trace for trace in traces if is_whole(store, measurements, trace)]
         if options.unread():
             self._note(f"not read here, where every form has a row of its own: {', '.join(options.unread())}")
-        if HIDDEN in options.measured:
-            for cutting in options.cuttings:
-                parts = [phases.hidden_part(trace, cutting.name) for trace in whole]
-                store.write_arrays(HIDDEN_FOLDER, cutting.name, parts)
-        sketched = [trace.trace for trace in whole if store.has_arrays(GRADIENTS_FOLDER, trace.trace)]
-        parts = [store.arrays(GRADIENTS_FOLDER, trace) for trace in sketched]
-        store.write_arrays(GRADIENTS_FOLDER, options.cuttings[0].name, parts)
-        asked = self._inputs.num_traces(options.arguments.group_size)
+        for measurement in measurements:
+            measurement.lay_out(store, whole)
+        asked = self._inputs.num_traces(options.group_size)
         store.run["num_traces"] = {"asked": asked, "made": len(traces), "whole": len(whole)}
         store.write_run()
-        return only_traces(store.records(), {trace.trace for trace in whole})
+        kept = {trace.trace for trace in whole}
+        return store.records().where(lambda record: record.trace in kept)
 
     def _note(self, text: str) -> None:
         if text not in self._store.run["notes"]:
@@ -281,31 +241,6 @@ class Bench:
 
 def _sum(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     return {name: before.get(name, 0) + now.get(name, 0) for name in {**before, **now}}
-
-
-def _measure_block(block: list[TraceRecord], phases: Phases, bar: Any) -> dict[str, float]:
-    """Measure what some traces lack; returns the seconds of each phase."""
-    seconds = {}
-    for phase in phases.phases:
-        bar.set_postfix_str(phase.name)
-        started = time.perf_counter()
-        missing = [trace for trace in block if not phase.has(trace)]
-        if missing:
-            phase.run(missing)
-        seconds[phase.name] = time.perf_counter() - started
-    bar.update(len(block))
-    return seconds
-
-
-def _estimate(seconds: dict[str, float], num_traces: int, num_waiting: int, budget: Budget) -> str:
-    """What is left to do, from the traces just measured: too much where larger batches are faster."""
-    lines = [f"estimate for the {num_waiting} traces left, from the last {num_traces}:"]
-    for name, spent in {**seconds, "all": sum(seconds.values())}.items():
-        per_trace = spent / num_traces
-        lines.append(f"  {name:24}{1000 * per_trace:8.0f} ms a trace{describe_duration(per_trace * num_waiting):>14}")
-    if budget.seconds is not None:
-        lines.append(f"  the budget leaves {describe_duration(max(0.0, budget.seconds - budget.spent))}")
-    return "\n".join(lines)
 
 
 def measure(options: Options) -> Measurements:

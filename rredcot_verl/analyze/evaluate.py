@@ -37,30 +37,20 @@ from typing import Any
 
 import numpy as np
 
-from rredcot_verl.analyze import blame as blame_measures
 from rredcot_verl.analyze.ablations import ablations
-from rredcot_verl.analyze.board import NUM_ROLLOUTS, Board, make_board
-from rredcot_verl.analyze.compare import Comparison, the_gold
-from rredcot_verl.analyze.examples import examples
-from rredcot_verl.analyze.methods import (
-    REFERENCE,
-    SMOOTHED,
-    Method,
-    attribution_methods,
-    baselines,
-    monte_carlo,
-    probe_methods,
-    smoothed,
-)
-from rredcot_verl.analyze.readouts import default_layer, load_hidden, readout_methods
+from rredcot_verl.analyze.comparison import Comparison
+from rredcot_verl.analyze.estimators import CALIBRATED, PROBES, SMOOTHED, from_all_rollouts, methods_from, weighed
+from rredcot_verl.analyze.example_traces import examples
+from rredcot_verl.analyze.method_values import Evidence, Method, group_mean, smoothed
 from rredcot_verl.analyze.records import Measurements
+from rredcot_verl.analyze.regressions import HiddenStates, default_layer, load_hidden, regression_methods
 from rredcot_verl.analyze.statistics import CONFIDENCE, Resamples
+from rredcot_verl.analyze.trace_table import NUM_ROLLOUTS, TraceTable, make_table
+from rredcot_verl.analyze.wrong_lines import WrongSegments
 
 SCHEMA = 1
 FEW_PROMPTS = 20
 STRENGTHS = (0.25, 0.5)
-CALIBRATED = (REFERENCE, "geometric:reference", "normalized:union")
-"""Probes that are calibrated; the first is the plugin's default."""
 
 
 def evaluate(
@@ -94,25 +84,26 @@ def evaluate(
     notes: list[str] = []
     cutting = _main_cutting(measurements, cutting)
     temperature = _temperature(measurements, temperature)
-    board = make_board(measurements, cutting)
-    if not board.traces:
+    table = make_table(measurements, cutting)
+    if not table.traces:
         raise ValueError(f"cutting {cutting}: no trace with a segment was measured; there is nothing to evaluate")
     num_groups = int(len({trace.group for trace in measurements.traces}))
     resamples = Resamples.draw(num_groups, num_resamples, seed)
-    hidden = load_hidden(measurements, board)
+    hidden = load_hidden(measurements, table)
     layer = None if hidden is None else default_layer(hidden, measurements.run)
-    methods = all_methods(measurements, board, temperature, seed, notes)
+    evidence = Evidence(measurements, table, temperature)
+    methods = all_methods(evidence, hidden, seed, notes)
     if num_groups < FEW_PROMPTS:
         notes.append(
             f"{num_groups} prompts: a bootstrap over so few gives intervals that are too narrow, and regressions keep "
             "the group's mean below 10 prompts"
         )
-    comparison = Comparison(measurements, board, resamples, methods, notes)
+    comparison = Comparison(measurements, table, resamples, methods, notes)
     entries = []
     for done, method in enumerate(methods):
         entries.append(comparison.entry(method))
         report(f"methods ({method.name})", done + 1, len(methods))
-    sections = ablations(measurements, comparison, temperature, seed, notes, report)
+    sections = ablations(evidence, comparison, hidden, seed, notes, report)
     return {
         "schema": SCHEMA,
         "run": measurements.run,
@@ -125,46 +116,46 @@ def evaluate(
             "layer": layer,
             "seconds": time.perf_counter() - started,
         },
-        "data": _data(board, comparison.wrong),
+        "data": _data(table, comparison.wrong),
         "gold": comparison.gold(),
         "chance": comparison.chance(),
         "grpo": comparison.grpo(),
         "methods": entries,
         "costs": comparison.costs(),
         "ablations": sections,
-        "examples": examples(board, methods, comparison.wrong, layer),
+        "examples": examples(table, methods, comparison.wrong, layer),
         "notes": notes,
     }
 
 
-def all_methods(
-    measurements: Measurements, board: Board, temperature: float, seed: int, notes: list[str]
-) -> list[Method]:
-    """Every method that the measurements of a board allow; what is missing is noted."""
-    probes = probe_methods(measurements, board, temperature)
+def all_methods(evidence: Evidence, hidden: HiddenStates | None, seed: int, notes: list[str]) -> list[Method]:
+    """Every method that the measurements of a table allow; what is missing is noted."""
+    table = evidence.table
+    probes = methods_from(evidence, PROBES)
     if not probes:
-        notes.append(f"no probes for {board.cutting} at temperature {temperature:g}: no probe methods, no calibration")
-    attributions = attribution_methods(measurements, board)
+        notes.append(
+            f"no probes for {table.cutting} at temperature {evidence.temperature:g}: no probe methods, no calibration"
+        )
+    attributions = weighed(evidence)
     if not attributions:
         notes.append("no weights of segments were measured: no attribution methods")
-    rollouts = monte_carlo(board)
+    rollouts = methods_from(evidence)
     if not rollouts:
         notes.append("fewer than two continuations a state: no monte_carlo method, and nothing to compare with")
-    elif np.median(board.fresh.num_rollouts[board.is_state]) < NUM_ROLLOUTS:
+    elif np.median(table.first_rollouts.num_rollouts[table.is_state]) < NUM_ROLLOUTS:
         notes.append(
             f"fewer than {2 * NUM_ROLLOUTS} continuations a state: monte_carlo takes half of them, fewer than "
             f"{NUM_ROLLOUTS}"
         )
-    hidden = load_hidden(measurements, board)
     if hidden is None:
         notes.append("no hidden states were measured: no hidden or both")
     by_name = {method.name: method for method in probes}
     calibrated = [by_name[name] for name in CALIBRATED if name in by_name]
-    gold = [the_gold(board)] if rollouts else []
-    methods = [*baselines(board), *gold, *rollouts, *probes, *attributions]
-    methods += readout_methods(board, calibrated, hidden, seed=seed)
+    everything = [from_all_rollouts(table)] if rollouts else []
+    methods = [group_mean(table), *everything, *rollouts, *probes, *attributions]
+    methods += regression_methods(table, calibrated, hidden, seed=seed)
     found = {method.name: method for method in methods}
-    methods += [smoothed(board, found[name], s) for name in SMOOTHED if name in found for s in STRENGTHS]
+    methods += [smoothed(table, found[name], s) for name in SMOOTHED if name in found for s in STRENGTHS]
     return methods
 
 
@@ -192,22 +183,22 @@ def _temperature(measurements: Measurements, temperature: float | None) -> float
     return float(chosen)
 
 
-def _data(board: Board, wrong: blame_measures.WrongSegments) -> dict[str, Any]:
-    sums = np.bincount(board.groups, board.rewards)
-    counts = np.bincount(board.groups)
-    squares = np.bincount(board.groups, board.rewards**2)
+def _data(table: TraceTable, wrong: WrongSegments) -> dict[str, Any]:
+    sums = np.bincount(table.groups, table.rewards)
+    counts = np.bincount(table.groups)
+    squares = np.bincount(table.groups, table.rewards**2)
     present = counts > 0
     spread = squares[present] / counts[present] - (sums[present] / counts[present]) ** 2
     return {
-        "num_traces": len(board.traces),
+        "num_traces": len(table.traces),
         "num_groups": int(present.sum()),
         "num_uniform_groups": int((spread <= 1e-12).sum()),
-        "num_solved": int((~board.failed).sum()),
-        "num_failed": int(board.failed.sum()),
-        "mean_reward": float(np.mean([trace.reward for trace in board.traces])),
-        "num_states": int(board.is_state.sum()),
-        "mean_segments": float(board.num_segments.mean()),
-        "mean_tokens": float(np.mean(board.lengths)),
+        "num_solved": int((~table.failed).sum()),
+        "num_failed": int(table.failed.sum()),
+        "mean_reward": float(np.mean([trace.reward for trace in table.traces])),
+        "num_states": int(table.is_state.sum()),
+        "mean_segments": float(table.num_segments.mean()),
+        "mean_tokens": float(np.mean(table.lengths)),
         "lines": {
             "num_checked": wrong.num_checked,
             "num_wrong": wrong.num_wrong,

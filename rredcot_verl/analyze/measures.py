@@ -5,13 +5,11 @@ compared for k = 1 .. K-1, since d_K = R - v_{K-1} holds the trace's own outcome
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
-from rredcot_verl.analyze.board import Board, Gold, Mask
-from rredcot_verl.analyze.statistics import Array, Resamples, missing, row_correlation, within_ranks
-from rredcot_verl.analyze.statistics import interval as to_interval
+from rredcot_verl.analyze.statistics import Array, Measured, Resamples, row_correlation, within_ranks
+from rredcot_verl.analyze.trace_table import Mask, MonteCarloValues, TraceTable
 
 THIRDS = ("early", "middle", "late")
 NUM_BINS = 10
@@ -32,45 +30,11 @@ NAMES = (
 """All measures of this module."""
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A statistic on all resamples.
-
-    Attributes:
-        samples: `(num_resamples + 1,)`, the first on the data; empty where there is none.
-        num: States, segments or traces behind it.
-        num_groups: Prompts among them.
-        reason: Why there is none.
-    """
-
-    samples: Array
-    num: int
-    num_groups: int
-    reason: str | None = None
-
-    @classmethod
-    def none(cls, reason: str) -> "Measured":
-        """A measure that does not apply."""
-        return cls(np.zeros(0), 0, 0, reason)
-
-    def interval(self) -> dict[str, object]:
-        """As JSON."""
-        if not self.samples.size:
-            return missing(self.reason or "nothing to measure it on")
-        return to_interval(self.samples, self.num, num_groups=self.num_groups, reason=self.reason)
-
-    def minus(self, other: "Measured") -> "Measured":
-        """The paired difference."""
-        if not self.samples.size or not other.samples.size:
-            return Measured.none(self.reason or other.reason or "nothing to measure it on")
-        return Measured(self.samples - other.samples, self.num, self.num_groups)
-
-
 def agreement(
-    board: Board,
+    table: TraceTable,
     resamples: Resamples,
     values: Array,
-    gold: Gold,
+    gold: MonteCarloValues,
     rows: Mask,
     *,
     rewards: Array | None = None,
@@ -80,7 +44,7 @@ def agreement(
     """All measures of one method.
 
     Args:
-        board: The traces.
+        table: The traces.
         resamples: Of their prompts.
         values: `(num_traces, width)`, v_0 .. v_{K-1}.
         gold: What they are compared with.
@@ -89,13 +53,13 @@ def agreement(
         names: Which measures.
         uses_outcome: Leaves `brier` and `ece` out.
     """
-    states = board.is_state & rows[:, None] & np.isfinite(values) & np.isfinite(gold.values)
-    rewards = board.segment_rewards(values) if rewards is None else rewards
-    gold_rewards = board.segment_rewards(gold.values)
-    segments = board.is_state & rows[:, None] & np.isfinite(rewards) & np.isfinite(gold_rewards)
-    inner = segments & board.is_inner
-    third_of_state = np.minimum(np.floor(3 * board.position), 2)
-    third_of_segment = np.minimum(np.floor(3 * board.segment_ends), 2)
+    states = table.is_state & rows[:, None] & np.isfinite(values) & np.isfinite(gold.values)
+    rewards = table.segment_rewards(values) if rewards is None else rewards
+    gold_rewards = table.segment_rewards(gold.values)
+    segments = table.is_state & rows[:, None] & np.isfinite(rewards) & np.isfinite(gold_rewards)
+    inner = segments & table.is_inner
+    third_of_state = np.minimum(np.floor(3 * table.position), 2)
+    third_of_segment = np.minimum(np.floor(3 * table.segment_ends), 2)
     sides = {
         "v": (values, gold.values, states, third_of_state),
         "d": (rewards, gold_rewards, inner, third_of_segment),
@@ -105,49 +69,49 @@ def agreement(
     measured = {}
     for name in names:
         if name not in scores:
-            measured[name] = _correlation(board, resamples, name, sides)
+            measured[name] = _correlation(table, resamples, name, sides)
         elif name in ("brier", "ece") and uses_outcome:
             measured[name] = Measured.none(USES_OUTCOME)
         elif name in ("mse", "bias"):
-            measured[name] = _error(board, resamples, name, values, gold, states)
+            measured[name] = _error(table, resamples, name, values, gold, states)
         else:
-            valued = board.is_state & rows[:, None] & np.isfinite(values)
-            measured[name] = _forecast(board, resamples, name, values, valued)
+            valued = table.is_state & rows[:, None] & np.isfinite(values)
+            measured[name] = _forecast(table, resamples, name, values, valued)
     return measured
 
 
-def calibration_curve(board: Board, resamples: Resamples, values: Array, rows: Mask) -> list[dict[str, object]]:
+def calibration_curve(table: TraceTable, resamples: Resamples, values: Array, rows: Mask) -> list[dict[str, object]]:
     """Mean outcome of the traces by value, in bins of equal width that hold a state.
 
     Returns:
         One row a bin: `low`, `high`, `num_states`, `mean_value`, and `outcome` as an interval.
     """
-    valued = board.is_state & rows[:, None] & np.isfinite(values)
+    valued = table.is_state & rows[:, None] & np.isfinite(values)
     bins = _bins(values)
-    outcomes = np.broadcast_to(board.rewards[:, None], values.shape)
-    groups = np.broadcast_to(board.groups[:, None], values.shape)
+    outcomes = np.broadcast_to(table.rewards[:, None], values.shape)
     curve = []
     for number in range(NUM_BINS):
         inside = valued & (bins == number)
         if not inside.any():
             continue
-        samples = resamples.mean(outcomes[inside], groups[inside])
-        num_groups = len(np.unique(groups[inside]))
+        groups = table.groups_of(inside)
+        samples = resamples.mean(outcomes[inside], groups)
+        # A bin of few prompts is empty in many resamples; those are not counted against it.
+        drawn = np.concatenate([samples[:1], samples[1:][np.isfinite(samples[1:])]])
         curve.append(
             {
                 "low": number / NUM_BINS,
                 "high": (number + 1) / NUM_BINS,
                 "num_states": int(inside.sum()),
                 "mean_value": float(values[inside].mean()),
-                # A bin of few prompts is empty in many resamples; those are not counted against it.
-                "outcome": to_interval(_drawn(samples), int(inside.sum()), num_groups=num_groups),
+                "outcome": Measured.of(drawn, groups).interval(),
             }
         )
     return curve
 
 
 def _correlation(
-    board: Board, resamples: Resamples, name: str, sides: dict[str, tuple[Array, Array, Mask, Array]]
+    table: TraceTable, resamples: Resamples, name: str, sides: dict[str, tuple[Array, Array, Mask, Array]]
 ) -> Measured:
     kind, _, rest = name.partition("_")
     what, _, where = rest.partition("_")
@@ -161,31 +125,32 @@ def _correlation(
             x, y = within_ranks(x, valid), within_ranks(y, valid)
         per_trace = row_correlation(x, y, valid)
         defined = np.isfinite(per_trace)
-        groups = board.groups[defined]
+        groups = table.groups[defined]
         reason = "no trace with three or more that differ in the gold"
-        return Measured(resamples.mean(per_trace[defined], groups), int(defined.sum()), len(np.unique(groups)), reason)
-    groups = np.broadcast_to(board.groups[:, None], x.shape)[valid]
+        return Measured.of(resamples.mean(per_trace[defined], groups), groups, reason)
+    groups = table.groups_of(valid)
     statistic = resamples.spearman if kind == "spearman" else resamples.pearson
-    return Measured(statistic(x[valid], y[valid], groups), int(valid.sum()), len(np.unique(groups)))
+    return Measured.of(statistic(x[valid], y[valid], groups), groups)
 
 
-def _error(board: Board, resamples: Resamples, name: str, values: Array, gold: Gold, states: Mask) -> Measured:
+def _error(
+    table: TraceTable, resamples: Resamples, name: str, values: Array, gold: MonteCarloValues, states: Mask
+) -> Measured:
     if name == "mse":
         states = states & np.isfinite(gold.noise)
-    groups = np.broadcast_to(board.groups[:, None], values.shape)[states]
+    groups = table.groups_of(states)
     off = values[states] - gold.values[states]
     # The gold is a mean of few continuations: its own variance is in every square, and is taken out.
     quantity = off**2 - gold.noise[states] if name == "mse" else off
     reason = "fewer than two continuations a state" if name == "mse" else None
-    return Measured(resamples.mean(quantity, groups), int(states.sum()), len(np.unique(groups)), reason)
+    return Measured.of(resamples.mean(quantity, groups), groups, reason)
 
 
-def _forecast(board: Board, resamples: Resamples, name: str, values: Array, valued: Mask) -> Measured:
-    groups = np.broadcast_to(board.groups[:, None], values.shape)[valued]
-    off = (values - board.rewards[:, None])[valued]
-    num, num_groups = int(valued.sum()), len(np.unique(groups))
+def _forecast(table: TraceTable, resamples: Resamples, name: str, values: Array, valued: Mask) -> Measured:
+    groups = table.groups_of(valued)
+    off = (values - table.rewards[:, None])[valued]
     if name == "brier":
-        return Measured(resamples.mean(off**2, groups), num, num_groups)
+        return Measured.of(resamples.mean(off**2, groups), groups)
     bins = _bins(values)[valued]
     gaps = [np.abs(resamples.total(np.where(bins == k, off, 0.0), groups)) for k in range(NUM_BINS)]
     total = resamples.total(np.ones_like(off), groups)
@@ -193,13 +158,9 @@ def _forecast(board: Board, resamples: Resamples, name: str, values: Array, valu
     # A sum of absolute gaps only grows by noise, so resamples lie above the estimate; they are moved back by that much.
     drawn = samples[1:][np.isfinite(samples[1:])]
     surplus = drawn.mean() - samples[0] if drawn.size else 0.0
-    return Measured(np.r_[samples[:1], np.maximum(samples[1:] - surplus, 0.0)], num, num_groups)
+    return Measured.of(np.r_[samples[:1], np.maximum(samples[1:] - surplus, 0.0)], groups)
 
 
 def _bins(values: Array) -> Array:
     filled = np.nan_to_num(values, nan=0.0)
     return np.clip(np.floor(filled * NUM_BINS), 0, NUM_BINS - 1)
-
-
-def _drawn(samples: Array) -> Array:
-    return np.concatenate([samples[:1], samples[1:][np.isfinite(samples[1:])]])

@@ -6,9 +6,9 @@ Its words stand in ``pages/templates/bench.html``; charts are made by `page_pane
 import platform
 from typing import Any
 
-from rredcot_verl.analyze.findings import by_name, findings, shown
+from rredcot_verl.analyze.conclusions import by_name, findings, shown
+from rredcot_verl.analyze.estimators import REFERENCE, SMOOTHED
 from rredcot_verl.analyze.measures import THIRDS
-from rredcot_verl.analyze.methods import REFERENCE, SMOOTHED
 from rredcot_verl.analyze.page_panels import FAMILIES, Results, all_panels
 from rredcot_verl.pages import html
 from rredcot_verl.pages.text import describe

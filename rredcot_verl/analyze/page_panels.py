@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rredcot_verl.analyze.findings import shown
+from rredcot_verl.analyze.conclusions import shown
+from rredcot_verl.analyze.estimators import REFERENCE
 from rredcot_verl.analyze.measures import THIRDS
-from rredcot_verl.analyze.methods import REFERENCE
 from rredcot_verl.pages.charts import Bin, Guide, Row, bars, by_position, forest, reliability, scatter
 from rredcot_verl.pages.text import describe
 

@@ -7,12 +7,13 @@ A *cutting* is one way to cut traces into segments, e.g. `keyword_entropy-8`. Bo
 response, from 0 to its length; state k stands after boundary k, and K segments have states 0 .. K-1 and an outcome.
 """
 
-import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
+
+import numpy as np
 
 RUN_FILE = "run.json"
 """Model, task, settings, versions, machine and command of a measurement."""
@@ -28,8 +29,34 @@ log-probability with respect to the policy's parameters. Inner products of sketc
 expectation."""
 
 
+Key = tuple[Any, ...]
+"""Names one record of a folder: its file and the fields that tell it from the others there."""
+
+
+class Record:
+    """A line of a file.
+
+    Attributes:
+        FILE: Name of the file.
+        KEY: The fields that tell a record from the others of its file.
+    """
+
+    FILE: ClassVar[str]
+    KEY: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def key_of(cls, *fields: Any) -> Key:
+        """The key of the record with these values of `KEY`."""
+        return (cls.FILE, *fields)
+
+    @property
+    def key(self) -> Key:
+        """Its key."""
+        return self.key_of(*(getattr(self, name) for name in self.KEY))
+
+
 @dataclass(frozen=True)
-class TraceRecord:
+class TraceRecord(Record):
     """One sampled and verified response.
 
     Attributes:
@@ -47,7 +74,8 @@ class TraceRecord:
         lines_checked: Whether the task could check the lines of this trace.
     """
 
-    FILE: ClassVar[str] = "traces.jsonl"
+    FILE = "traces.jsonl"
+    KEY = ("trace",)
 
     trace: int
     group: str
@@ -63,9 +91,14 @@ class TraceRecord:
     wrong_to: int | None = None
     lines_checked: bool = False
 
+    @property
+    def token_ids(self) -> list[int]:
+        """Prompt and response."""
+        return self.prompt_ids + self.response_ids
+
 
 @dataclass(frozen=True)
-class CuttingRecord:
+class CuttingRecord(Record):
     """The segments of one trace under one cutting.
 
     Attributes:
@@ -74,7 +107,8 @@ class CuttingRecord:
         characters: The same in characters of `response`.
     """
 
-    FILE: ClassVar[str] = "cuttings.jsonl"
+    FILE = "cuttings.jsonl"
+    KEY = ("trace", "cutting")
 
     trace: int
     cutting: str
@@ -83,7 +117,7 @@ class CuttingRecord:
 
 
 @dataclass(frozen=True)
-class RolloutRecord:
+class RolloutRecord(Record):
     """Monte Carlo continuations from one state of a trace; states of different cuttings share them.
 
     Attributes:
@@ -93,7 +127,8 @@ class RolloutRecord:
         num_tokens: Tokens generated.
     """
 
-    FILE: ClassVar[str] = "rollouts.jsonl"
+    FILE = "rollouts.jsonl"
+    KEY = ("trace", "offset")
 
     trace: int
     offset: int
@@ -103,10 +138,11 @@ class RolloutRecord:
 
 
 @dataclass(frozen=True)
-class ProbeRecord:
+class ProbeRecord(Record):
     """Log-probabilities of known answers at every state of a trace under one cutting.
 
-    Every form (joint, normalized, geometric) and choice of proposals is made from them without another pass.
+    Every form (joint, normalized, geometric) and choice of proposals is made from them without another pass. A trace
+    without a useful answer that can be forced has a record without answers.
 
     Attributes:
         trace, cutting: Which.
@@ -122,7 +158,8 @@ class ProbeRecord:
         num_tokens: Tokens forced.
     """
 
-    FILE: ClassVar[str] = "probes.jsonl"
+    FILE = "probes.jsonl"
+    KEY = ("trace", "cutting", "temperature")
 
     trace: int
     cutting: str
@@ -138,7 +175,7 @@ class ProbeRecord:
 
 
 @dataclass(frozen=True)
-class WeightRecord:
+class WeightRecord(Record):
     """Weights of the segments of a trace for its answer.
 
     Attributes:
@@ -149,7 +186,8 @@ class WeightRecord:
         num_tokens: Tokens computed, forward and backward.
     """
 
-    FILE: ClassVar[str] = "weights.jsonl"
+    FILE = "weights.jsonl"
+    KEY = ("trace", "cutting", "method")
 
     trace: int
     cutting: str
@@ -160,7 +198,7 @@ class WeightRecord:
 
 
 @dataclass(frozen=True)
-class CostRecord:
+class CostRecord(Record):
     """What else one trace cost, to compare with.
 
     Attributes:
@@ -171,7 +209,8 @@ class CostRecord:
         num_tokens: Tokens.
     """
 
-    FILE: ClassVar[str] = "costs.jsonl"
+    FILE = "costs.jsonl"
+    KEY = ("trace", "what")
 
     trace: int
     what: str
@@ -179,7 +218,37 @@ class CostRecord:
     num_tokens: int
 
 
-Record = TypeVar("Record", TraceRecord, CuttingRecord, RolloutRecord, ProbeRecord, WeightRecord, CostRecord)
+@dataclass(frozen=True)
+class TraceArrays:
+    """Arrays of one trace, kept until those of all traces are laid end to end.
+
+    Attributes:
+        kind: `HIDDEN_FOLDER` or `GRADIENTS_FOLDER`.
+        trace: Which.
+        arrays: By name.
+    """
+
+    kind: str
+    trace: int
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def key(self) -> Key:
+        """See `Record.key`."""
+        return (self.kind, self.trace)
+
+
+RECORDS: dict[str, type[Record]] = {
+    "traces": TraceRecord,
+    "cuttings": CuttingRecord,
+    "rollouts": RolloutRecord,
+    "probes": ProbeRecord,
+    "weights": WeightRecord,
+    "costs": CostRecord,
+}
+"""Kinds of records, by the attribute of `Measurements` that holds them."""
+
+R = TypeVar("R", bound=Record)
 
 
 @dataclass
@@ -200,14 +269,20 @@ class Measurements:
     weights: list[WeightRecord] = field(default_factory=list)
     costs: list[CostRecord] = field(default_factory=list)
 
+    def where(self, keep: Callable[[Any], bool]) -> "Measurements":
+        """The same folder with the records that a condition keeps."""
+        return Measurements(
+            self.folder, self.run, **{name: [each for each in getattr(self, name) if keep(each)] for name in RECORDS}
+        )
 
-def append(folder: Path, record: Any) -> None:
+
+def append(folder: Path, record: Record) -> None:
     """Add a record to its file: one line, written at once."""
     with open(folder / record.FILE, "a", encoding="utf-8") as file:
-        file.write(json.dumps(dataclasses.asdict(record), ensure_ascii=False, allow_nan=False) + "\n")
+        file.write(json.dumps(vars(record), ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read(folder: Path, kind: type[Record]) -> Iterator[Record]:
+def read(folder: Path, kind: type[R]) -> Iterator[R]:
     """Read the records of one kind; a last line that was cut off is left out.
 
     Raises:
@@ -240,13 +315,5 @@ def load(folder: Path) -> Measurements:
             f"{path}: no measurement here; expected a folder written by python -m rredcot_verl.analyze"
         )
     run = json.loads(path.read_text(encoding="utf-8"))
-    return Measurements(
-        folder,
-        run,
-        list(read(folder, TraceRecord)),
-        list(read(folder, CuttingRecord)),
-        list(read(folder, RolloutRecord)),
-        list(read(folder, ProbeRecord)),
-        list(read(folder, WeightRecord)),
-        list(read(folder, CostRecord)),
-    )
+    records: dict[str, Any] = {name: list(read(folder, kind)) for name, kind in RECORDS.items()}
+    return Measurements(folder, run, **records)

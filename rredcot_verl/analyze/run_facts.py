@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from rredcot_verl.analyze.model import Policy, default_dtype, describe
-from rredcot_verl.analyze.options import Options
+from rredcot_verl.analyze.command_line import Options
+from rredcot_verl.analyze.policy import Policy, default_dtype, describe
 
 _PACKAGES = ("rredcot_verl", "verl", "torch", "transformers", "numpy")
 
@@ -19,39 +19,34 @@ def describe_run(
     options: Options, policy: Policy, folder: Path, model_fingerprint: str, layers: Sequence[int]
 ) -> dict[str, Any]:
     """The contents of `run.json` before anything is measured."""
-    chosen = options.arguments
     main, other = options.num_rollouts
     return {
-        "title": chosen.title or folder.resolve().name,
-        "command": chosen.command,
+        "title": options.title or folder.resolve().name,
+        "command": options.command,
         "model": describe(policy, folder),
-        "source": {"prompts": chosen.prompts, "traces": chosen.traces},
-        "reward_function": chosen.reward_function,
-        "line_checker": chosen.line_checker,
+        "source": {"prompts": options.prompts, "traces": options.traces},
+        "reward_function": options.reward_function,
+        "line_checker": options.line_checker,
         "reward_range": list(options.settings.self_value.reward_range),
         "settings": options.settings.model_dump(mode="json"),
-        "methods": chosen.methods,
+        "methods": options.methods,
         "measured": list(options.measured),
         "cuttings": [cutting.name for cutting in options.cuttings],
         "main_cutting": options.cuttings[0].name,
-        "group_size": None if chosen.traces else chosen.group_size,
-        "sampling_temperature": chosen.temperature,
-        "temperature": chosen.temperatures[0],
-        "temperatures": chosen.temperatures,
-        "max_response_tokens": chosen.max_response_tokens,
+        "group_size": None if options.traces else options.group_size,
+        "sampling_temperature": options.temperature,
+        "temperature": options.temperatures[0],
+        "temperatures": options.temperatures,
+        "max_response_tokens": options.max_response_tokens,
         "num_rollouts": {"main": main, "other": other},
         "layers": list(layers),
-        "dim": chosen.dim,
-        "num_gradients": chosen.gradients,
-        "seed": chosen.seed,
+        "dim": options.dim,
+        "num_gradients": options.gradients,
+        "seed": options.seed,
         "budget_s": options.budget_s,
         "device": describe_device(policy.device),
-        "dtype": chosen.dtype if chosen.dtype != "auto" else default_dtype(chosen.device),
-        "machine": {
-            "system": platform.platform(),
-            "num_cores": os.cpu_count(),
-            "num_threads": torch.get_num_threads(),
-        },
+        "dtype": options.dtype if options.dtype != "auto" else default_dtype(options.device),
+        "machine": {"system": platform.platform(), "num_cores": os.cpu_count(), "num_threads": torch.get_num_threads()},
         "versions": _versions(),
         "identity": options.identity(model_fingerprint),
     }

@@ -7,6 +7,7 @@ estimate on the data themselves, the others are those of the resamples. Two meth
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ FEWEST_GROUPS = 2
 """Below this many prompts there is no interval."""
 BLOCK = 1 << 18
 """Numbers ranked at once: what fits a core's cache."""
+_NOTHING = "nothing to measure it on"
 MOST_UNDEFINED = 0.05
 """Share of resamples on which a statistic may be undefined (no spread left) before its interval is given up."""
 
@@ -152,35 +154,65 @@ def row_correlation(x: Array, y: Array, valid: NDArray[np.bool_], fewest: int = 
     return np.where((num < fewest) | flat_y, np.nan, np.clip(correlation, -1.0, 1.0))
 
 
-def interval(samples: Array, num: int, *, num_groups: int, reason: str | None = None) -> dict[str, Any]:
-    """Estimate and 95 % percentile interval, ready for JSON.
+@dataclass(frozen=True)
+class Measured:
+    """A statistic on all resamples.
 
-    Args:
-        samples: What the statistics of this module return.
-        num: Number of items (states, segments, traces) behind it.
-        num_groups: Number of prompts among them.
-        reason: Why there is no estimate, if that is known.
-
-    Returns:
-        `estimate`, `low`, `high` (None where not defined), `num`, `num_groups` and `reason` (None if all is there).
+    Attributes:
+        samples: `(num_resamples + 1,)`, the first on the data; empty where there is none.
+        num: States, segments or traces behind it.
+        num_groups: Prompts among them.
+        reason: Why there is none.
     """
-    result: dict[str, Any] = {"estimate": None, "low": None, "high": None, "num": num, "num_groups": num_groups}
-    if num == 0 or not math.isfinite(samples[0]):
-        return {**result, "reason": reason or ("nothing to measure it on" if num == 0 else "nothing varies")}
-    result["estimate"] = float(samples[0])
-    drawn = samples[1:][np.isfinite(samples[1:])]
-    if num_groups < FEWEST_GROUPS:
-        return {**result, "reason": "no interval: a single prompt"}
-    if len(drawn) < max(1, (1 - MOST_UNDEFINED) * (len(samples) - 1)):
-        return {**result, "reason": "no interval: not defined on too many resamples"}
-    tail = 100 * (1 - CONFIDENCE) / 2
-    result["low"], result["high"] = (float(number) for number in np.percentile(drawn, [tail, 100 - tail]))
-    return {**result, "reason": None}
+
+    samples: Array
+    num: int
+    num_groups: int
+    reason: str | None = None
+
+    @classmethod
+    def of(cls, samples: Array, groups: Labels, reason: str | None = None) -> "Measured":
+        """A statistic of items, whose prompts are `groups` `(num,)`."""
+        return cls(samples, len(groups), len(np.unique(groups)), reason)
+
+    @classmethod
+    def none(cls, reason: str) -> "Measured":
+        """A measure that does not apply."""
+        return cls(np.zeros(0), 0, 0, reason)
+
+    def interval(self) -> dict[str, Any]:
+        """Estimate and 95 % percentile interval, ready for JSON.
+
+        Returns:
+            `estimate`, `low`, `high` (None where not defined), `num`, `num_groups` and `reason` (None if all is there).
+        """
+        samples, reason = self.samples, self.reason
+        result: dict[str, Any] = {"estimate": None, "low": None, "high": None, "num": 0, "num_groups": 0}
+        if not samples.size:
+            return {**result, "reason": reason or _NOTHING}
+        result |= {"num": self.num, "num_groups": self.num_groups}
+        if self.num == 0 or not math.isfinite(samples[0]):
+            return {**result, "reason": reason or (_NOTHING if self.num == 0 else "nothing varies")}
+        result["estimate"] = float(samples[0])
+        drawn = samples[1:][np.isfinite(samples[1:])]
+        if self.num_groups < FEWEST_GROUPS:
+            return {**result, "reason": "no interval: a single prompt"}
+        if len(drawn) < max(1, (1 - MOST_UNDEFINED) * (len(samples) - 1)):
+            return {**result, "reason": "no interval: not defined on too many resamples"}
+        tail = 100 * (1 - CONFIDENCE) / 2
+        result["low"], result["high"] = (float(number) for number in np.percentile(drawn, [tail, 100 - tail]))
+        return {**result, "reason": None}
+
+    def minus(self, other: "Measured") -> "Measured":
+        """The paired difference."""
+        if not self.samples.size or not other.samples.size:
+            return Measured.none(self.reason or other.reason or _NOTHING)
+        return Measured(self.samples - other.samples, self.num, self.num_groups)
 
 
-def missing(reason: str) -> dict[str, Any]:
-    """A measure that could not be computed, and why."""
-    return {"estimate": None, "low": None, "high": None, "num": 0, "num_groups": 0, "reason": reason}
+def intervals(measured: Mapping[str, Measured]) -> dict[str, dict[str, Any]]:
+    """Several measures by name, ready for JSON."""
+    return {name: value.interval() for name, value in measured.items()}
 
 
 def _mean(numbers: Array) -> float:

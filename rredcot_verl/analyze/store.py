@@ -1,30 +1,28 @@
 """The folder of a measurement while it is being made: what is there is kept, what was cut off is done again."""
 
-import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rredcot_verl.analyze.records import (
+    GRADIENTS_FOLDER,
+    HIDDEN_FOLDER,
+    RECORDS,
     RUN_FILE,
-    CostRecord,
-    CuttingRecord,
+    Key,
     Measurements,
-    ProbeRecord,
-    RolloutRecord,
+    Record,
+    TraceArrays,
     TraceRecord,
-    WeightRecord,
     append,
     load,
 )
 
-_KINDS = (TraceRecord, CuttingRecord, RolloutRecord, ProbeRecord, WeightRecord, CostRecord)
 _PARTS = "parts"
 _ADDS_UP: dict[str, Any] = {"seconds": {}, "sampling": {}, "notes": []}
-_LISTS = ("traces", "cuttings", "rollouts", "probes", "weights", "costs")
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -46,40 +44,40 @@ class Store:
         check_identity(folder, run["identity"])
         folder.mkdir(parents=True, exist_ok=True)
         self._repair()
-        earlier = self._read_run()
+        path = folder / RUN_FILE
+        earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         # What adds up over the calls that made the folder.
         self.run |= {name: earlier.get(name, empty) for name, empty in _ADDS_UP.items()}
         self.write_run()
-
-    def _read_run(self) -> dict[str, Any]:
-        path = self.folder / RUN_FILE
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return found
+        found = self.records()
+        self._keys: set[Key] = {record.key for name in RECORDS for record in getattr(found, name)}
+        for kind in (HIDDEN_FOLDER, GRADIENTS_FOLDER):
+            self._keys |= {(kind, int(part.stem)) for part in (folder / kind / _PARTS).glob("*.npz")}
 
     def write_run(self) -> None:
         """Write `run.json`, whole or not at all."""
-        path = self.folder / RUN_FILE
-        fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps(self.run, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-        fresh.replace(path)
+        text = json.dumps(self.run, indent=2, ensure_ascii=False, default=str) + "\n"
+        _replace(self.folder / RUN_FILE, lambda fresh: fresh.write_text(text, encoding="utf-8"))
 
-    def add(self, records: Sequence[Any]) -> None:
-        """Append records to their files."""
+    def has(self, key: Key) -> bool:
+        """Whether a record is there."""
+        return key in self._keys
+
+    def add(self, records: Iterable[Record | TraceArrays]) -> None:
+        """Keep records, one after the other; those that are there already stay as they are."""
         for record in records:
-            append(self.folder, record)
-
-    def add_arrays(self, kind: str, trace: int, arrays: Arrays) -> None:
-        """Keep the arrays of one trace; `write_arrays` puts those of all traces together."""
-        path = self._part(kind, trace)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _save(path, arrays)
-
-    def has_arrays(self, kind: str, trace: int) -> bool:
-        """Whether a trace's arrays are there."""
-        return self._part(kind, trace).exists()
+            if record.key in self._keys:
+                continue
+            if isinstance(record, TraceArrays):
+                part = self._part(record.kind, record.trace)
+                part.parent.mkdir(parents=True, exist_ok=True)
+                _save(part, record.arrays)
+            else:
+                append(self.folder, record)
+            self._keys.add(record.key)
 
     def arrays(self, kind: str, trace: int) -> dict[str, np.ndarray]:
-        """A trace's arrays."""
+        """The arrays of a trace."""
         with np.load(self._part(kind, trace)) as part:
             return dict(part)
 
@@ -98,22 +96,18 @@ class Store:
 
     def keep_traces(self, keep: Callable[[TraceRecord], bool]) -> None:
         """Drop traces, e.g. those of a group that was cut off; before anything else is measured of them."""
-        path = self.folder / TraceRecord.FILE
-        kept = [record for record in self.records().traces if keep(record)]
-        fresh = path.with_suffix(".new")
-        lines = (json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n" for record in kept)
-        fresh.write_text("".join(lines), encoding="utf-8")
-        fresh.replace(path)
+        traces = self.records().traces
+        lines = [json.dumps(vars(record), ensure_ascii=False) + "\n" for record in traces if keep(record)]
+        _replace(self.folder / TraceRecord.FILE, lambda fresh: fresh.write_text("".join(lines), encoding="utf-8"))
+        self._keys -= {record.key for record in traces if not keep(record)}
 
     def _repair(self) -> None:
         """Cut off a last line that is not whole, as the next record would be written behind it."""
-        for kind in _KINDS:
+        for kind in RECORDS.values():
             path = self.folder / kind.FILE
-            if not path.exists():
-                continue
-            with path.open("rb+") as file:
-                content = file.read()
-                file.truncate(content.rfind(b"\n") + 1)
+            if path.exists():
+                with path.open("rb+") as file:
+                    file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -142,14 +136,15 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
 
 
 def _save(path: Path, arrays: Arrays) -> None:
-    """Whole or not at all."""
+    def write(fresh: Path) -> None:
+        with fresh.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+    _replace(path, write)
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file whole or not at all."""
     fresh = path.with_suffix(".new")
-    with fresh.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    write(fresh)
     fresh.replace(path)
-
-
-def only_traces(measurements: Measurements, traces: set[int]) -> Measurements:
-    """The records of some traces."""
-    lists = {name: [each for each in getattr(measurements, name) if each.trace in traces] for name in _LISTS}
-    return Measurements(measurements.folder, measurements.run, **lists)

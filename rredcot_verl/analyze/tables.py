@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rredcot_verl.analyze.findings import findings
+from rredcot_verl.analyze.conclusions import findings
 from rredcot_verl.pages.text import describe, number
 
 AGREEMENT = (

@@ -5,31 +5,14 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
+
+from rredcot_verl.analyze.problems import Problem
 
 DEFAULT_NAME = "compute_score"
 """What verl calls a custom reward function unless told otherwise."""
 _MAX_CONCURRENCY = 64
-NOTHING: Mapping[str, Any] = MappingProxyType({})
-"""The `extra_info` of a row that has none: one object, as claims with the same one are told to be equal by it."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What a verifier is asked about: a response, and the row of the data that holds its prompt.
-
-    Attributes:
-        response: Text of the response.
-        data_source, ground_truth, extra_info: As in verl's rows.
-    """
-
-    response: str
-    data_source: str
-    ground_truth: Any
-    extra_info: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
 
 
 def load_function(name: str | None) -> Callable[..., Any]:
@@ -67,7 +50,7 @@ def load_function(name: str | None) -> Callable[..., Any]:
 
 
 class Verifier:
-    """Rewards of responses; equal claims are verified once.
+    """Rewards of responses; equal responses to a problem are verified once.
 
     Args:
         function: verl's `compute_score(data_source, solution_str, ground_truth, extra_info=None, ...)`, plain or async.
@@ -80,41 +63,41 @@ class Verifier:
         # One for all calls: verifiers keep semaphores and processes that belong to a loop.
         self._loop = asyncio.new_event_loop() if inspect.iscoroutinefunction(function) else None
 
-    def rewards(self, claims: Sequence[Claim]) -> list[float]:
-        """Verify responses.
+    def rewards(self, responses: Sequence[tuple[Problem, str]]) -> list[float]:
+        """Verify responses to problems.
 
         Raises:
             ValueError: The verifier failed, or gave no finite number.
         """
-        keys = [(id(claim.extra_info), claim.data_source, str(claim.ground_truth), claim.response) for claim in claims]
-        distinct = list(dict(zip(keys, claims, strict=True)).items())
+        keys = [(id(problem.row), text) for problem, text in responses]
+        distinct = dict(zip(keys, responses, strict=True))
         try:
             if self._loop is not None:
-                found = self._loop.run_until_complete(self._gather([claim for _, claim in distinct]))
+                found = self._loop.run_until_complete(self._gather(list(distinct.values())))
             else:
-                found = [self._call(claim) for _, claim in distinct]
+                found = [self._call(*each) for each in distinct.values()]
         except Exception as error:  # noqa: BLE001 - a user's function raises what it likes
             raise ValueError(f"--reward-function failed: {type(error).__name__}: {error}") from error
-        known = {key: _score(result) for (key, _), result in zip(distinct, found, strict=True)}
+        known = {key: _score(result) for key, result in zip(distinct, found, strict=True)}
         return [known[key] for key in keys]
 
-    def _call(self, claim: Claim) -> Any:
+    def _call(self, problem: Problem, response: str) -> Any:
         return self._function(
-            data_source=claim.data_source,
-            solution_str=claim.response,
-            ground_truth=claim.ground_truth,
-            extra_info=dict(claim.extra_info),
+            data_source=problem.data_source,
+            solution_str=response,
+            ground_truth=problem.ground_truth,
+            extra_info=dict(problem.extra_info),
             **self._options,
         )
 
-    async def _gather(self, claims: Sequence[Claim]) -> list[Any]:
+    async def _gather(self, responses: Sequence[tuple[Problem, str]]) -> list[Any]:
         room = asyncio.Semaphore(_MAX_CONCURRENCY)
 
-        async def one(claim: Claim) -> Any:
+        async def one(problem: Problem, response: str) -> Any:
             async with room:
-                return await self._call(claim)
+                return await self._call(problem, response)
 
-        return list(await asyncio.gather(*(one(claim) for claim in claims)))
+        return list(await asyncio.gather(*(one(*each) for each in responses)))
 
 
 def _score(result: Any) -> float:

@@ -41,8 +41,7 @@ def run_source(config: DictConfig, settings: RREDCoTConfig) -> Source:
     Raises:
         ValueError: As `make_source`.
     """
-    source: Source = make_source(settings, str(OmegaConf.select(config, "algorithm.adv_estimator")))
-    return source
+    return make_source(settings, str(OmegaConf.select(config, "algorithm.adv_estimator")))
 
 
 def active_settings(config: DictConfig) -> RREDCoTConfig | None:

@@ -1,8 +1,13 @@
 """Names of the sources: `algorithm.adv_estimator` to the class that answers to it."""
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
 from rredcot_verl.config.schema import PREFIX, RREDCoTConfig
+
+if TYPE_CHECKING:
+    # verl's module of estimators is being loaded when the names are asked for.
+    from rredcot_verl.sources.base import Source
 
 SOURCES: dict[str, str] = {
     "rredcot": "rredcot_verl.sources.probes:Probes",
@@ -28,7 +33,13 @@ SPECIFIC = (
 """Keys under `algorithm.rredcot` that not every source reads: each says in `reads` which of them it does."""
 
 
-def make_source(settings: RREDCoTConfig, estimator: str):  # type: ignore[no-untyped-def]
+def source_class(estimator: str) -> "type[Source]":
+    """The class that answers to a name of `SOURCES`."""
+    found: type[Source] = _load(SOURCES[estimator])
+    return found
+
+
+def make_source(settings: RREDCoTConfig, estimator: str) -> "Source":
     """The source of a run.
 
     Args:
@@ -42,14 +53,11 @@ def make_source(settings: RREDCoTConfig, estimator: str):  # type: ignore[no-unt
         ValueError: `algorithm.rredcot.source` is no importable subclass of `Source`, stands beside another estimator
             than `rredcot`, or its options are not what it takes.
     """
-    from rredcot_verl.sources.base import Source
-
     name = estimator if estimator in SOURCES else DEFAULT
     if settings.source is None:
-        path = SOURCES[name]
-        if name == DEFAULT and settings.self_value.form == "hidden":
-            path = HIDDEN
-        return _load(path)(settings, name)
+        hidden = name == DEFAULT and settings.self_value.form == "hidden"
+        own: type[Source] = _load(HIDDEN) if hidden else source_class(name)
+        return own(settings, name)
     if name != DEFAULT:
         raise ValueError(
             f"{PREFIX}.source={settings.source!r} with algorithm.adv_estimator={estimator}, which has its own source; "
@@ -61,6 +69,8 @@ def make_source(settings: RREDCoTConfig, estimator: str):  # type: ignore[no-unt
         raise ValueError(
             f"{PREFIX}.source={settings.source!r} cannot be imported ({error}); expected 'package.module:Class'"
         ) from error
+    from rredcot_verl.sources.base import Source
+
     if not (isinstance(found, type) and issubclass(found, Source)):
         raise ValueError(
             f"{PREFIX}.source={settings.source!r} is no subclass of rredcot_verl.sources.base.Source, but {found!r}"
@@ -68,7 +78,7 @@ def make_source(settings: RREDCoTConfig, estimator: str):  # type: ignore[no-unt
     return found(settings, settings.source)
 
 
-def _load(path: str):  # type: ignore[no-untyped-def]
+def _load(path: str) -> Any:
     module_name, _, class_name = path.partition(":")
     if not class_name:
         raise ValueError("it names no class")

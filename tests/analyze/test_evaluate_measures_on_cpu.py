@@ -5,14 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rredcot_verl.analyze import blame
-from rredcot_verl.analyze.board import Gold, make_board, num_fresh
-from rredcot_verl.analyze.compare import Comparison
+from rredcot_verl.analyze import wrong_lines
+from rredcot_verl.analyze.comparison import Comparison
+from rredcot_verl.analyze.estimators import PROBES, methods_from, weighed
 from rredcot_verl.analyze.measures import agreement, calibration_curve
-from rredcot_verl.analyze.methods import Method, attribution_methods, monte_carlo, probe_methods, smoothed
-from rredcot_verl.analyze.readouts import fit, load_hidden
+from rredcot_verl.analyze.method_values import Evidence, Method, smoothed
 from rredcot_verl.analyze.records import CuttingRecord, Measurements, RolloutRecord, TraceRecord
+from rredcot_verl.analyze.regressions import fit, load_hidden
 from rredcot_verl.analyze.statistics import Resamples
+from rredcot_verl.analyze.trace_table import MonteCarloValues, make_table, num_first_rollouts
 from tests.analyze.synthetic import CUTTING, write
 
 
@@ -23,8 +24,8 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def board(world):
-    return make_board(world.load(), CUTTING)
+def table(world):
+    return make_table(world.load(), CUTTING)
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +34,15 @@ def resamples():
 
 
 @pytest.fixture(scope="module")
-def truth(world, board):
-    values = np.full(board.is_state.shape, np.nan)
+def truth(world, table):
+    values = np.full(table.is_state.shape, np.nan)
     for row, own in enumerate(world.values):
         values[row, : len(own)] = own
     return values
 
 
-def _everyone(board):
-    return np.ones(len(board.traces), dtype=bool)
+def _everyone(table):
+    return np.ones(len(table.traces), dtype=bool)
 
 
 def _inside(measured, value):
@@ -49,24 +50,24 @@ def _inside(measured, value):
     return found["low"] <= value <= found["high"]
 
 
-def test_squared_error_is_that_to_the_truth(board, resamples, truth):
+def test_squared_error_is_that_to_the_truth(table, resamples, truth):
     off = 0.15 * np.sin(np.arange(truth.size)).reshape(truth.shape) + 0.1
-    measured = agreement(board, resamples, truth + off, board.gold, _everyone(board), names=("mse", "bias"))
-    states = board.is_state
+    measured = agreement(table, resamples, truth + off, table.monte_carlo, _everyone(table), names=("mse", "bias"))
+    states = table.is_state
     assert _inside(measured["mse"], (off[states] ** 2).mean()) and _inside(measured["bias"], off[states].mean())
-    raw = ((truth + off - board.gold.values)[states] ** 2).mean()
+    raw = ((truth + off - table.monte_carlo.values)[states] ** 2).mean()
     assert raw > measured["mse"].interval()["high"], "the gold's own variance would have been counted"
 
 
-def test_true_values_reach_the_ceiling_and_are_calibrated(world, board, resamples, truth):
-    everyone = _everyone(board)
-    measured = agreement(board, resamples, truth, board.gold, everyone)
+def test_true_values_reach_the_ceiling_and_are_calibrated(world, table, resamples, truth):
+    everyone = _everyone(table)
+    measured = agreement(table, resamples, truth, table.monte_carlo, everyone)
     assert abs(measured["mse"].samples[0]) < 0.003
-    states = board.is_state
+    states = table.is_state
     # The outcome of a trace is drawn once for all its states, so only a state's own expectation is known.
     assert _inside(measured["brier"], (truth * (1 - truth))[states].mean())
     assert measured["ece"].samples[0] < 0.08
-    gold = Comparison(world.load(), board, resamples, [], []).gold()
+    gold = Comparison(world.load(), table, resamples, [], []).gold()
     for name in ("pearson_v", "pearson_d"):
         ceiling = gold["ceiling"][name]
         assert ceiling["estimate"] == pytest.approx(measured[name].samples[0], abs=0.05)
@@ -75,9 +76,9 @@ def test_true_values_reach_the_ceiling_and_are_calibrated(world, board, resample
     assert gold["num_rollouts"] == {"min": 12, "mean": 12.0, "max": 12}
 
 
-def test_calibration_curve_counts_every_state(board, resamples, truth):
-    curve = calibration_curve(board, resamples, truth, _everyone(board))
-    assert sum(row["num_states"] for row in curve) == board.is_state.sum()
+def test_calibration_curve_counts_every_state(table, resamples, truth):
+    curve = calibration_curve(table, resamples, truth, _everyone(table))
+    assert sum(row["num_states"] for row in curve) == table.is_state.sum()
     for row in curve:
         assert row["low"] <= row["mean_value"] <= row["high"]
     full = [row for row in curve if row["num_states"] > 30]
@@ -89,71 +90,73 @@ def test_monte_carlo_is_not_compared_with_its_own_continuations():
     cut = CuttingRecord(0, "c", [0, 1, 2], [0, 1, 2])
     rollouts = [RolloutRecord(0, offset, [1.0] * 9 + [0.0] * 11, 2.0, 40) for offset in (0, 1)]
     measurements = Measurements(None, {}, [trace], [cut], rollouts)
-    board = make_board(measurements, "c")
-    (method,) = monte_carlo(board)
+    table = make_table(measurements, "c")
+    (method,) = methods_from(Evidence(measurements, table, 1.0))
     assert method.values.tolist() == [[1.0, 1.0]] and method.against == "rest"
-    assert board.rest.values.tolist() == [[0.0, 0.0]] and board.rest.num_rollouts.tolist() == [[11, 11]]
-    assert board.gold.values.tolist() == [[0.45, 0.45]]
+    assert table.other_rollouts.values.tolist() == [[0.0, 0.0]] and table.other_rollouts.num_rollouts.tolist() == [
+        [11, 11]
+    ]
+    assert table.monte_carlo.values.tolist() == [[0.45, 0.45]]
     # Nine of twenty continuations, at two states.
     assert method.seconds.tolist() == pytest.approx([2 * 2.0 * 9 / 20])
-    assert [num_fresh(n) for n in (0, 1, 2, 12, 18, 64)] == [0, 0, 1, 6, 9, 9]
+    assert [num_first_rollouts(n) for n in (0, 1, 2, 12, 18, 64)] == [0, 0, 1, 6, 9, 9]
 
 
-def test_monte_carlo_error_is_that_of_a_mean(board, resamples, truth):
-    (method,) = monte_carlo(board)
-    measured = agreement(board, resamples, method.values, board.rest, _everyone(board), names=("mse", "bias"))
-    expected = (truth * (1 - truth))[board.is_state].mean() / 6
+def test_monte_carlo_error_is_that_of_a_mean(world, table, resamples, truth):
+    (method,) = methods_from(Evidence(world.load(), table, 1.0))
+    measured = agreement(table, resamples, method.values, table.other_rollouts, _everyone(table), names=("mse", "bias"))
+    expected = (truth * (1 - truth))[table.is_state].mean() / 6
     assert _inside(measured["mse"], expected) and _inside(measured["bias"], 0.0)
 
 
-def test_the_outcome_does_not_enter_the_correlation_of_d(board, resamples):
+def test_the_outcome_does_not_enter_the_correlation_of_d(table, resamples):
     rng = np.random.default_rng(2)
-    noise = np.where(board.is_state, rng.random(board.is_state.shape), np.nan)
+    noise = np.where(table.is_state, rng.random(table.is_state.shape), np.nan)
     # A good last value: d_K = R - v_{K-1} is then that of the gold, while the others are noise.
-    rows = np.arange(len(board.traces))
-    noise[rows, board.num_segments - 1] = board.gold.values[rows, board.num_segments - 1]
-    measured = agreement(board, resamples, noise, board.gold, _everyone(board))
+    rows = np.arange(len(table.traces))
+    noise[rows, table.num_segments - 1] = table.monte_carlo.values[rows, table.num_segments - 1]
+    measured = agreement(table, resamples, noise, table.monte_carlo, _everyone(table))
     assert measured["spearman_d"].samples[0] < 0.35
     assert measured["spearman_d_last"].samples[0] > measured["spearman_d"].samples[0] + 0.1
-    assert measured["spearman_d_last"].num == board.num_segments.sum()
-    assert measured["spearman_d"].num == (board.num_segments - 1).sum()
+    assert measured["spearman_d_last"].num == table.num_segments.sum()
+    assert measured["spearman_d"].num == (table.num_segments - 1).sum()
 
 
-def test_thirds_share_the_states(board, resamples, truth):
-    measured = agreement(board, resamples, truth, board.gold, _everyone(board))
+def test_thirds_share_the_states(table, resamples, truth):
+    measured = agreement(table, resamples, truth, table.monte_carlo, _everyone(table))
     for what, whole in (("v", "spearman_v"), ("d", "spearman_d")):
         parts = [measured[f"spearman_{what}_{third}"].num for third in ("early", "middle", "late")]
         assert sum(parts) == measured[whole].num and all(parts)
 
 
-def test_what_knows_the_outcome_is_no_forecast(world, board, resamples):
-    comparison = Comparison(world.load(), board, resamples, [], [])
-    probes = probe_methods(world.load(), board, 1.0)
-    for method in (attribution_methods(world.load(), board)[0], smoothed(board, probes[0], 0.5)):
+def test_what_knows_the_outcome_is_no_forecast(world, table, resamples):
+    comparison = Comparison(world.load(), table, resamples, [], [])
+    probes = methods_from(Evidence(world.load(), table, 1.0), PROBES)
+    for method in (weighed(Evidence(world.load(), table, 1.0))[0], smoothed(table, probes[0], 0.5)):
         entry = comparison.entry(method)
         assert entry["calibration"] is None
         assert entry["measures"]["brier"]["estimate"] is None and "outcome" in entry["measures"]["brier"]["reason"]
         assert entry["measures"]["spearman_v"]["estimate"] is not None
 
 
-def test_methods_from_records(world, board):
-    methods = {method.name: method for method in probe_methods(world.load(), board, 1.0)}
+def test_methods_from_records(world, table):
+    methods = {method.name: method for method in methods_from(Evidence(world.load(), table, 1.0), PROBES)}
     assert set(methods) == {
         *(f"{form}:{which}" for form in ("joint", "geometric") for which in ("reference", "group", "union")),
         "normalized:group", "normalized:union", "vps", "mig",
     }  # fmt: skip
-    joint, vps, mig = (methods[name].segment_rewards(board) for name in ("joint:reference", "vps", "mig"))
-    last = (np.arange(len(board.traces)), board.num_segments - 1)
+    joint, vps, mig = (methods[name].segment_rewards(table) for name in ("joint:reference", "vps", "mig"))
+    last = (np.arange(len(table.traces)), table.num_segments - 1)
     pinned = joint.sum(axis=1) + methods["joint:reference"].values[:, 0]
-    assert pinned == pytest.approx(board.rewards), "v_0 + sum of d = R"
+    assert pinned == pytest.approx(table.rewards), "v_0 + sum of d = R"
     assert (vps[last] == 0).all() and (mig[last] == 0).all()
-    inner = board.is_inner
+    inner = table.is_inner
     assert (mig[inner] >= 0).all() and (vps[inner] < 0).any()
-    assert (methods["joint:group"].values[board.is_state] == 0).all(), "the group's answer is useless here"
+    assert (methods["joint:group"].values[table.is_state] == 0).all(), "the group's answer is useless here"
     # The null at the first state is a probability of 0: the other answer has all the mass.
     assert (methods["normalized:union"].values[:, 0] == 1).all()
-    attribution = attribution_methods(world.load(), board)[0]
-    mean = np.bincount(board.groups, board.rewards)[board.groups] / 4
+    attribution = weighed(Evidence(world.load(), table, 1.0))[0]
+    mean = np.bincount(table.groups, table.rewards)[table.groups] / 4
     assert attribution.values[:, 0] == pytest.approx(mean)
 
 
@@ -162,84 +165,84 @@ def test_a_trace_whose_weights_are_nothing_has_no_values(world):
     measurements.weights[0] = dataclasses.replace(
         measurements.weights[0], weights=[0.0] * len(measurements.weights[0].weights)
     )
-    board = make_board(measurements, CUTTING)
-    method = next(m for m in attribution_methods(measurements, board) if m.name == measurements.weights[0].method)
-    assert method.covers(board).tolist() == [False] + [True] * (len(board.traces) - 1)
+    table = make_table(measurements, CUTTING)
+    method = next(m for m in weighed(Evidence(measurements, table, 1.0)) if m.name == measurements.weights[0].method)
+    assert method.covers(table).tolist() == [False] + [True] * (len(table.traces) - 1)
 
 
-def test_regressions_know_what_their_features_know(world, board, resamples, truth):
-    everyone = _everyone(board)
-    hidden = load_hidden(world.load(), board)
-    probe = next(m for m in probe_methods(world.load(), board, 1.0) if m.name == "joint:reference")
+def test_regressions_know_what_their_features_know(world, table, resamples, truth):
+    everyone = _everyone(table)
+    hidden = load_hidden(world.load(), table)
+    probe = next(m for m in methods_from(Evidence(world.load(), table, 1.0), PROBES) if m.name == "joint:reference")
     values = {
         "joint": probe.values,
-        "calibrated": fit(board, probe=probe.values)[0],
-        "small": fit(board, probe=probe.values, batch=16)[0],
-        "poor layer": fit(board, hidden=hidden.layers[-2])[0],
-        "good layer": fit(board, hidden=hidden.layers[-1])[0],
+        "calibrated": fit(table, probe=probe.values)[0],
+        "small": fit(table, probe=probe.values, batch=16)[0],
+        "poor layer": fit(table, hidden=hidden.layers[-2])[0],
+        "good layer": fit(table, hidden=hidden.layers[-1])[0],
     }
     error = {
-        name: agreement(board, resamples, given, board.gold, everyone, names=("mse",))["mse"]
+        name: agreement(table, resamples, given, table.monte_carlo, everyone, names=("mse",))["mse"]
         for name, given in values.items()
     }
     for better, worse in (("calibrated", "joint"), ("calibrated", "small"), ("good layer", "poor layer")):
         assert error[better].minus(error[worse]).interval()["high"] < 0, (better, worse)
 
 
-def test_states_without_gold_are_left_out(board, resamples, truth):
-    values = board.gold.values.copy()
+def test_states_without_gold_are_left_out(table, resamples, truth):
+    values = table.monte_carlo.values.copy()
     values[::2, 1] = np.nan
-    gold = Gold(values, board.gold.noise, board.gold.num_rollouts)
-    measured = agreement(board, resamples, truth, gold, _everyone(board), names=("spearman_v", "spearman_d", "mse"))
+    gold = MonteCarloValues(values, table.monte_carlo.noise, table.monte_carlo.num_rollouts)
+    measured = agreement(table, resamples, truth, gold, _everyone(table), names=("spearman_v", "spearman_d", "mse"))
     num_missing = len(values[::2])
-    assert measured["spearman_v"].num == board.is_state.sum() - num_missing
+    assert measured["spearman_v"].num == table.is_state.sum() - num_missing
     # A difference needs both of its ends.
-    assert measured["spearman_d"].num == board.is_inner.sum() - 2 * num_missing
+    assert measured["spearman_d"].num == table.is_inner.sum() - 2 * num_missing
     assert measured["mse"].num == measured["spearman_v"].num
 
 
 class TestBlame:
     @pytest.fixture(scope="class")
-    def wrong(self, board):
-        return blame.wrong_segments(board)
+    def wrong(self, table):
+        return wrong_lines.wrong_segments(table)
 
-    def test_finds_the_segments(self, world, board, wrong):
-        known = {row: k for row, k in enumerate(world.wrong) if k is not None and board.failed[row]}
+    def test_finds_the_segments(self, world, table, wrong):
+        known = {row: k for row, k in enumerate(world.wrong) if k is not None and table.failed[row]}
         assert dict(zip(wrong.rows.tolist(), wrong.segments.tolist(), strict=True)) == known
-        assert wrong.num_failed == board.failed.sum() == wrong.num_checked
+        assert wrong.num_failed == table.failed.sum() == wrong.num_checked
 
     def test_a_line_belongs_to_the_segment_it_ends_in(self):
         trace = TraceRecord(0, "p", "", "one two\nrest", [1], [1, 2, 3], [], 0.0, None, None, 0, 8, True)
         measurements = Measurements(None, {}, [trace], [CuttingRecord(0, "c", [0, 1, 2, 3], [0, 4, 8, 12])])
-        found = blame.wrong_segments(make_board(measurements, "c"))
+        found = wrong_lines.wrong_segments(make_table(measurements, "c"))
         assert found.segments.tolist() == [1], "the line break and what follows it do not count"
 
-    def test_exact_blame_is_perfect(self, board, wrong, resamples):
-        credit = np.zeros(board.is_state.shape)
+    def test_exact_blame_is_perfect(self, table, wrong, resamples):
+        credit = np.zeros(table.is_state.shape)
         credit[wrong.rows, wrong.segments] = -1.0
-        found = blame.blame(board, resamples, wrong, credit, _everyone(board))
+        found = wrong_lines.blame(table, resamples, wrong, credit, _everyone(table))
         assert [found[name].samples[0] for name in ("top1", "rank", "auc")] == [1.0, 1.0, 1.0]
-        worst = blame.blame(board, resamples, wrong, -credit, _everyone(board))
-        mean_segments = board.num_segments[wrong.rows].mean()
+        worst = wrong_lines.blame(table, resamples, wrong, -credit, _everyone(table))
+        mean_segments = table.num_segments[wrong.rows].mean()
         assert [worst[name].samples[0] for name in ("top1", "rank", "auc")] == pytest.approx([0.0, mean_segments, 0.0])
 
-    def test_equal_credit_is_chance(self, board, wrong, resamples):
-        rules = blame.chance(board, resamples, wrong)
-        num = board.num_segments[wrong.rows]
+    def test_equal_credit_is_chance(self, table, wrong, resamples):
+        rules = wrong_lines.chance(table, resamples, wrong)
+        num = table.num_segments[wrong.rows]
         assert rules["chance"]["top1"].samples[0] == pytest.approx((1 / num).mean())
         assert rules["chance"]["rank"].samples[0] == pytest.approx(((num + 1) / 2).mean())
         assert rules["chance"]["auc"].samples[0] == 0.5
         assert rules["first_segment"]["top1"].samples[0] == pytest.approx((wrong.segments == 0).mean())
         assert rules["last_segment"]["top1"].samples[0] == pytest.approx((wrong.segments == num - 1).mean())
 
-    def test_rounding_does_not_decide(self, board, wrong, resamples):
-        noise = 1e-12 * np.random.default_rng(0).normal(size=board.is_state.shape)
-        found = blame.blame(board, resamples, wrong, noise, _everyone(board))
+    def test_rounding_does_not_decide(self, table, wrong, resamples):
+        noise = 1e-12 * np.random.default_rng(0).normal(size=table.is_state.shape)
+        found = wrong_lines.blame(table, resamples, wrong, noise, _everyone(table))
         assert found["auc"].samples[0] == 0.5
 
-    def test_true_values_find_the_wrong_line(self, board, wrong, resamples, truth):
+    def test_true_values_find_the_wrong_line(self, table, wrong, resamples, truth):
         method = Method("truth", "probe", "", truth)
-        found = blame.blame(board, resamples, wrong, method.segment_rewards(board), method.covers(board))
+        found = wrong_lines.blame(table, resamples, wrong, method.segment_rewards(table), method.covers(table))
         assert found["top1"].samples[0] > 0.99
 
     @pytest.mark.parametrize(
@@ -251,6 +254,6 @@ class TestBlame:
     )
     def test_says_why_there_is_none(self, tmp_path, options, reason):
         measurements = write(tmp_path / "m", num_groups=3, **options).load()
-        board = make_board(measurements, CUTTING)
-        rules = blame.chance(board, Resamples.draw(3, 10, seed=0), blame.wrong_segments(board))
+        table = make_table(measurements, CUTTING)
+        rules = wrong_lines.chance(table, Resamples.draw(3, 10, seed=0), wrong_lines.wrong_segments(table))
         assert rules["chance"]["top1"].interval()["reason"] == reason

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rredcot_verl.analyze.statistics import Resamples, interval, row_correlation, within_ranks
+from rredcot_verl.analyze.statistics import Measured, Resamples, row_correlation, within_ranks
 
 RNG = np.random.default_rng(5)
 GROUPS = RNG.integers(0, 12, 90)
@@ -74,9 +74,7 @@ def test_intervals_cover_the_truth_where_items_of_a_prompt_agree():
     for repeat in range(repeats):
         numbers = rng.normal(size=num_groups)[groups] + 0.3 * rng.normal(size=len(groups))
         for what, labels, count in (("prompts", groups, num_groups), ("items", np.arange(len(groups)), len(groups))):
-            drawn = interval(
-                Resamples.draw(count, 200, seed=repeat).mean(numbers, labels), len(numbers), num_groups=count
-            )
+            drawn = Measured.of(Resamples.draw(count, 200, seed=repeat).mean(numbers, labels), labels).interval()
             covered[what] += drawn["low"] <= 0.0 <= drawn["high"]
     assert 0.89 < covered["prompts"] / repeats < 0.985
     # Drawing items instead of prompts is far too sure of itself.
@@ -89,8 +87,8 @@ def test_differences_are_paired():
     easy = rng.normal(size=30)[groups]
     one, two = easy + 0.1 * rng.normal(size=120), easy + 0.2 + 0.1 * rng.normal(size=120)
     resamples = Resamples.draw(30, 500, seed=0)
-    alone = interval(resamples.mean(one, groups), 120, num_groups=30)
-    difference = interval(resamples.mean(two, groups) - resamples.mean(one, groups), 120, num_groups=30)
+    first, second = (Measured.of(resamples.mean(numbers, groups), groups) for numbers in (one, two))
+    alone, difference = first.interval(), second.minus(first).interval()
     assert difference["low"] > 0.1 and difference["high"] < 0.3
     assert difference["high"] - difference["low"] < 0.25 * (alone["high"] - alone["low"])
 
@@ -118,6 +116,6 @@ def test_correlation_within_rows():
     ],
 )
 def test_what_cannot_be_said_is_null_with_its_reason(samples, num, num_groups, reason):
-    found = interval(samples, num, num_groups=num_groups)
+    found = Measured(samples, num, num_groups).interval()
     assert found["low"] is None and found["high"] is None and found["reason"] == reason
     assert (found["estimate"] is None) == bool(np.isnan(samples[0]))

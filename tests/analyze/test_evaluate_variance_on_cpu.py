@@ -7,12 +7,13 @@ import pytest
 import torch
 from verl.trainer.ppo.core_algos import agg_loss, compute_grpo_outcome_advantage
 
-from rredcot_verl.analyze import variance
-from rredcot_verl.analyze.board import make_board
-from rredcot_verl.analyze.compare import Comparison
-from rredcot_verl.analyze.methods import Method, probe_methods
+from rredcot_verl.analyze import policy_gradient
+from rredcot_verl.analyze.comparison import Comparison
+from rredcot_verl.analyze.estimators import PROBES, methods_from
+from rredcot_verl.analyze.method_values import Evidence, Method
 from rredcot_verl.analyze.records import CuttingRecord, Measurements, TraceRecord
 from rredcot_verl.analyze.statistics import Resamples
+from rredcot_verl.analyze.trace_table import make_table
 from tests.analyze.synthetic import CUTTING, write
 
 RANGE = (0.0, 1.0)
@@ -25,60 +26,60 @@ def measurements(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def board(measurements):
-    return make_board(measurements, CUTTING)
+def table(measurements):
+    return make_table(measurements, CUTTING)
 
 
 @pytest.fixture(scope="module")
-def sketches(measurements, board):
-    return variance.load_sketches(measurements, board)
+def sketches(measurements, table):
+    return policy_gradient.load_sketches(measurements, table)
 
 
 @pytest.fixture(scope="module")
-def grpo(measurements, board):
-    return variance.advantages(measurements, board, None, variance.settings_for(RANGE, "reweight"))
+def grpo(measurements, table):
+    return policy_gradient.advantages(measurements, table, None, policy_gradient.settings_for(RANGE, "reweight"))
 
 
-def _compare(board, sketches, credit, grpo, num_resamples=50):
+def _compare(table, sketches, credit, grpo, num_resamples=50):
     resamples = Resamples.draw(40, num_resamples, seed=0)
-    ours, theirs = (variance.gradient(board, sketches, given, 40) for given in (credit, grpo))
-    return {name: m.samples for name, m in variance.compare(board, resamples, sketches, ours, theirs).items()}
+    compared = policy_gradient.GradientComparison(table, resamples, sketches, grpo).compare(credit)
+    return {name: measured.samples for name, measured in compared.items()}
 
 
-def test_advantages_of_grpo_are_verls(board, grpo):
-    outcomes = torch.tensor([trace.reward for trace in board.traces]).unsqueeze(1)
-    index = np.array([trace.group for trace in board.traces], dtype=object)
+def test_advantages_of_grpo_are_verls(table, grpo):
+    outcomes = torch.tensor([trace.reward for trace in table.traces]).unsqueeze(1)
+    index = np.array([trace.group for trace in table.traces], dtype=object)
     expected, _ = compute_grpo_outcome_advantage(outcomes, torch.ones_like(outcomes), index)
-    assert np.abs(np.where(board.is_state, grpo - expected.numpy(), 0.0)).max() == 0.0
+    assert np.abs(np.where(table.is_state, grpo - expected.numpy(), 0.0)).max() == 0.0
 
 
-def test_td_with_constant_values_is_grpo(measurements, board, grpo):
-    means = (np.bincount(board.groups, board.rewards) / np.bincount(board.groups))[board.groups]
-    method = Method("mean", "baseline", "", np.where(board.is_state, means[:, None], np.nan))
-    credit = variance.advantages(measurements, board, method, variance.settings_for(RANGE, "td"))
-    assert np.where(board.is_state, credit, 0.0) == pytest.approx(np.where(board.is_state, grpo, 0.0), abs=1e-5)
+def test_td_with_constant_values_is_grpo(measurements, table, grpo):
+    means = (np.bincount(table.groups, table.rewards) / np.bincount(table.groups))[table.groups]
+    method = Method("mean", "baseline", "", np.where(table.is_state, means[:, None], np.nan))
+    credit = policy_gradient.advantages(measurements, table, method, policy_gradient.settings_for(RANGE, "td"))
+    assert np.where(table.is_state, credit, 0.0) == pytest.approx(np.where(table.is_state, grpo, 0.0), abs=1e-5)
 
 
-def test_unpinned_sources_get_no_outcome_on_the_last_segment(measurements, board):
-    methods = {method.name: method for method in probe_methods(measurements, board, 1.0)}
-    settings = variance.settings_for(RANGE, "reweight")
-    last = (np.arange(len(board.traces)), board.num_segments - 1)
+def test_unpinned_sources_get_no_outcome_on_the_last_segment(measurements, table):
+    methods = {method.name: method for method in methods_from(Evidence(measurements, table, 1.0), PROBES)}
+    settings = policy_gradient.settings_for(RANGE, "reweight")
+    last = (np.arange(len(table.traces)), table.num_segments - 1)
     # vps and the probe it reads have the same values; only what the last segment gets differs.
     probe, vps = (
-        variance.advantages(measurements, board, methods[name], settings)[last]
+        policy_gradient.advantages(measurements, table, methods[name], settings)[last]
         for name in ("geometric:reference", "vps")
     )
-    failed = (board.rewards == 0) & (np.abs(vps) > 1e-6)
+    failed = (table.rewards == 0) & (np.abs(vps) > 1e-6)
     assert (vps[failed] > probe[failed]).all() and failed.any()
 
 
-def test_traces_without_values_keep_grpo(measurements, board, grpo):
-    values = np.where(board.is_state, RNG.random(board.is_state.shape), np.nan)
+def test_traces_without_values_keep_grpo(measurements, table, grpo):
+    values = np.where(table.is_state, RNG.random(table.is_state.shape), np.nan)
     values[::3] = np.nan
     method = Method("some", "probe", "", values)
     for form in ("reweight", "td"):
-        credit = variance.advantages(measurements, board, method, variance.settings_for(RANGE, form))
-        same = np.where(board.is_state, credit == grpo, True)
+        credit = policy_gradient.advantages(measurements, table, method, policy_gradient.settings_for(RANGE, form))
+        same = np.where(table.is_state, credit == grpo, True)
         assert same[::3].all() and not same[1::3].all()
 
 
@@ -105,25 +106,27 @@ def test_mean_gradient_is_that_of_verls_token_mean_loss():
 
     traces = [TraceRecord(n, f"p{n}", "", "x" * length, [1], [1] * length, [], 0.0) for n, length in enumerate(lengths)]
     records = [CuttingRecord(n, "c", own, own) for n, own in enumerate(cuts)]
-    board = make_board(Measurements(None, {}, traces, records), "c")
-    sketches = variance.Sketches(np.ones(3, dtype=bool), vectors)
-    sums = variance.gradient(board, sketches, credit, 3).sums
+    table = make_table(Measurements(None, {}, traces, records), "c")
+    sketches = policy_gradient.GradientSketches(np.ones(3, dtype=bool), vectors)
+    compared = policy_gradient.GradientComparison(table, Resamples.draw(3, 1, seed=0), sketches, credit)
+    sums = compared.gradients(credit).sums
     assert -sums.sum(axis=0) / sum(lengths) == pytest.approx(weight.grad.flatten().numpy(), abs=1e-6)
 
 
-def test_variance_is_that_of_batches_of_prompts(board, sketches, grpo):
+def test_variance_is_that_of_batches_of_prompts(table, sketches, grpo):
     """The mean gradients of resampled batches scatter as the formula says."""
-    own = variance.gradient(board, sketches, grpo, 40)
+    resamples = Resamples.draw(40, 1, seed=1)
+    own = policy_gradient.GradientComparison(table, resamples, sketches, grpo).gradients(grpo)
     counts = Resamples.draw(40, 4000, seed=1).counts[1:]
-    tokens = np.bincount(board.groups, board.lengths, minlength=40).astype(float)
+    tokens = np.bincount(table.groups, table.lengths, minlength=40).astype(float)
     means = (counts @ own.sums) / (counts @ tokens)[:, None]
     scatter = means.var(axis=0).sum()
-    moments = variance._moments(np.ones((1, 40)), own, tokens)
+    moments = policy_gradient._moments(np.ones((1, 40)), own, tokens)
     assert moments.variance[0] / 40 == pytest.approx(scatter, rel=0.1)
 
 
-def test_scale_of_the_credit_is_told_apart_from_its_noise(board, sketches, grpo):
-    same, double = _compare(board, sketches, grpo, grpo), _compare(board, sketches, 2 * grpo, grpo)
+def test_scale_of_the_credit_is_told_apart_from_its_noise(table, sketches, grpo):
+    same, double = _compare(table, sketches, grpo, grpo), _compare(table, sketches, 2 * grpo, grpo)
     for name, value in (
         ("variance", 1.0),
         ("variance_scaled", 1.0),
@@ -136,60 +139,59 @@ def test_scale_of_the_credit_is_told_apart_from_its_noise(board, sketches, grpo)
     assert double["variance_scaled"] == pytest.approx(1.0) and double["efficiency"] == pytest.approx(1.0)
 
 
-def test_random_credit_has_no_direction_and_right_credit_has_more(measurements, board, sketches, grpo):
+def test_random_credit_has_no_direction_and_right_credit_has_more(measurements, table, sketches, grpo):
     """In this world only wrong segments have a direction to learn from."""
     noise = np.random.default_rng(0).normal(size=grpo.shape)
-    found = _compare(board, sketches, noise, grpo)
+    found = _compare(table, sketches, noise, grpo)
     assert found["efficiency"][0] < 0.3 and not found["cosine_unbiased"].size, "the direction of noise is not given"
     right = np.zeros_like(grpo)
-    for row, trace in enumerate(board.traces):
+    for row, trace in enumerate(table.traces):
         if trace.wrong_from is not None:
-            segment = int(np.searchsorted(board.cuts[row].characters, trace.wrong_from, side="right")) - 1
+            segment = int(np.searchsorted(table.cuts[row].characters, trace.wrong_from, side="right")) - 1
             right[row, segment] = min(grpo[row, 0], 0.0)
-    found = _compare(board, sketches, right, grpo)
+    found = _compare(table, sketches, right, grpo)
     assert found["efficiency"][0] > 2.0 and found["cosine_unbiased"][0] > 0.9
 
 
-def test_too_few_prompts_are_refused(measurements, board, sketches, grpo):
-    few = variance.Sketches(sketches.rows & (board.groups < 5), sketches.vectors)
-    own = variance.gradient(board, few, grpo, 40)
-    found = variance.compare(board, Resamples.draw(40, 5, seed=0), few, own, own)
-    assert {m.interval()["reason"] for m in found.values()} == {variance.TOO_FEW}
+def test_too_few_prompts_are_refused(measurements, table, sketches, grpo):
+    few = policy_gradient.GradientSketches(sketches.rows & (table.groups < 5), sketches.vectors)
+    found = policy_gradient.GradientComparison(table, Resamples.draw(40, 5, seed=0), few, grpo).compare(grpo)
+    assert {m.interval()["reason"] for m in found.values()} == {policy_gradient.TOO_FEW}
 
 
-def test_prompts_without_sketches_do_not_count(measurements, board, sketches, grpo):
+def test_prompts_without_sketches_do_not_count(measurements, table, sketches, grpo):
     """Leaving prompts out is the same as not having them."""
-    half = variance.Sketches(sketches.rows & (board.groups < 20), sketches.vectors)
+    half = policy_gradient.GradientSketches(sketches.rows & (table.groups < 20), sketches.vectors)
     fewer = dataclasses.replace(
         measurements,
         traces=[trace for trace in measurements.traces if trace.trace < 80],
         cuttings=[cut for cut in measurements.cuttings if cut.trace < 80],
     )
-    small = make_board(fewer, CUTTING)
-    credit = np.where(np.arange(board.width) % 2 == 0, grpo, 0.5 * grpo)
+    small = make_table(fewer, CUTTING)
+    credit = np.where(np.arange(table.width) % 2 == 0, grpo, 0.5 * grpo)
     found = []
-    for place, own, num in ((board, half, 40), (small, variance.load_sketches(fewer, small), 20)):
+    for place, own, num in ((table, half, 40), (small, policy_gradient.load_sketches(fewer, small), 20)):
         rows = len(place.traces)
-        ours, theirs = (variance.gradient(place, own, given[:rows], num) for given in (credit, grpo))
-        found.append(variance.compare(place, Resamples(np.ones((1, num))), own, ours, theirs))
-    for name in variance.NAMES:
+        compared = policy_gradient.GradientComparison(place, Resamples(np.ones((1, num))), own, grpo[:rows])
+        found.append(compared.compare(credit[:rows]))
+    for name in policy_gradient.NAMES:
         assert found[0][name].samples == pytest.approx(found[1][name].samples), name
 
 
-def test_blame_by_advantage_leaves_uniform_groups_out(measurements, board):
-    comparison = Comparison(measurements, board, Resamples.draw(40, 20, seed=0), [], [])
-    method = next(m for m in probe_methods(measurements, board, 1.0) if m.name == "joint:reference")
+def test_blame_by_advantage_leaves_uniform_groups_out(measurements, table):
+    comparison = Comparison(measurements, table, Resamples.draw(40, 20, seed=0), [], [])
+    method = next(m for m in methods_from(Evidence(measurements, table, 1.0), PROBES) if m.name == "joint:reference")
     entry = comparison.entry(method)
-    rewards = board.rewards
-    mixed = {g for g in set(board.groups.tolist()) if len(set(rewards[board.groups == g])) > 1}
-    expected = sum(int(board.groups[row]) in mixed for row in comparison.wrong.rows)
+    rewards = table.rewards
+    mixed = {g for g in set(table.groups.tolist()) if len(set(rewards[table.groups == g])) > 1}
+    expected = sum(int(table.groups[row]) in mixed for row in comparison.wrong.rows)
     assert entry["credit"]["reweight"]["blame_top1"]["num"] == expected
     assert entry["measures"]["blame_top1"]["num"] == len(comparison.wrong.rows) > expected
     # Within a failed trace reweight orders segments as d does.
     assert entry["credit"]["reweight"]["blame_top1"]["estimate"] == pytest.approx(
-        comparison.measure(method, _in(board, mixed))["blame_top1"].samples[0]
+        comparison.measure(method, _in(table, mixed))["blame_top1"].samples[0]
     )
 
 
-def _in(board, groups):
-    return np.isin(board.groups, sorted(groups))
+def _in(table, groups):
+    return np.isin(table.groups, sorted(groups))

@@ -10,10 +10,10 @@ import pytest
 from rredcot_verl.analyze import bench
 from rredcot_verl.analyze.__main__ import main
 from rredcot_verl.analyze.bench import measure
-from rredcot_verl.analyze.inputs import read_prompts, read_traces
-from rredcot_verl.analyze.options import read_options
+from rredcot_verl.analyze.command_line import read_options
+from rredcot_verl.analyze.problems import read_prompts, read_traces
 from rredcot_verl.analyze.records import load
-from rredcot_verl.analyze.traces import PromptEncoder
+from rredcot_verl.analyze.trace_maker import PromptEncoder
 from tests.tiny_model import make_tiny_data, make_tiny_model, make_tokenizer
 
 VERIFIER = """
@@ -215,6 +215,11 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(place, extra, words, mon
     error = capsys.readouterr().err
     assert all(word in error for word in words), error
     assert not (place / "refused").exists()
+
+
+def test_a_device_that_is_not_there_is_said(place, capsys):
+    assert main(command(place, "refused", "--device", "cuda:99")) == 1
+    assert "cannot be loaded on cuda:99" in capsys.readouterr().err
 
 
 def test_settings_come_from_a_file_with_overrides_on_top(place):

@@ -6,13 +6,12 @@ import math
 import pytest
 import torch
 
-from rredcot_verl.analyze.budget import Stopwatch
-from rredcot_verl.analyze.inputs import Problem
-from rredcot_verl.analyze.monte_carlo import MonteCarlo
+from rredcot_verl.analyze.measured_rollouts import RolloutMeasurement
+from rredcot_verl.analyze.prefix_sampler import Request, Sampler
+from rredcot_verl.analyze.problems import Problem
 from rredcot_verl.analyze.records import TraceRecord
-from rredcot_verl.analyze.sampling import Request, Sampler
 from rredcot_verl.analyze.verifier import Verifier
-from rredcot_verl.probes.vocabulary import Vocabulary
+from tests.analyze.context import make_context
 from tests.tiny_model import build_tiny_model, make_tokenizer
 
 MODEL = build_tiny_model()
@@ -113,17 +112,20 @@ def reward_of(response: list[int]) -> float:
     return is_even("", TOKENIZER.decode(response, skip_special_tokens=True), None)["score"]
 
 
+def rollouts(traces, problem, boundaries, count, max_response_tokens):
+    context = make_context(MODEL, TOKENIZER, traces, {trace.trace: boundaries for trace in traces}, [problem])
+    own, verifier = sampler(max_batch_tokens=1 << 20), Verifier(is_even)
+    measurement = RolloutMeasurement(context, own, verifier, max_response_tokens, (count, count))
+    return list(measurement.measure([unit for trace in traces for unit in measurement.units(trace)]))
+
+
 def test_monte_carlo_meets_the_exact_value_of_an_enumerable_model():
     prompt, response = TOKENIZER.encode("3+4="), TOKENIZER.encode("ab7")
     trace = TraceRecord(4, "0", "3+4=", "ab7", prompt, response, [0.0] * 3, 1.0)
     problem = Problem("0", "3+4=", [], {"data_source": "x"})
     count = 4000
     # The response may have 4 tokens: after 2 of them two are left, after 3 one.
-    gold = MonteCarlo(
-        sampler(max_batch_tokens=1 << 20), Vocabulary(TOKENIZER), Verifier(is_even), 4, None, Stopwatch(MODEL.device)
-    )
-    states = [(trace, 2, count), (trace, 3, count)]
-    records = {record.offset: record for record in gold.run(states, {"0": problem}, 512)}
+    records = {record.offset: record for record in rollouts([trace], problem, [2, 3, 4], count, 4)}
     for offset, left in ((2, 2), (3, 1)):
         exact = exact_value(prompt, response[:offset], left)
         rewards = records[offset].rewards
@@ -138,11 +140,10 @@ def test_monte_carlo_meets_the_exact_value_of_an_enumerable_model():
 def test_equal_states_of_two_traces_are_drawn_apart():
     prompt, response = TOKENIZER.encode("3+4="), TOKENIZER.encode("ab7")
     traces = [TraceRecord(number, "0", "", "ab7", prompt, response, [0.0] * 3, 1.0) for number in (0, 1)]
-    gold = MonteCarlo(sampler(), Vocabulary(TOKENIZER), Verifier(is_even), 8, None, Stopwatch(MODEL.device))
-    problems = {"0": Problem("0", "", [], {})}
-    records = list(gold.run([(trace, 0, 64) for trace in traces], problems, 512))
+    problem = Problem("0", "", [], {})
+    records = rollouts(traces, problem, [0, 3], 64, 8)
     assert records[0].rewards != records[1].rewards
-    again = list(gold.run([(traces[1], 0, 64)], problems, 512))
+    again = rollouts(traces[1:], problem, [0, 3], 64, 8)
     assert again[0].rewards == next(record.rewards for record in records if record.trace == 1)
 
 

@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 import pytest
 
 from rredcot_verl.analyze import page, tables
+from rredcot_verl.analyze.conclusions import findings
 from rredcot_verl.analyze.evaluate import evaluate
-from rredcot_verl.analyze.findings import findings
 from rredcot_verl.analyze.page import verdict
 from rredcot_verl.pages.text import number
 from tests.analyze.synthetic import write

@@ -1,4 +1,4 @@
-"""Ways to cut a trace into segments that the bench compares, by names such as `keyword_entropy-8`."""
+"""Ways to cut a trace into segments (*cuttings*) that the bench compares, by names such as `keyword_entropy-8`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ DEFAULT_ABLATION = (
 
 
 @dataclass(frozen=True)
-class Cutting:
+class Segmentation:
     """One way to cut.
 
     Attributes:
@@ -34,8 +34,8 @@ class Cutting:
     rule: SegmentationConfig
 
 
-def parse_cuttings(names: Sequence[str] | None, settings: RREDCoTConfig) -> list[Cutting]:
-    """The cuttings of some names; the first one is the main one.
+def parse_segmentations(names: Sequence[str] | None, settings: RREDCoTConfig) -> list[Segmentation]:
+    """The segmentations of some names; the first one is the main one.
 
     Args:
         names: `METHOD-NUM_SEGMENTS` each; None for the settings' own and the usual ablation after it.
@@ -47,7 +47,7 @@ def parse_cuttings(names: Sequence[str] | None, settings: RREDCoTConfig) -> list
     if names is None:
         own = f"{settings.segmentation.method}-{settings.segmentation.num_segments}"
         names = [own, *DEFAULT_ABLATION]
-    cuttings = []
+    found = []
     for name in dict.fromkeys(names):
         method, _, number = name.rpartition("-")
         if not method or not number.isdecimal():
@@ -59,12 +59,12 @@ def parse_cuttings(names: Sequence[str] | None, settings: RREDCoTConfig) -> list
             get_segmenter(rule.method)
         except ValueError as error:
             raise ValueError(f"--cuttings {name!r}: {error}") from error
-        cuttings.append(Cutting(name, rule))
-    return cuttings
+        found.append(Segmentation(name, rule))
+    return found
 
 
 def cut(
-    cutting: Cutting,
+    segmentation: Segmentation,
     elicitation: Elicitation,
     response_ids: Sequence[int],
     log_probs: Sequence[float],
@@ -73,7 +73,7 @@ def cut(
     """Boundaries of a response, offsets from 0 to its length: those the plugin would choose in training.
 
     Args:
-        cutting: How.
+        segmentation: How.
         elicitation: Knows the vocabulary and the thinking block.
         response_ids: Tokens of the response, all written by the model.
         log_probs: Their log-probabilities, nats.
@@ -89,8 +89,7 @@ def cut(
         answer_start=len(ids) if answer_start is None else answer_start,
         think_end=elicitation.think_end(response_ids),
     )
-    rule = cutting.rule
-    boundaries: list[int] = segment(
-        trace, get_segmenter(rule.method), rule.num_segments, rule.min_tokens, rule.max_tokens
-    ).tolist()
+    rule = segmentation.rule
+    method = get_segmenter(rule.method)
+    boundaries: list[int] = segment(trace, method, rule.num_segments, rule.min_tokens, rule.max_tokens).tolist()
     return boundaries

@@ -1,5 +1,6 @@
-"""All traces of a measurement under one cutting, padded to rectangles, with the gold beside them."""
+"""All traces of a measurement under one cutting, padded to rectangles, with their Monte Carlo values."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,8 +20,8 @@ Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Gold:
-    """Monte Carlo values of the states.
+class MonteCarloValues:
+    """Mean rewards of continuations from the states.
 
     Attributes:
         values: `(num_traces, width)`, mean reward of the continuations, in [0, 1]; NaN where there are none.
@@ -34,7 +35,7 @@ class Gold:
 
 
 @dataclass(frozen=True)
-class Board:
+class TraceTable:
     """Traces under one cutting. `width` is the largest number of segments; state k of a row stands before segment k+1.
 
     Attributes:
@@ -48,10 +49,10 @@ class Board:
         num_segments: `(num_traces,)`.
         is_state: `(num_traces, width)`, whether k < K.
         position: `(num_traces, width)`, offset of state k over the length of the response.
-        gold: From all continuations.
+        monte_carlo: From all continuations: what methods are compared with, the *gold* of the results.
         halves: From the odd and from the even ones.
-        fresh, rest: From the first `NUM_ROLLOUTS` (half of them where there are fewer than twice as many), and from
-            those after.
+        first_rollouts: From the first `NUM_ROLLOUTS`; half of them where there are fewer than twice as many.
+        other_rollouts: From those after.
         seconds, num_tokens: `(num_traces,)`, what the continuations from the trace's states took.
     """
 
@@ -64,10 +65,10 @@ class Board:
     num_segments: Labels
     is_state: Mask
     position: Array
-    gold: Gold
-    halves: tuple[Gold, Gold]
-    fresh: Gold
-    rest: Gold
+    monte_carlo: MonteCarloValues
+    halves: tuple[MonteCarloValues, MonteCarloValues]
+    first_rollouts: MonteCarloValues
+    other_rollouts: MonteCarloValues
     seconds: Array
     num_tokens: Array
 
@@ -102,6 +103,29 @@ class Board:
         following = np.concatenate([self.position[:, 1:], np.zeros((len(self.traces), 1))], axis=1)
         return np.where(self.is_inner, following, 1.0)
 
+    def groups_of(self, where: Mask) -> Labels:
+        """The prompts of some states or segments `(num_traces, width)`, one each."""
+        return np.broadcast_to(self.groups[:, None], where.shape)[where]
+
+    def padded(self, traces: Labels, places: Labels, vectors: Array, fill: float) -> tuple[Array, Mask]:
+        """Lay out one vector a state or segment.
+
+        Args:
+            traces, places: `(num,)`, the number of the trace, and of the state or segment in it.
+            vectors: `(num, dim)`.
+            fill: What stands where there is none.
+
+        Returns:
+            `(num_traces, width, dim)`, and `(num_traces, width)` where there is one.
+        """
+        result = np.full((len(self.traces), self.width, vectors.shape[1] if vectors.ndim == 2 else 1), fill)
+        present = np.zeros(self.is_state.shape, dtype=bool)
+        for vector, trace, place in zip(vectors, traces.tolist(), places.tolist(), strict=True):
+            row = self.row_of.get(trace)
+            if row is not None and place < self.width:
+                result[row, place], present[row, place] = vector, True
+        return result, present
+
     def segment_rewards(self, values: Array) -> Array:
         """d_1 .. d_K `(num_traces, width)` of values v_0 .. v_{K-1}, with v_K pinned to the outcome; 0 beyond K."""
         pinned = np.concatenate([values, self.rewards[:, None]], axis=1)
@@ -121,7 +145,7 @@ def group_numbers(measurements: Measurements) -> dict[str, int]:
     return {group: number for number, group in enumerate(dict.fromkeys(trace.group for trace in measurements.traces))}
 
 
-def make_board(measurements: Measurements, cutting: str) -> Board:
+def make_table(measurements: Measurements, cutting: str) -> TraceTable:
     """Lay out one cutting.
 
     Traces whose cutting has not been measured are left out.
@@ -146,7 +170,7 @@ def make_board(measurements: Measurements, cutting: str) -> Board:
     for row, cut in enumerate(cuts):
         position[row, : num_segments[row]] = np.array(cut.boundaries[:-1]) / cut.boundaries[-1]
     states = _rollouts(measurements, cuts, width, low, high)
-    return Board(
+    return TraceTable(
         cutting,
         traces,
         cuts,
@@ -166,51 +190,45 @@ def _rollouts(
     records: dict[tuple[int, int], list[RolloutRecord]] = {}
     for record in measurements.rollouts:
         records.setdefault((record.trace, record.offset), []).append(record)
-    shape = (len(cuts), width)
-    drawn: list[tuple[int, int, Array]] = []
-    seconds, num_tokens = np.full(len(cuts), np.nan), np.full(len(cuts), np.nan)
+    drawn: dict[tuple[int, int], Array] = {}
+    seconds, num_tokens = np.full((2, len(cuts)), np.nan)
     for row, cut in enumerate(cuts):
         found = [records.get((cut.trace, offset), []) for offset in cut.boundaries[:-1]]
         for k, state in enumerate(found):
             rewards = np.array([reward for record in state for reward in record.rewards], dtype=np.float64)
-            drawn.append((row, k, (rewards - low) / (high - low)))
+            drawn[row, k] = (rewards - low) / (high - low)
         if all(found):
             # For one continuation a state: methods multiply by theirs.
-            counts = [sum(len(record.rewards) for record in state) for state in found]
-            seconds[row] = sum(
-                sum(record.seconds for record in state) / max(n, 1) for state, n in zip(found, counts, strict=True)
-            )
-            num_tokens[row] = sum(
-                sum(record.num_tokens for record in state) / max(n, 1) for state, n in zip(found, counts, strict=True)
-            )
+            counts = [max(sum(len(record.rewards) for record in state), 1) for state in found]
+            pairs = list(zip(found, counts, strict=True))
+            seconds[row] = sum(sum(record.seconds for record in state) / n for state, n in pairs)
+            num_tokens[row] = sum(sum(record.num_tokens for record in state) / n for state, n in pairs)
+
+    def values(pick: Callable[[Array], Array]) -> MonteCarloValues:
+        means, noise, num_rollouts = np.full((3, len(cuts), width), np.nan)
+        num_rollouts[:] = 0.0
+        for place, rewards in drawn.items():
+            chosen = pick(rewards)
+            num_rollouts[place] = len(chosen)
+            if len(chosen):
+                means[place] = chosen.mean()
+            if len(chosen) > 1:
+                noise[place] = chosen.var(ddof=1) / len(chosen)
+        return MonteCarloValues(means, noise, num_rollouts)
+
     return {
-        "gold": _gold(shape, drawn, lambda rewards: rewards),
-        "halves": (
-            _gold(shape, drawn, lambda rewards: rewards[0::2]),
-            _gold(shape, drawn, lambda rewards: rewards[1::2]),
-        ),
-        "fresh": _gold(shape, drawn, lambda rewards: rewards[: num_fresh(len(rewards))]),
-        "rest": _gold(shape, drawn, lambda rewards: rewards[num_fresh(len(rewards)) :]),
+        "monte_carlo": values(lambda rewards: rewards),
+        "halves": (values(lambda rewards: rewards[0::2]), values(lambda rewards: rewards[1::2])),
+        "first_rollouts": values(lambda rewards: rewards[: num_first_rollouts(len(rewards))]),
+        "other_rollouts": values(lambda rewards: rewards[num_first_rollouts(len(rewards)) :]),
         "seconds": seconds,
         "num_tokens": num_tokens,
     }
 
 
-def num_fresh(num_rollouts: int) -> int:
+def num_first_rollouts(num_rollouts: int) -> int:
     """How many of a state's continuations the method `monte_carlo` takes for itself."""
     return min(NUM_ROLLOUTS, num_rollouts // 2)
-
-
-def _gold(shape: tuple[int, int], drawn: list[tuple[int, int, Array]], pick: Any) -> Gold:
-    values, noise, num_rollouts = np.full(shape, np.nan), np.full(shape, np.nan), np.zeros(shape)
-    for row, k, rewards in drawn:
-        chosen = pick(rewards)
-        num_rollouts[row, k] = len(chosen)
-        if len(chosen):
-            values[row, k] = chosen.mean()
-        if len(chosen) > 1:
-            noise[row, k] = chosen.var(ddof=1) / len(chosen)
-    return Gold(values, noise, num_rollouts)
 
 
 def _others(rewards: Array, groups: Labels) -> Array:

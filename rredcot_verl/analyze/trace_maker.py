@@ -5,18 +5,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rredcot_verl.analyze.budget import Stopwatch
-from rredcot_verl.analyze.inputs import GivenTrace, Problem
-from rredcot_verl.analyze.model import Policy, run_pack
+from rredcot_verl.analyze.policy import Policy, run_pack
+from rredcot_verl.analyze.prefix_sampler import Request, Sampler
+from rredcot_verl.analyze.problems import GivenTrace, Problem
 from rredcot_verl.analyze.records import CostRecord, TraceRecord
-from rredcot_verl.analyze.sampling import Request, Sampler
-from rredcot_verl.analyze.verifier import Claim, Verifier
+from rredcot_verl.analyze.timing import Stopwatch
+from rredcot_verl.analyze.verifier import Verifier
 from rredcot_verl.probes.elicitation import Elicitation, ReadAnswer
 from rredcot_verl.report.line_checker import LineChecker
 
-SAMPLE_STREAM, ROLLOUT_STREAM = 0, 1
-"""First number of the random streams of traces and of their continuations."""
+SAMPLE_STREAM = 0
+"""First number of the random streams of traces; that of their continuations is another."""
 _SENTINEL = "rredcot-question"
+_GIVEN_AT_ONCE = 16
 
 
 class PromptEncoder:
@@ -38,24 +39,26 @@ class PromptEncoder:
         """Prompt tokens of a problem, ready for generation."""
         if problem.messages and self.has_template:
             return self._apply(problem.messages)
-        if not problem.messages and self._frame is not None:
-            # A dump of verl holds the prompt with its template but without special tokens: look inside the template.
-            before, after = self._frame
-            text = problem.question
-            if text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after):
-                question = text[len(before) : len(text) - len(after)]
-                return self._apply([{"role": "user", "content": question}])
+        # A dump of verl holds the prompt with its template but without special tokens: look inside the template.
+        question = self._inside_template(problem)
+        if question is not None:
+            return self._apply([{"role": "user", "content": question}])
         self.num_approximate += 1
         return list(self._tokenizer.encode(problem.question, add_special_tokens=False))
 
     def question(self, problem: Problem) -> str:
         """What the user asked, also of a prompt given with its template."""
+        inside = self._inside_template(problem)
+        return problem.question if inside is None else inside
+
+    def _inside_template(self, problem: Problem) -> str | None:
+        """The question of a prompt that is given as text with its template around it; None if it is not."""
         if problem.messages or self._frame is None:
-            return problem.question
+            return None
         before, after = self._frame
         text = problem.question
         fits = text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after)
-        return text[len(before) : len(text) - len(after)] if fits else text
+        return text[len(before) : len(text) - len(after)] if fits else None
 
     def _apply(self, messages: Sequence[Any]) -> list[int]:
         return list(
@@ -105,37 +108,42 @@ class TraceMaker:
         self.answers[record.trace] = self.elicitation.read(record.response_ids, record.prompt_ids)
 
     def sample(
-        self, sampler: Sampler, problems: Sequence[Problem], first: int, group_size: int
-    ) -> Iterator[tuple[TraceRecord, CostRecord]]:
-        """Sample and verify the groups of some prompts.
+        self, sampler: Sampler, problems: Sequence[Problem], num_present: int, group_size: int, batch_tokens: int
+    ) -> Iterator[tuple[list[TraceRecord], list[CostRecord]]]:
+        """Sample and verify the groups of the prompts that have none.
 
         Args:
             sampler: Of the policy.
-            problems: The prompts.
-            first: Number of the first prompt; its traces are numbered from `first * group_size`.
+            problems: All prompts; the traces of prompt n are numbered from `n * group_size`.
+            num_present: Traces that are there, of whole groups.
             group_size: Responses a prompt.
+            batch_tokens: Most tokens of the responses of one batch.
+
+        Yields:
+            Some traces in the order of their numbers, and what generating each cost.
         """
-        prompts = [self.encoder.encode(problem) for problem in problems]
-        requests = [
-            Request(prompt, group_size, self._room(prompt), (SAMPLE_STREAM, first + place))
-            for place, prompt in enumerate(prompts)
-        ]
-        for batch in sampler.batches(requests):
-            with self.watch.measure("generate"):
-                groups = sampler.sample([requests[number] for number in batch])
-            num_tokens = sum(len(each.token_ids) for group in groups for each in group)
-            per_token = self.watch.last / max(1, num_tokens)
-            for number, group in zip(batch, groups, strict=True):
-                records = self._records(
-                    problems[number],
-                    (first + number) * group_size,
-                    prompts[number],
-                    [each.token_ids for each in group],
-                    [each.log_probs for each in group],
-                )
-                for record in records:
-                    size = len(record.response_ids)
-                    yield record, CostRecord(record.trace, "generate", per_token * size, size)
+        num_prompts = max(1, batch_tokens // (group_size * self.max_response_tokens))
+        for first in range(num_present // group_size, len(problems), num_prompts):
+            numbers = range(first, min(first + num_prompts, len(problems)))
+            prompts = [self.encoder.encode(problems[number]) for number in numbers]
+            requests = [
+                Request(prompt, group_size, self._room(prompt), (SAMPLE_STREAM, number))
+                for number, prompt in zip(numbers, prompts, strict=True)
+            ]
+            traces, costs = [], []
+            for batch in sampler.batches(requests):
+                with self.watch.measure("generate"):
+                    groups = sampler.sample([requests[place] for place in batch])
+                per_token = self.watch.last / max(1, sum(len(each.token_ids) for group in groups for each in group))
+                for place, group in zip(batch, groups, strict=True):
+                    number, ids = numbers[place], [each.token_ids for each in group]
+                    log_probs = [each.log_probs for each in group]
+                    records = self._records(problems[number], number * group_size, prompts[place], ids, log_probs)
+                    traces += records
+                    sizes = [(record.trace, len(record.response_ids)) for record in records]
+                    costs += [CostRecord(trace, "generate", per_token * size, size) for trace, size in sizes]
+            # Batches go by length.
+            yield sorted(traces, key=lambda each: each.trace), sorted(costs, key=lambda each: each.trace)
 
     def _room(self, prompt: Sequence[int]) -> int:
         limit = self.policy.max_length
@@ -144,32 +152,39 @@ class TraceMaker:
             raise ValueError(f"a prompt of {len(prompt)} tokens leaves no room in a model of {limit} positions")
         return room
 
-    def given(self, traces: Sequence[GivenTrace], first: int) -> Iterator[TraceRecord]:
+    def read_given(self, given: Sequence[GivenTrace], num_present: int) -> Iterator[list[TraceRecord]]:
         """Tokenise and verify given traces; their log-probabilities are computed, as a dump has none.
 
         Args:
-            traces: The traces.
-            first: Number of the first.
+            given: All traces.
+            num_present: How many of them are there.
+
+        Yields:
+            Some traces.
         """
+        for first in range(num_present, len(given), _GIVEN_AT_ONCE):
+            numbers = range(first, min(first + _GIVEN_AT_ONCE, len(given)))
+            yield [self._read_given(given[number], number) for number in numbers]
+
+    def _read_given(self, given: GivenTrace, number: int) -> TraceRecord:
         tokenizer = self.policy.tokenizer
-        for place, trace in enumerate(traces):
-            prompt_ids = self.encoder.encode(trace.problem)
-            response_ids = list(tokenizer.encode(trace.response, add_special_tokens=False))
-            if len(response_ids) > self.max_response_tokens:
-                raise ValueError(
-                    f"--max-response-tokens {self.max_response_tokens}: trace {first + place} has {len(response_ids)} "
-                    "tokens, and its continuations would have no room; give the budget of the run it comes from"
-                )
-            if trace.truncated is not True and len(response_ids) < self.max_response_tokens:
-                # Dumps leave it out, and the policy had to write it.
-                response_ids.append(tokenizer.eos_token_id)
-            sequence = prompt_ids + response_ids
-            with self.watch.measure("read_traces"):
-                (log_probs,) = run_pack(self.policy.model, [sequence]).log_probs([sequence], self.temperature)
-            own = log_probs[len(prompt_ids) - 1 :].tolist()
-            (record,) = self._records(trace.problem, first + place, prompt_ids, [response_ids], [own])
-            self.num_other_rewards += trace.reward is not None and abs(trace.reward - record.reward) > 1e-6
-            yield record
+        prompt_ids = self.encoder.encode(given.problem)
+        response_ids = list(tokenizer.encode(given.response, add_special_tokens=False))
+        if len(response_ids) > self.max_response_tokens:
+            raise ValueError(
+                f"--max-response-tokens {self.max_response_tokens}: trace {number} has {len(response_ids)} "
+                "tokens, and its continuations would have no room; give the budget of the run it comes from"
+            )
+        if given.truncated is not True and len(response_ids) < self.max_response_tokens:
+            # Dumps leave it out, and the policy had to write it.
+            response_ids.append(tokenizer.eos_token_id)
+        sequence = prompt_ids + response_ids
+        with self.watch.measure("read_traces"):
+            (log_probs,) = run_pack(self.policy.model, [sequence]).log_probs([sequence], self.temperature)
+        own = log_probs[len(prompt_ids) - 1 :].tolist()
+        (record,) = self._records(given.problem, number, prompt_ids, [response_ids], [own])
+        self.num_other_rewards += given.reward is not None and abs(given.reward - record.reward) > 1e-6
+        return record
 
     def _check_rewards(self, rewards: Sequence[float]) -> None:
         low, high = self.elicitation.config.self_value.reward_range
@@ -190,10 +205,10 @@ class TraceMaker:
     ) -> list[TraceRecord]:
         texts = [self.elicitation.vocabulary.decode(ids) for ids in responses]
         with self.watch.measure("verify"):
-            rewards = self.verifier.rewards([claim(problem, text) for text in texts])
+            rewards = self.verifier.rewards([(problem, text) for text in texts])
         self._check_rewards(rewards)
         question = self.encoder.question(problem)
-        ground_truth = problem.ground_truth
+        ground_truth = None if problem.ground_truth is None else str(problem.ground_truth)
         records = []
         for place, (ids, text, reward) in enumerate(zip(responses, texts, rewards, strict=True)):
             answer = self.answers[first + place] = self.elicitation.read(ids, prompt_ids)
@@ -206,7 +221,7 @@ class TraceMaker:
                 response_ids=ids,
                 log_probs=log_probs[place],
                 reward=reward,
-                ground_truth=None if ground_truth is None else str(ground_truth),
+                ground_truth=ground_truth,
                 answer_start=answer.start if answer else None,
             )
             records.append(self._with_lines(record))
@@ -229,8 +244,3 @@ class TraceMaker:
             wrong_to=wrong.end if wrong else None,
             lines_checked=bool(lines),
         )
-
-
-def claim(problem: Problem, response: str) -> Claim:
-    """What the verifier is asked about a response to a problem."""
-    return Claim(response, problem.data_source, problem.ground_truth, problem.extra_info)

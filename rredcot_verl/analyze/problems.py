@@ -2,11 +2,10 @@
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rredcot_verl.analyze.verifier import NOTHING
 from rredcot_verl.answers.grammar import look_up
 from rredcot_verl.data.load import Row, data_files, read_file
 
@@ -40,7 +39,7 @@ class Problem:
     @property
     def extra_info(self) -> Mapping[str, Any]:
         """`extra_info` of the row."""
-        return self.row.get("extra_info") or NOTHING
+        return self.row.get("extra_info") or {}
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class GivenTrace:
     problem: Problem
     response: str
     reward: float | None = None
-    truncated: bool | None = field(default=None)
+    truncated: bool | None = None
 
 
 def read_prompts(path: str, limit: int) -> list[Problem]:
@@ -105,12 +104,7 @@ def read_traces(paths: Sequence[str], data_source: str, limit: int) -> list[Give
             key = (str(file), trace.problem.group)
             groups.setdefault(key, []).append(trace)
     traces = [
-        GivenTrace(
-            Problem(str(number), each.problem.question, each.problem.messages, each.problem.row),
-            each.response,
-            each.reward,
-            each.truncated,
-        )
+        replace(each, problem=replace(each.problem, group=str(number)))
         for number, group in enumerate(groups.values())
         for each in group
     ]

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from rredcot_verl.analyze.methods import REFERENCE
-from rredcot_verl.analyze.readouts import READ
+from rredcot_verl.analyze.estimators import READ, REFERENCE
 from rredcot_verl.pages.text import describe, number
 
 Entry = dict[str, Any]

@@ -94,7 +94,7 @@ def load_policy(folder: Path, device: str, dtype: str) -> Policy:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen)
         model = model.to(device).eval()
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, AssertionError) as error:
         raise ValueError(f"--model {folder}: cannot be loaded on {device}: {error}") from error
     stops = model.generation_config.eos_token_id if model.generation_config else None
     eos = {tokenizer.eos_token_id, *(stops if isinstance(stops, list | tuple) else [stops])} - {None}
@@ -112,7 +112,7 @@ def default_dtype(device: str) -> str:
 
 
 @dataclass(frozen=True)
-class Pass:
+class PackedPass:
     """One forward pass over packed traces with their probes.
 
     Attributes:
@@ -137,21 +137,17 @@ class Pass:
 
 @torch.no_grad()
 def run_pack(
-    model: PreTrainedModel,
-    traces: Sequence[Sequence[int]],
-    probes: Sequence[Sequence[Probe]] | None = None,
-    all_rows: bool = True,
-) -> Pass:
+    model: PreTrainedModel, traces: Sequence[Sequence[int]], probes: Sequence[Sequence[Probe]] | None = None
+) -> PackedPass:
     """Traces, one after the other in one sequence, each seeing itself alone; probes share their trace.
 
     Args:
         model: A model that attends through transformers' attention interface.
         traces: Token ids of each.
         probes: Probes of each; None for none.
-        all_rows: Whether logits of the traces' own tokens are needed.
     """
     pack = ProbePack.build([len(trace) for trace in traces], probes or [[] for _ in traces])
-    rows = pack.rows(all_trace_rows=all_rows)
+    rows = pack.rows(all_trace_rows=True)
     ids = torch.cat([torch.tensor([token for trace in traces for token in trace]), pack.probe_token_ids])
     device = model.device
     with shared_prefix(model.config) as current:
@@ -162,7 +158,20 @@ def run_pack(
             use_cache=False,
             logits_to_keep=rows.to(device),
         ).logits[0]
-    return Pass(pack, rows, logits)
+    return PackedPass(pack, rows, logits)
+
+
+def split_by_size(sizes: Sequence[int], limit: int) -> list[list[int]]:
+    """Places of consecutive entries that together do not exceed a limit; an entry above it stands alone."""
+    parts: list[list[int]] = []
+    room = 0
+    for place, size in enumerate(sizes):
+        if not parts or size > room:
+            parts.append([])
+            room = limit
+        parts[-1].append(place)
+        room -= size
+    return parts
 
 
 def require_packing(policy: Policy) -> None:

@@ -5,17 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from rredcot_verl.analyze.blame import WrongSegments
-from rredcot_verl.analyze.board import Board
-from rredcot_verl.analyze.methods import REFERENCE, Method
-from rredcot_verl.analyze.readouts import READ
+from rredcot_verl.analyze.estimators import IN_EXAMPLES, READ
+from rredcot_verl.analyze.method_values import Method
+from rredcot_verl.analyze.trace_table import TraceTable
+from rredcot_verl.analyze.wrong_lines import WrongSegments
 
 NUM_FAILED, NUM_SOLVED = 3, 2
-SHOWN = (REFERENCE, "geometric:reference", "calibrated", "monte_carlo", "attention_attribution")
 
 
 def examples(
-    board: Board, methods: Sequence[Method], wrong: WrongSegments, layer: int | None = None
+    table: TraceTable, methods: Sequence[Method], wrong: WrongSegments, layer: int | None = None
 ) -> list[dict[str, Any]]:
     """Choose traces and lay out their segments.
 
@@ -28,38 +27,38 @@ def examples(
         (`gold` and each method's v_0) and `segments`: `text`, `holds_wrong_line`, `gold` (v after the segment; null
         where unknown), `values` (each method's, in the order of `methods`). The last values are the outcome.
     """
-    gold = np.where(board.is_state, board.gold.values, np.nan)
-    complete = (np.isfinite(gold) | ~board.is_state).all(axis=1) & (board.num_segments > 1)
-    moves = np.abs(board.segment_rewards(np.nan_to_num(gold)))
-    largest = np.where(board.is_inner, moves, 0.0).max(axis=1)
+    gold = np.where(table.is_state, table.monte_carlo.values, np.nan)
+    complete = (np.isfinite(gold) | ~table.is_state).all(axis=1) & (table.num_segments > 1)
+    moves = np.abs(table.segment_rewards(np.nan_to_num(gold)))
+    largest = np.where(table.is_inner, moves, 0.0).max(axis=1)
     wrong_of = dict(zip(wrong.rows.tolist(), wrong.segments.tolist(), strict=True))
     order = sorted(np.nonzero(complete)[0].tolist(), key=lambda row: -largest[row])
-    failed = sorted((row for row in order if board.failed[row]), key=lambda row: row not in wrong_of)
-    solved = [row for row in order if not board.failed[row]]
+    failed = sorted((row for row in order if table.failed[row]), key=lambda row: row not in wrong_of)
+    solved = [row for row in order if not table.failed[row]]
     shown = _columns(methods, layer)
     return [
-        _layout(board, shown, row, wrong_of.get(row), "failed" if board.failed[row] else "solved")
-        for row in [*_apart(board, failed, NUM_FAILED), *_apart(board, solved, NUM_SOLVED)]
+        _layout(table, shown, row, wrong_of.get(row), "failed" if table.failed[row] else "solved")
+        for row in [*_apart(table, failed, NUM_FAILED), *_apart(table, solved, NUM_SOLVED)]
     ]
 
 
 def _columns(methods: Sequence[Method], layer: int | None) -> list[Method]:
     by_name = {method.name: method for method in methods}
-    names = [*SHOWN, *(f"{prefix}{layer}" for prefix in READ)]
+    names = [*IN_EXAMPLES, *(f"{prefix}{layer}" for prefix in READ)]
     return [by_name[name] for name in names if name in by_name]
 
 
-def _apart(board: Board, rows: Sequence[int], most: int) -> list[int]:
+def _apart(table: TraceTable, rows: Sequence[int], most: int) -> list[int]:
     """The first rows, one a prompt."""
     chosen: dict[int, int] = {}
     for row in rows:
-        chosen.setdefault(int(board.groups[row]), row)
+        chosen.setdefault(int(table.groups[row]), row)
     return list(chosen.values())[:most]
 
 
-def _layout(board: Board, shown: Sequence[Method], row: int, wrong: int | None, why: str) -> dict[str, Any]:
-    trace, cut, num = board.traces[row], board.cuts[row], int(board.num_segments[row])
-    outcome = float(board.rewards[row])
+def _layout(table: TraceTable, shown: Sequence[Method], row: int, wrong: int | None, why: str) -> dict[str, Any]:
+    trace, cut, num = table.traces[row], table.cuts[row], int(table.num_segments[row])
+    outcome = float(table.rewards[row])
 
     def after(values: Any, k: int) -> float | None:
         number = outcome if k == num else float(values[row, k])
@@ -72,15 +71,12 @@ def _layout(board: Board, shown: Sequence[Method], row: int, wrong: int | None, 
         "reward": trace.reward,
         "ground_truth": trace.ground_truth,
         "methods": [method.name for method in shown],
-        "start": {
-            "gold": after(board.gold.values, 0),
-            "values": [after(method.values, 0) for method in shown],
-        },
+        "start": {"gold": after(table.monte_carlo.values, 0), "values": [after(method.values, 0) for method in shown]},
         "segments": [
             {
                 "text": trace.response[cut.characters[k - 1] : cut.characters[k]],
                 "holds_wrong_line": wrong == k - 1,
-                "gold": after(board.gold.values, k),
+                "gold": after(table.monte_carlo.values, k),
                 "values": [after(method.values, k) for method in shown],
             }
             for k in range(1, num + 1)

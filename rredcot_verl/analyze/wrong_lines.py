@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rredcot_verl.analyze.board import Board, Mask
-from rredcot_verl.analyze.measures import Measured
-from rredcot_verl.analyze.statistics import Array, Labels, Resamples
+from rredcot_verl.analyze.statistics import Array, Labels, Measured, Resamples
+from rredcot_verl.analyze.trace_table import Mask, TraceTable
 
 NAMES = ("top1", "rank", "auc")
 """`top1`: share of traces whose most negative segment holds the first wrong line; `rank`: mean place of that segment
@@ -24,7 +23,7 @@ class WrongSegments:
     """The failed traces whose first wrong line is known and falls into one of at least two segments.
 
     Attributes:
-        rows: `(num,)` rows of the board.
+        rows: `(num,)` rows of the table.
         segments: `(num,)` index of the segment that holds the first wrong line, 0 is the first.
         num_failed: Failed traces.
         num_checked: Those whose lines the task could check.
@@ -42,37 +41,39 @@ class WrongSegments:
     num_solved_wrong: int
 
 
-def wrong_segments(board: Board) -> WrongSegments:
+def wrong_segments(table: TraceTable) -> WrongSegments:
     """Find them."""
     rows, segments = [], []
-    for row, trace in enumerate(board.traces):
-        if not board.failed[row] or trace.wrong_from is None or trace.wrong_to is None:
+    for row, trace in enumerate(table.traces):
+        if not table.failed[row] or trace.wrong_from is None or trace.wrong_to is None:
             continue
         line = trace.response[trace.wrong_from : trace.wrong_to]
         last = trace.wrong_from + max(len(line.rstrip()), 1) - 1
-        segment = int(np.searchsorted(board.cuts[row].characters, last, side="right")) - 1
-        if board.num_segments[row] > 1 and 0 <= segment < board.num_segments[row]:
+        segment = int(np.searchsorted(table.cuts[row].characters, last, side="right")) - 1
+        if table.num_segments[row] > 1 and 0 <= segment < table.num_segments[row]:
             rows.append(row)
             segments.append(segment)
-    checked = np.array([trace.lines_checked for trace in board.traces], dtype=bool)
-    wrong = np.array([trace.wrong_from is not None for trace in board.traces], dtype=bool)
-    solved = ~board.failed
+    checked = np.array([trace.lines_checked for trace in table.traces], dtype=bool)
+    wrong = np.array([trace.wrong_from is not None for trace in table.traces], dtype=bool)
+    solved = ~table.failed
     return WrongSegments(
         np.array(rows, dtype=np.int64),
         np.array(segments, dtype=np.int64),
-        int(board.failed.sum()),
-        int((board.failed & checked).sum()),
-        int((board.failed & wrong).sum()),
+        int(table.failed.sum()),
+        int((table.failed & checked).sum()),
+        int((table.failed & wrong).sum()),
         int((solved & checked).sum()),
         int((solved & wrong).sum()),
     )
 
 
-def blame(board: Board, resamples: Resamples, wrong: WrongSegments, credit: Array, rows: Mask) -> dict[str, Measured]:
+def blame(
+    table: TraceTable, resamples: Resamples, wrong: WrongSegments, credit: Array, rows: Mask
+) -> dict[str, Measured]:
     """How well the most negative credit finds the wrong segment.
 
     Args:
-        board: The traces.
+        table: The traces.
         resamples: Of their prompts.
         wrong: From `wrong_segments`.
         credit: `(num_traces, width)`, d_k or advantages; lower is more blame.
@@ -81,40 +82,35 @@ def blame(board: Board, resamples: Resamples, wrong: WrongSegments, credit: Arra
     Returns:
         Each of `NAMES`.
     """
-    known: Mask = np.all(np.isfinite(np.where(board.is_state, credit, 0.0)), axis=1)
+    known: Mask = np.all(np.isfinite(np.where(table.is_state, credit, 0.0)), axis=1)
     keep = rows[wrong.rows] & known[wrong.rows]
     chosen, segments = wrong.rows[keep], wrong.segments[keep]
     if not len(chosen):
         return {name: Measured.none(_reason(wrong)) for name in NAMES}
-    groups = board.groups[chosen]
-    valid = board.is_state[chosen]
-    scores = _rounded(np.where(valid, credit[chosen], 0.0))
+    groups = table.groups[chosen]
+    valid = table.is_state[chosen]
+    # Differences below 1e-9 are rounding of sums of values, and count as equal.
+    scores: Array = np.where(valid, credit[chosen], 0.0).round(9)
     own = scores[np.arange(len(chosen)), segments][:, None]
     num_below = ((scores < own) & valid).sum(axis=1)
     num_equal = ((scores == own) & valid).sum(axis=1)
     top1 = np.where(num_below == 0, 1 / num_equal, 0.0)
     rank = num_below + (num_equal + 1) / 2
-    num, num_groups = len(chosen), len(np.unique(groups))
     positive = np.arange(valid.shape[1]) == segments[:, None]
-    everyone = np.broadcast_to(groups[:, None], valid.shape)[valid]
+    by_segment = resamples.auc(-scores[valid], positive[valid], np.broadcast_to(groups[:, None], valid.shape)[valid])
     return {
-        "top1": Measured(resamples.mean(top1, groups), num, num_groups),
-        "rank": Measured(resamples.mean(rank, groups), num, num_groups),
-        "auc": Measured(resamples.auc(-scores[valid], positive[valid], everyone), num, num_groups),
+        "top1": Measured.of(resamples.mean(top1, groups), groups),
+        "rank": Measured.of(resamples.mean(rank, groups), groups),
+        "auc": Measured.of(by_segment, groups),
     }
 
 
-def chance(board: Board, resamples: Resamples, wrong: WrongSegments) -> dict[str, dict[str, Measured]]:
+def chance(table: TraceTable, resamples: Resamples, wrong: WrongSegments) -> dict[str, dict[str, Measured]]:
     """What rules that read nothing would score: `chance`, `first_segment` and `last_segment`."""
-    everyone = np.ones(len(board.traces), dtype=bool)
-    number = np.broadcast_to(np.arange(board.width, dtype=np.float64), board.is_state.shape)
+    everyone = np.ones(len(table.traces), dtype=bool)
+    number = np.broadcast_to(np.arange(table.width, dtype=np.float64), table.is_state.shape)
     rules = {"chance": np.zeros_like(number), "first_segment": number, "last_segment": -number}
-    return {name: blame(board, resamples, wrong, credit, everyone) for name, credit in rules.items()}
-
-
-def _rounded(credit: Array) -> Array:
-    """Differences below 1e-9 are rounding of sums of values, and count as equal."""
-    return np.round(credit, 9)
+    return {name: blame(table, resamples, wrong, credit, everyone) for name, credit in rules.items()}
 
 
 def _reason(wrong: WrongSegments) -> str:

@@ -1,0 +1,217 @@
+"""Known answers at every state: their log-probabilities, from which every form and choice of proposals is made."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rredcot_verl.analyze.measuring import Context, Measurement, Unit
+from rredcot_verl.analyze.policy import PackedPass, run_pack
+from rredcot_verl.analyze.records import CostRecord, ProbeRecord, TraceRecord
+from rredcot_verl.answers.grammar import canonical_form, look_up, reference_answers
+from rredcot_verl.config.blocks import GROUND_TRUTH
+from rredcot_verl.config.schema import parse
+from rredcot_verl.passes.probe_pack import count_probe_tokens, read_probes
+from rredcot_verl.probes.elicitation import Probe, Proposal, build_proposals
+
+_MOST_ANSWERS = 64
+
+
+@dataclass(frozen=True)
+class KnownAnswer:
+    """An answer that is forced after the traces of a prompt.
+
+    Attributes:
+        proposal: It, with its utility.
+        is_reference, is_group: Whether it is a ground truth, and whether a trace of the group gave it.
+    """
+
+    proposal: Proposal
+    is_reference: bool
+    is_group: bool
+
+
+class ProbeMeasurement(Measurement):
+    """Forces all answers that the plugin could probe with any setting, and reads them at several temperatures.
+
+    Args:
+        context: What the measurements share.
+        temperatures: What divides the logits; the first is the main one.
+        traces: All traces: a group knows the answers of all its traces.
+    """
+
+    name = "probes"
+
+    def __init__(self, context: Context, temperatures: Sequence[float], traces: Sequence[TraceRecord]) -> None:
+        self._context = context
+        self._temperatures = list(temperatures)
+        # References, useful and useless answers of the group.
+        block = context.settings.model_dump()
+        block["self_value"] |= {"proposals": "union", "form": "normalized", "max_proposals": _MOST_ANSWERS}
+        self._widest = parse(block)
+        groups: dict[str, list[TraceRecord]] = {}
+        for trace in traces:
+            groups.setdefault(trace.group, []).append(trace)
+        self.known = {group: self._known_answers(group, members) for group, members in groups.items()}
+
+    def _known_answers(self, group: str, members: Sequence[TraceRecord]) -> list[KnownAnswer]:
+        """In the order in which the plugin takes them; none where no useful one is known, as in training."""
+        settings, problem = self._context.settings, self._context.problems[group]
+        low, high = settings.self_value.reward_range
+        given = [
+            (answer.text, min(max((trace.reward - low) / (high - low), 0.0), 1.0))
+            for trace in members
+            if (answer := self._context.answers[trace.trace]) is not None
+        ]
+        key = settings.self_value.reference_key
+        references = problem.ground_truth if key == GROUND_TRUTH else look_up(problem.row, key)
+        form = canonical_form(settings.elicitation)
+        of_task, of_group = set(reference_answers(references, form)), {form(text) for text, _ in given}
+        return [
+            KnownAnswer(proposal, form(proposal.text) in of_task, form(proposal.text) in of_group)
+            for proposal in build_proposals(self._widest, references, given)
+        ]
+
+    def units(self, trace: TraceRecord) -> list[Unit]:
+        """See `Measurement`."""
+        return [
+            Unit(trace, tuple(ProbeRecord.key_of(trace.trace, cutting, t) for t in self._temperatures), cutting)
+            for cutting in self._context.segments.names
+        ]
+
+    def measure(self, units: Sequence[Unit]) -> Iterable[ProbeRecord]:
+        """See `Measurement`. A trace without a useful answer that can be forced has empty records."""
+        for cutting in dict.fromkeys(unit.cutting for unit in units):
+            traces = [unit.trace for unit in units if unit.cutting == cutting]
+            plans = [self._plan(trace, cutting, self.known[trace.group]) for trace in traces]
+            for trace, (known, _) in zip(traces, plans, strict=True):
+                if not _any_useful(known):
+                    for temperature in self._temperatures:
+                        yield ProbeRecord(trace.trace, cutting, temperature, [], [], [], [], [], [], None, 0)
+            asked = [n for n, (known, _) in enumerate(plans) if _any_useful(known)]
+            sizes = [len(traces[n].token_ids) + count_probe_tokens(plans[n][1]) for n in asked]
+            for part in self._context.packs(sizes):
+                numbers = [asked[place] for place in part]
+                yield from self._read([traces[n] for n in numbers], cutting, [plans[n] for n in numbers])
+
+    def _plan(
+        self, trace: TraceRecord, cutting: str, known: Sequence[KnownAnswer]
+    ) -> tuple[list[KnownAnswer], list[Probe]]:
+        """The answers that can be forced after a trace and are short enough, and their probes."""
+        elicitation, answer = self._context.elicitation, self._context.answers[trace.trace]
+        boundaries = self._context.segments.boundaries(trace, cutting)
+        format_name = elicitation.format_for(answer)
+        start = answer.start if answer else len(trace.response_ids)
+
+        def probes(known: Sequence[KnownAnswer]) -> list[Probe]:
+            proposals = [each.proposal for each in known]
+            return elicitation.probes(trace.prompt_ids, trace.response_ids, boundaries, proposals, format_name, start)
+
+        own = [each for each in known if elicitation.can_append(each.proposal.text, format_name)]
+        found = probes(own)
+        limit = self._context.settings.self_value.max_answer_tokens
+        too_long = {probe.proposal for probe in found if len(probe.token_ids) - probe.answer_from > limit}
+        if too_long:
+            own = [each for number, each in enumerate(own) if number not in too_long]
+            found = probes(own)
+        return own, found
+
+    def _read(
+        self, traces: Sequence[TraceRecord], cutting: str, plans: Sequence[tuple[list[KnownAnswer], list[Probe]]]
+    ) -> Iterable[ProbeRecord]:
+        done, seconds = self._timed(traces, [probes for _, probes in plans])
+        for temperature in self._temperatures:
+            scores = _read_at(done, temperature, len(traces))
+            for trace, (known, probes), own, surplus in zip(traces, plans, scores, seconds, strict=True):
+                log_probs, lengths = _by_state(probes, own, len(known))
+                yield ProbeRecord(
+                    trace.trace,
+                    cutting,
+                    temperature,
+                    [each.proposal.text for each in known],
+                    [each.proposal.utility for each in known],
+                    [each.is_reference for each in known],
+                    [each.is_group for each in known],
+                    log_probs,
+                    lengths,
+                    surplus if temperature == self._temperatures[0] else None,
+                    count_probe_tokens(probes),
+                )
+
+    def _timed(
+        self, traces: Sequence[TraceRecord], probes: Sequence[Sequence[Probe]]
+    ) -> tuple[PackedPass, list[float]]:
+        """A pass of the traces with their probes, and by how much it is longer than without: what training pays.
+
+        The surplus is shared among the traces by the probes' tokens. It is a difference of two measurements, so that of
+        a short pass may come out below 0.
+        """
+        model, watch = self._context.policy.model, self._context.watch
+        sequences = [trace.token_ids for trace in traces]
+        with watch.measure("log_prob"):
+            run_pack(model, sequences)
+        plain = watch.last
+        with watch.measure("probes"):
+            done = run_pack(model, sequences, probes)
+            _read_at(done, self._temperatures[0], len(sequences))
+        surplus = watch.last - plain
+        sizes = [count_probe_tokens(own) for own in probes]
+        return done, [surplus * size / max(1, sum(sizes)) for size in sizes]
+
+    def reference_cost(self, traces: Sequence[TraceRecord]) -> Iterable[CostRecord]:
+        """What the probes of the references alone cost, which are the plugin's default."""
+        probes = []
+        for trace in traces:
+            references = [each for each in self.known[trace.group] if each.is_reference]
+            main = self._context.segments.main
+            probes.append(self._plan(trace, main, references)[1] if references else [])
+        for part in self._context.packs([len(trace.token_ids) for trace in traces]):
+            own = [probes[place] for place in part]
+            _, seconds = self._timed([traces[place] for place in part], own)
+            for place, surplus in zip(part, seconds, strict=True):
+                size = count_probe_tokens(probes[place])
+                yield CostRecord(traces[place].trace, "probe_reference", surplus, size)
+
+
+def _any_useful(known: Sequence[KnownAnswer]) -> bool:
+    return any(each.proposal.utility > 0 for each in known)
+
+
+def _read_at(done: PackedPass, temperature: float, num_traces: int) -> list[list[float]]:
+    return read_probes(done.pack, done.rows, done.logits, torch.full((num_traces,), temperature))
+
+
+def _by_state(
+    probes: Sequence[Probe], scores: Sequence[float], num_answers: int
+) -> tuple[list[list[float | None]], list[list[int]]]:
+    """Log-probability and length of each answer at each state, from its one or two probes.
+
+    Args:
+        probes: In the order of their scores.
+        scores: Probe by probe the counted tokens' log-probabilities and that of the answer's end, laid end to end.
+        num_answers: Answers a state.
+
+    Raises:
+        ValueError: A log-probability is NaN or positive.
+    """
+    num_states = probes[-1].state + 1 if probes else 0
+    log_probs = [[-math.inf] * num_answers for _ in range(num_states)]
+    lengths = [[1] * num_answers for _ in range(num_states)]
+    place = 0
+    for probe in probes:
+        size = len(probe.token_ids) - probe.scored_from + 1
+        counted = scores[place : place + size]
+        place += size
+        # A sum over closing tokens may exceed log 1 by rounding only.
+        if any(value != value or value > 1e-3 for value in counted):
+            raise ValueError(f"got log-probabilities {list(counted)} for the probe {probe.token_ids}")
+        row, column = probe.state, probe.proposal
+        log_probs[row][column] = _log_add(log_probs[row][column], math.fsum(counted))
+        lengths[row][column] = max(lengths[row][column], size)
+    return [[value if value > -math.inf else None for value in row] for row in log_probs], lengths
+
+
+def _log_add(first: float, second: float) -> float:
+    high, low = max(first, second), min(first, second)
+    return high if low == -math.inf else high + math.log1p(math.exp(low - high))

@@ -1,0 +1,297 @@
+"""Values of states by every method, from raw measurements.
+
+Probes give `joint`, `normalized` and `geometric` of any set of answers without another pass; attributions give shares
+of R - b; continuations give Monte Carlo. Regressions (`calibrated`, `hidden`, `both`) stand in `regressions`, and which
+estimator has which values in `estimators`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from rredcot_verl.analyze.records import CostRecord, Measurements, ProbeRecord, WeightRecord
+from rredcot_verl.analyze.statistics import Array
+from rredcot_verl.analyze.trace_table import Mask, TraceTable
+from rredcot_verl.core.self_value import geometric_value, joint_value, normalized_value
+from rredcot_verl.core.values import attribution_values, new_highs, smooth
+from rredcot_verl.sources.registry import source_class
+
+FORMS = {
+    "joint": "probability mass on useful answers ({})",
+    "normalized": "that mass over the mass on all answers asked ({})",
+    "geometric": "exp of the mean log-probability a token ({})",
+}
+PROPOSALS = {"reference": "the reference answer", "group": "the group's answers", "union": "both"}
+
+
+@dataclass(frozen=True)
+class Method:
+    """Values of the states of a table by one method.
+
+    Attributes:
+        name: Its name in the results.
+        family: `probe`, `peer`, `attribution`, `monte_carlo`, `readout`, `baseline` or `smoothed`.
+        about: One sentence for readers.
+        values: `(num_traces, width)`, v_0 .. v_{K-1} in [0, 1]; NaN where the method has none.
+        uses_outcome: Whether the values are made with the trace's own outcome, so that they are no forecast of it.
+        rests_on_group: Whether the values start from the mean of the prompt's other traces.
+        estimator: The `algorithm.adv_estimator` that gives this credit in training.
+        pinned: Whether the last segment is credited with R - v_{K-1}; otherwise with 0.
+        against: Which continuations it is compared with: `gold`, or `rest` where it has used the others itself.
+        seconds, num_tokens: `(num_traces,)`, what it costs beside the plain log-prob pass; NaN where not known.
+    """
+
+    name: str
+    family: str
+    about: str
+    values: Array
+    uses_outcome: bool = False
+    rests_on_group: bool = False
+    estimator: str = "rredcot"
+    pinned: bool = True
+    against: str = "gold"
+    seconds: Array = field(default_factory=lambda: np.zeros(0))
+    num_tokens: Array = field(default_factory=lambda: np.zeros(0))
+
+    def covers(self, table: TraceTable) -> Mask:
+        """`(num_traces,)`, the traces all of whose states have a value."""
+        covered: Mask = np.all(np.isfinite(self.values) | ~table.is_state, axis=1)
+        return covered
+
+    def segment_rewards(self, table: TraceTable) -> Array:
+        """d_1 .. d_K `(num_traces, width)`; d_K = 0 if not `pinned`; NaN on traces without values."""
+        rewards = table.segment_rewards(self.values)
+        if not self.pinned:
+            rewards[np.arange(len(rewards)), table.num_segments - 1] = 0.0
+        return rewards
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What values are made of.
+
+    Attributes:
+        measurements: All records.
+        table: The traces under one cutting.
+        temperature: Of the probes.
+    """
+
+    measurements: Measurements
+    table: TraceTable
+    temperature: float
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """One `algorithm.adv_estimator` as the bench sees it.
+
+    Attributes:
+        name: Its name; `hidden` for the readout of hidden states.
+        needs: What has to be measured for it besides continuations.
+        methods: Makes its values from the measurements, none where they are missing; None for `hidden`, whose values
+            are fitted (see `regressions`).
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    methods: "Callable[[Estimator, Evidence], list[Method]] | None"
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the last segment is credited with R - v_{K-1}, as the source of that name says."""
+        return source_class(self.name).pinned
+
+
+def group_mean(table: TraceTable) -> Method:
+    """What costs nothing."""
+    constant = np.where(table.is_state, table.others[:, None], np.nan)
+    nothing = np.zeros(len(table.traces))
+    about = "the mean reward of the prompt's other traces at every state: GRPO's baseline, leave-one-out"
+    return Method(
+        "group_mean",
+        "baseline",
+        about,
+        constant,
+        rests_on_group=True,
+        estimator="grpo",
+        seconds=nothing,
+        num_tokens=nothing,
+    )
+
+
+def probed(estimator: Estimator, evidence: Evidence) -> list[Method]:
+    """`joint`, `normalized` and `geometric` of every set of answers.
+
+    `normalized:reference` is left out: it is 1 everywhere. The cost of the references is that of a pass of their own
+    where it was measured; other sets of answers have the seconds of the pass that asked them all.
+    """
+    table = evidence.table
+    records = {
+        record.trace: record
+        for record in evidence.measurements.probes
+        if record.cutting == table.cutting and record.temperature == evidence.temperature
+    }
+    alone = cost(table, evidence.measurements.costs, "probe_reference")
+    methods = []
+    for form in FORMS:
+        for proposals in PROPOSALS:
+            if (form, proposals) != ("normalized", "reference"):
+                method = replace(_probed(table, records, form, proposals), estimator=estimator.name)
+                if proposals == "reference" and np.isfinite(alone[0]).any():
+                    method = replace(method, seconds=alone[0], num_tokens=alone[1])
+                methods.append(method)
+    return [method for method in methods if method.covers(table).any()]
+
+
+def changes_of_probe(estimator: Estimator, evidence: Evidence) -> list[Method]:
+    """GRPO-VPS: the peer's probe is the mean log-probability a token of the reference."""
+    about = "change of the reference answer's exp(mean log-probability) (GRPO-VPS, IGPO); the last segment gets 0"
+    return [
+        replace(
+            method, name=estimator.name, family="peer", about=about, estimator=estimator.name, pinned=estimator.pinned
+        )
+        for method in probed(estimator, evidence)
+        if method.name == "geometric:reference"
+    ]
+
+
+def new_highs_of_probe(estimator: Estimator, evidence: Evidence) -> list[Method]:
+    """MIG: the same probe, of which only new highs pay."""
+    about = "only new highs of the reference answer's exp(mean log-probability) pay (MIG); the last segment gets 0"
+    return [
+        replace(method, about=about, values=by_row(evidence.table, method.values, lambda _, values: new_highs(values)))
+        for method in changes_of_probe(estimator, evidence)
+    ]
+
+
+def attributed(estimator: Estimator, evidence: Evidence) -> list[Method]:
+    """Weights of segments for the answer, as values b + (R - b) * (share of the segments so far).
+
+    b is the group's mean reward, the trace's own included, as in training. A trace whose weights are all 0 is one
+    segment there and has no values here.
+    """
+    table = evidence.table
+    sums, counts = np.bincount(table.groups, table.rewards), np.bincount(table.groups)
+    means = (sums / np.maximum(counts, 1))[table.groups]
+    methods = []
+    for name in estimator.needs:
+        records = [
+            record
+            for record in evidence.measurements.weights
+            if (record.cutting, record.method) == (table.cutting, name)
+        ]
+        if records:
+            methods.append(replace(_attributed(table, name, records, means), estimator=estimator.name))
+    return methods
+
+
+def monte_carlo(estimator: Estimator, evidence: Evidence) -> list[Method]:
+    """Monte Carlo with few continuations, compared with the other continuations of the same states."""
+    table = evidence.table
+    numbers = table.first_rollouts.num_rollouts[table.is_state]
+    if not numbers.size or numbers.max() < 1:
+        return []
+    most = int(np.median(numbers))
+    about = f"mean reward of {most} continuations a state (VinePPO), compared with the other continuations"
+    values = np.where(table.is_state, table.first_rollouts.values, np.nan)
+    return [
+        Method(
+            "monte_carlo",
+            "monte_carlo",
+            about,
+            values,
+            estimator=estimator.name,
+            against="rest",
+            seconds=table.seconds * most,
+            num_tokens=table.num_tokens * most,
+        )
+    ]
+
+
+def smoothed(table: TraceTable, method: Method, strength: float) -> Method:
+    """The method with each value drawn towards its neighbours."""
+    rewards = table.rewards
+    values = by_row(table, method.values, lambda row, values: smooth(values, float(rewards[row]), strength))
+    return replace(
+        method,
+        name=f"{method.name}+smooth={strength:g}",
+        family="smoothed",
+        about=f"{method.about}; smoothing {strength:g}",
+        values=values,
+        # The last value is drawn towards the outcome itself.
+        uses_outcome=True,
+    )
+
+
+def by_row(table: TraceTable, values: Array, change: Callable[[int, list[float]], Sequence[float]]) -> Array:
+    """Apply a function of a trace's v_0 .. v_{K-1} to every trace that has them."""
+    changed = np.full_like(values, np.nan)
+    for row, num in enumerate(table.num_segments.tolist()):
+        if np.isfinite(values[row, :num]).all():
+            changed[row, :num] = change(row, values[row, :num].tolist())
+    return changed
+
+
+def cost(table: TraceTable, records: Iterable[CostRecord], what: str) -> tuple[Array, Array]:
+    """Seconds and tokens of one kind of cost `(num_traces,)`; NaN where not measured."""
+    seconds, num_tokens = np.full((2, len(table.traces)), np.nan)
+    for record in records:
+        row = table.row_of.get(record.trace)
+        if row is not None and record.what == what:
+            seconds[row], num_tokens[row] = record.seconds, record.num_tokens
+    return seconds, num_tokens
+
+
+def _probed(table: TraceTable, records: dict[int, ProbeRecord], form: str, proposals: str) -> Method:
+    values = np.full((len(table.traces), table.width), np.nan)
+    seconds, num_tokens = np.full((2, len(table.traces)), np.nan)
+    for row, trace in enumerate(table.traces):
+        record, num = records.get(trace.trace), int(table.num_segments[row])
+        if record is None or len(record.log_probs) < num:
+            continue
+        pairs = zip(record.is_reference, record.is_group, strict=True)
+        chosen = [
+            reference and proposals != "group" or group and proposals != "reference" for reference, group in pairs
+        ]
+        if not any(chosen):
+            continue
+        values[row, :num] = _form_values(record, chosen, form)[:num]
+        # All answers were scored in one pass; these are charged their share of its answer tokens.
+        lengths = np.array(record.lengths, dtype=np.float64)
+        share = float(lengths[:, chosen].sum() / lengths.sum()) if lengths.sum() else 1.0
+        num_tokens[row] = record.num_tokens * share
+        seconds[row] = np.nan if record.seconds is None else record.seconds
+    about = FORMS[form].format(PROPOSALS[proposals])
+    return Method(f"{form}:{proposals}", "probe", about, values, seconds=seconds, num_tokens=num_tokens)
+
+
+def _form_values(record: ProbeRecord, chosen: list[bool], form: str) -> Array:
+    keep = [index for index, take in enumerate(chosen) if take]
+    log_probs = torch.tensor(
+        [[float("-inf") if row[i] is None else row[i] for i in keep] for row in record.log_probs], dtype=torch.float64
+    )
+    utilities = torch.tensor([record.utilities[i] for i in keep], dtype=torch.float64)
+    if form == "joint":
+        values = joint_value(log_probs, utilities)
+    elif form == "normalized":
+        values = normalized_value(log_probs, utilities)
+    else:
+        lengths = torch.tensor([[max(row[i], 1) for i in keep] for row in record.lengths])
+        values = geometric_value(log_probs, utilities, lengths)
+    return values.double().numpy()
+
+
+def _attributed(table: TraceTable, name: str, records: list[WeightRecord], means: Array) -> Method:
+    values = np.full((len(table.traces), table.width), np.nan)
+    seconds, num_tokens = np.full((2, len(table.traces)), np.nan)
+    for record in records:
+        row = table.row_of.get(record.trace)
+        if row is None or len(record.weights) != table.num_segments[row]:
+            continue
+        outcome, mean, num = float(table.rewards[row]), float(means[row]), len(record.weights)
+        values[row, :num] = attribution_values(record.weights, outcome, mean) or np.nan
+        seconds[row], num_tokens[row] = record.seconds, record.num_tokens
+    about = f"{name.replace('_', ' ')}: R - b shared by the segments' weights for the answer"
+    return Method(name, "attribution", about, values, uses_outcome=True, seconds=seconds, num_tokens=num_tokens)
