@@ -1,5 +1,7 @@
 """Cost of self-values beside what a GRPO step computes anyway, in one run, on the same traces and weights.
 
+Owner: the core maintainers. Makes docs/results/self_value.md, its JSON and its chart. Last run: 2026-11-21.
+
     python scripts/bench_self_value.py [--model small --lengths 1024 2048 4096 --segments 8 16 32] [--json OUT.json]
 
 Traces of random tokens, all of one length; at the start of every segment each of `--proposals` answers is forced.
@@ -29,20 +31,26 @@ import json
 import os
 import platform
 import random
-import statistics
+import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from self_value_bench import chart, figures, passes
-from self_value_bench.clock import CLOCKS, MEMORY_ON_CPU, MEMORY_ON_CUDA, Measured, run
-from self_value_bench.work import SHAPES, Work, build_model, forward_tokens, make_traces, make_work
-from transformers import PreTrainedModel
+from self_value_bench import chart, passes
+from self_value_bench.clock import CLOCKS, MEMORY_ON_CPU, MEMORY_ON_CUDA, Measured
+from self_value_bench.work import SHAPES, Work, build_model, evenly, forward_tokens, make_traces, make_work
+from torch import Tensor
+
+PER_TRACE = ("plain", "packed", "update", "generation")
+"""Variants without probes: one measurement serves every number of segments."""
+
+ADDED = {"fused": 1, "shared": 0, "server": 0, "naive": 0, "monte_carlo": 0}
+"""Variants that read self-values, and how many of the step's `plain` passes each takes the place of."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +78,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.device = torch.device(options.device)
-        self.dtype = getattr(torch, options.dtype)
-        self.model: PreTrainedModel = build_model(options.model, self.device, self.dtype, options.seed)
-        if options.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
-            # Checkpoints are kept in training mode only; the model has no dropout.
-            self.model.train()
+        self.model = build_model(options.model, self.device, getattr(torch, options.dtype), options.seed)
         self.order = random.Random(options.seed)
         self.measured: dict[tuple[str, int | None], Measured] = {}
         self.differences = {"probes": 0.0, "traces": 0.0, "spread": float("inf")}
@@ -84,12 +87,8 @@ class Bench:
         """The work of one length by number of segments, all on the same traces."""
         o, vocab_size = self.options, SHAPES[self.options.model]["vocab_size"]
         traces = make_traces(o.num_traces, o.prompt_tokens + length, vocab_size, o.seed)
-        return {
-            number: make_work(
-                traces, o.prompt_tokens, number, o.proposals, o.opening_tokens, o.answer_tokens, vocab_size, o.seed
-            )
-            for number in o.segments
-        }
+        sizes = (o.proposals, o.opening_tokens, o.answer_tokens, vocab_size, o.seed)
+        return {number: make_work(traces, o.prompt_tokens, number, *sizes) for number in o.segments}
 
     def jobs(self, works: dict[int, Work], length: int) -> list[Job]:
         """What runs at one length."""
@@ -98,48 +97,39 @@ class Bench:
         empty: list[list[Any]] = [[] for _ in traces]
         jobs = [
             Job("plain", None, lambda: passes.plain(model, traces)),
-            Job("packed", None, lambda: passes.shared(model, traces, empty, o.pack_tokens, True)[0]),
+            Job("packed", None, lambda: passes.shared(model, traces, empty, o.pack_tokens, True)),
             Job("update", None, lambda: passes.update(model, traces), once=True),
         ]
         for number, work in works.items():
-            jobs += self._probe_jobs(number, work, slow=length <= o.slow_up_to)
-        return [job for job in jobs if job.name not in o.skip]
-
-    def _probe_jobs(self, number: int, work: Work, slow: bool) -> list[Job]:
-        o, model = self.options, self.model
-
-        def in_shared_pass(own: bool) -> Any:
-            return passes.shared(model, work.traces, work.probes, o.pack_tokens, own)
-
-        jobs = [
-            Job("shared", number, lambda: in_shared_pass(False)),
-            Job("fused", number, lambda: in_shared_pass(True)),
-        ]
-        if slow and o.server == "cpu":
-            jobs.append(Job("server", number, lambda: passes.server(model, work, o.pack_tokens), once=True))
-        if slow:
-            some = work.at_boundaries(o.naive_boundaries)
+            for name, own in (("shared", False), ("fused", True)):
+                call = lambda work=work, own=own: passes.shared(model, traces, work.probes, o.pack_tokens, own)  # noqa: E731
+                jobs.append(Job(name, number, call))
+            if length > o.slow_up_to:
+                continue
+            if o.server == "cpu":
+                jobs.append(Job("server", number, lambda work=work: passes.server(model, work, o.pack_tokens), True))
+            some = work.at(evenly(o.naive_boundaries, number))
             scale = forward_tokens(work, 0)["naive"] / forward_tokens(some, 0)["naive"]
             note = "" if scale == 1 else f"from {o.naive_boundaries} boundaries, evenly chosen, by forward tokens"
-            jobs.append(Job("naive", number, lambda: passes.naive(model, some), True, scale, note))
-        return jobs
+            jobs.append(Job("naive", number, lambda some=some: passes.naive(model, some), True, scale, note))
+        return [job for job in jobs if job.name not in o.skip]
 
-    def measure(self, length: int) -> dict[int, Work]:
-        """Run all variants at one length and note their figures."""
-        works = self.works(length)
+    def measure(self, length: int) -> list[dict[str, Any]]:
+        """Run all variants at one length; the figures of every number of segments."""
+        o, works = self.options, self.works(length)
         jobs = self.jobs(works, length)
         self.measured = {(job.name, job.segments): Measured(extrapolated=job.extrapolated) for job in jobs}
         started = time.perf_counter()
-        for number in range(self.options.repeats):
-            if number and time.perf_counter() - started > self.options.seconds_per_length:
+        for number in range(o.repeats):
+            if number and time.perf_counter() - started > o.seconds_per_length:
                 break
             due = [job for job in jobs if not (number and job.once)]
             self.order.shuffle(due)
             for job in due:
-                run(self.measured[job.name, job.segments], number, job.call, self.device, self.options.clock, job.scale)
+                self.measured[job.name, job.segments].run(number, job.call, self.device, o.clock, job.scale)
         self._sample(works, length)
-        self._compare(works)
-        return works
+        self._compare()
+        return [cell(self.measured, work, length, number, o) for number, work in works.items()]
 
     def warm_up(self, length: int) -> None:
         """One uncounted round; kernels of a GPU are chosen and compiled by shape, so there it is of the full length."""
@@ -155,95 +145,125 @@ class Bench:
             note = f"from {o.decode_tokens} tokens of {o.decode_batch} sequences at half the length"
             total = seconds * length * o.num_traces / o.decode_batch
             self.measured["generation", None] = Measured({0: total}, extrapolated=note)
+        if "monte_carlo" in o.skip or length > o.slow_up_to:
+            return
         for number, work in works.items():
-            if "monte_carlo" in o.skip or length > o.slow_up_to:
-                continue
-            some = work.at_boundaries(o.mc_boundaries).boundaries[0]
+            boundary = work.boundaries[0][number // 2]
             # In the middle of a rollout its context is of mean length.
-            contexts = [o.prompt_tokens + (boundary + length) // 2 for boundary in some]
-            seconds = statistics.mean(self._seconds_per_token(o.rollouts, context) for context in contexts)
+            seconds = self._seconds_per_token(o.rollouts, o.prompt_tokens + (boundary + length) // 2)
             total = seconds * sum(length - boundary for own in work.boundaries for boundary in own)
-            note = f"from {o.decode_tokens} tokens of {o.rollouts} rollouts at {len(some)} boundaries, no prefill"
+            note = f"from {o.decode_tokens} tokens of {o.rollouts} rollouts at one boundary, no prefill"
             self.measured["monte_carlo", number] = Measured({0: total}, extrapolated=note)
 
     def _seconds_per_token(self, batch: int, context: int) -> float:
         """Seconds to sample one token in every sequence of a batch."""
-        decode = passes.Decoder(self.model, batch, context)
-        decode(1)
+        o, cache = self.options, passes.random_cache(self.model, batch, context)
+        passes.decode(self.model, cache, batch, 1)
         found = Measured()
-        run(found, 0, lambda: decode(self.options.decode_tokens), self.device, self.options.clock)
-        return found.seconds[0] / self.options.decode_tokens
+        found.run(0, lambda: passes.decode(self.model, cache, batch, o.decode_tokens), self.device, o.clock)
+        return found.seconds[0] / o.decode_tokens
 
-    def _compare(self, works: dict[int, Work]) -> None:
+    def _compare(self) -> None:
         """Note how far the variants' log-probabilities are apart."""
         plain = self.measured["plain", None].result
-        own = [self.measured[name, number].result for name, number in self.measured if name == "packed"]
-        for number, work in works.items():
-            shared = self.measured["shared", number].result[1]
-            values = torch.tensor([score for row in shared for score in row])
-            self.differences["spread"] = min(self.differences["spread"], values.std().item())
-            kept = {probe.state for probe in work.at_boundaries(self.options.naive_boundaries).probes[0]}
-            for name in ("fused", "server", "naive"):
-                if (name, number) not in self.measured:
-                    continue
-                result = self.measured[name, number].result
-                if name == "fused":
-                    own.append(result[0])
-                    result = result[1]
-                states = kept if name == "naive" else set(range(number))
-                self._note("probes", torch.tensor(result), _at_states(work, shared, states))
-        for log_probs in own:
-            for one, other in zip(plain, log_probs, strict=True):
-                # The last token's label is not its own.
-                self._note("traces", one[:-1], other[:-1])
+        for (name, number), found in self.measured.items():
+            if name in ("packed", "fused"):
+                for one, other in zip(plain, found.result[0], strict=True):
+                    # The last token's label is not its own.
+                    self._note("traces", one[:-1], other[:-1])
+            if name in ("fused", "server", "naive"):
+                shared = self.measured["shared", number].result[1]
+                self.differences["spread"] = min(self.differences["spread"], shared.std().item())
+                chosen = evenly(self.options.naive_boundaries, number) if name == "naive" else range(number)
+                kept = shared.unflatten(1, (number, -1))[:, list(chosen)].flatten(1, 2)
+                self._note("probes", found.result[1] if name == "fused" else found.result, kept)
 
-    def _note(self, kind: str, one: torch.Tensor, other: torch.Tensor) -> None:
+    def _note(self, kind: str, one: Tensor, other: Tensor) -> None:
         difference = (one - other).abs().max().item()
         # A NaN is a difference too.
         if not difference <= self.differences[kind]:
             self.differences[kind] = difference if difference == difference else float("inf")
 
-    def cells(self, length: int, works: dict[int, Work]) -> tuple[list[figures.Cell], list[dict[str, Any]]]:
-        """Figures of every number of segments at one length, and how they grow with it."""
-        per_trace = {name: self.measured[name, None] for name in figures.PER_TRACE if (name, None) in self.measured}
-        by_segments = {
-            number: {name: found for (name, segments), found in self.measured.items() if segments == number}
-            for number in works
+
+def cell(
+    measured: Mapping[tuple[str, int | None], Measured], work: Work, length: int, segments: int, o: argparse.Namespace
+) -> dict[str, Any]:
+    """Figures of one length and number of segments: a step, and every variant; None for what was not run."""
+    tokens = forward_tokens(work, o.rollouts)
+    found = {name: measured.get((name, None if name in PER_TRACE else segments), Measured()) for name in tokens}
+    plain = found["plain"]
+    update = found["update"].median or 3 * plain.median
+    steps = {"generation assumed": (plain.median + update) / (1 - o.generation_share)}
+    if found["generation"].seconds:
+        steps["generation measured"] = plain.median + update + found["generation"].median
+    variants = {}
+    for name, own in found.items():
+        ratio = own.over(plain)
+        adds = name in ADDED and ratio is not None
+        variants[name] = {
+            "seconds": own.median,
+            "all_seconds": list(own.seconds.values()),
+            "extrapolated": own.extrapolated,
+            "ratio_to_plain": ratio,
+            "forward_tokens": tokens[name],
+            "forward_tokens_to_plain": tokens[name] / tokens["plain"],
+            "peak_mib": own.peak_mib,
+            "added_to_step": {basis: (ratio - ADDED[name]) * plain.median / step for basis, step in steps.items()}
+            if adds
+            else {},
         }
-        cells = []
-        for number, work in works.items():
-            found = per_trace | by_segments[number]
-            steps = figures.step_figures(found, self.options.generation_share)
-            shares = figures.step_shares(found, steps)
-            tokens = forward_tokens(work, self.options.rollouts)
-            variants = figures.variant_figures(found, tokens, shares)
-            cells.append({"length": length, "segments": number, "steps": steps, "variants": variants})
-        return cells, figures.growth_figures(by_segments, length)
+    parts = {"plain": plain.median, "update": update}
+    return {
+        "length": length,
+        "segments": segments,
+        "steps": {
+            basis: {"step": step, "generation": step - sum(parts.values())} | parts for basis, step in steps.items()
+        },
+        "variants": variants,
+    }
 
 
-def _at_states(work: Work, scores: passes.ProbeScores, states: set[int]) -> torch.Tensor:
-    """The scores of the probes at some boundaries, trace by trace."""
-    rows = []
-    for own, probes in zip(scores, work.probes, strict=True):
-        values = iter(own)
-        of_probes = [[next(values) for _ in range(len(b.token_ids) - b.scored_from + 1)] for b in probes]
-        pairs = zip(probes, of_probes, strict=True)
-        rows.append([value for probe, found in pairs if probe.state in states for value in found])
-    return torch.tensor(rows)
+def markdown(report: Mapping[str, Any]) -> str:
+    """The figures as a table for people."""
+
+    def show(value: float | None, pattern: str) -> str:
+        return "" if value is None else pattern.format(value)
+
+    bases = sorted(report["cells"][0]["steps"])
+    head = ["tokens x segments", "variant", "seconds", "x plain", "forward tokens", "x plain", "peak MiB"]
+    head += [f"added to step ({basis})" for basis in bases]
+    rows, notes = [head, ["---"] * len(head)], set()
+    for own in report["cells"]:
+        for name, found in own["variants"].items():
+            again = name in PER_TRACE and own["segments"] != report["cells"][0]["segments"]
+            if again or (found["seconds"] is None and not name.startswith("monte_carlo")):
+                continue
+            if found["extrapolated"]:
+                notes.add(f"\\* extrapolated, {name}: {found['extrapolated']}")
+            rows.append(
+                [f"{own['length']}" if name in PER_TRACE else f"{own['length']} x {own['segments']}", name]
+                + [show(found["seconds"], "{:.3f}") + ("*" if found["extrapolated"] else "")]
+                + [show(found["ratio_to_plain"], "{:.2f}"), f"{found['forward_tokens']:,}"]
+                + [f"{found['forward_tokens_to_plain']:.2f}", show(found["peak_mib"], "{:.0f}")]
+                + [show(found["added_to_step"].get(basis), "{:.2%}") for basis in bases]
+            )
+    equal = report["equivalence"]
+    same = (
+        f"Same numbers: largest difference of an answer's log-probability {equal['probes']:.1e} nats, of a trace's "
+        f"{equal['traces']:.1e}; allowed {equal['tolerance']:.1e}. Log-probabilities of answers differ by a standard "
+        f"deviation of {equal['spread']:.1e} among themselves."
+    )
+    table = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([*table, "", *sorted(notes), "", same]) + "\n"
 
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What the figures were taken on."""
-    cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
+    named = re.search(r"^model name\s*: (.*)", info.read_text(), re.MULTILINE) if info.exists() else None
     on_gpu = device.type == "cuda"
     return {
-        "cpu": cpu,
+        "cpu": named[1] if named else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
         "threads": torch.get_num_threads(),
@@ -255,7 +275,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -271,37 +291,27 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--opening-tokens", type=int, default=9)
     add("--repeats", type=int, default=3)
     add("--seconds-per-length", type=float, default=300, help="no new round of a length after this")
-    add(
-        "--pack-tokens",
-        type=int,
-        default=16384,
-        help="most trace tokens of a shared pass, and tokens of a server batch",
-    )
+    add("--pack-tokens", type=int, default=16384, help="most trace tokens of a shared pass, and of a server batch")
     add("--skip", nargs="*", default=[], choices=["packed", "update", "naive", "generation", "monte_carlo"])
     add("--slow-up-to", type=int, default=4096, help="longest response for naive, server and seconds of Monte Carlo")
     add("--naive-boundaries", type=int, default=4, help="boundaries that naive computes, the rest extrapolated; 0: all")
     add("--server", choices=["cpu", "none"], default="none")
     add("--rollouts", type=int, default=8, help="Monte Carlo rollouts from a boundary")
-    add("--mc-boundaries", type=int, default=1, help="boundaries that Monte Carlo rollouts are sampled from")
     add("--decode-tokens", type=int, default=32, help="tokens sampled to extrapolate from")
     add("--decode-batch", type=int, default=8, help="sequences sampled together in generation")
     add("--generation-share", type=float, default=0.6, help="generation's share of a step where it is assumed")
-    add("--gradient-checkpointing", action="store_true", help="in `update`")
     add("--tolerance", type=float, help="largest difference in nats; default: 1e-3 in float32, else 0.1")
     add("--clock", choices=CLOCKS, default="wall", help="process: computing time of all threads, for a loaded machine")
     add("--threads", type=int, default=torch.get_num_threads())
-    add("--target-at", type=int, nargs=2, default=[4096, 16], help="tokens and segments of the cell with targets")
     add("--seed", type=int, default=0)
-    add("--json", help="write everything to this file")
-    add("--plot", help="write a chart to this SVG file")
-    options = parser.parse_args(arguments)
+    add("--json", type=Path, help="write everything to this file")
+    add("--plot", type=Path, help="write a chart to this SVG file")
+    options = parser.parse_args()
     options.dtype = options.dtype or ("bfloat16" if options.device.startswith("cuda") else "float32")
     if options.tolerance is None:
         options.tolerance = 1e-3 if options.dtype == "float32" else 0.1
-    if options.clock == "process" and options.device != "cpu":
-        parser.error("--clock process does not see a GPU's work")
-    if options.server == "cpu" and options.device != "cpu":
-        parser.error("--server cpu runs with --device cpu")
+    if options.device != "cpu" and (options.clock == "process" or options.server == "cpu"):
+        parser.error("--clock process and --server cpu want --device cpu")
     return options
 
 
@@ -316,29 +326,24 @@ def main() -> int:
         "options": {name: value for name, value in vars(options).items() if name not in ("json", "plot")},
         "model": SHAPES[options.model] | {"num_parameters": num_parameters},
         "cells": [],
-        "growth": [],
+        "equivalence": bench.differences | {"tolerance": options.tolerance},
     }
     for length in options.lengths:
         if length == options.lengths[0] or bench.device.type == "cuda":
             bench.warm_up(length)
-        works = bench.measure(length)
-        cells, growth = bench.cells(length, works)
-        report["cells"] += cells
-        report["growth"] += growth
+        report["cells"] += bench.measure(length)
         sys.stderr.write(f"{length} tokens done, load {os.getloadavg()[0]:.1f}\n")
-    report["machine"]["load_average_at_end"] = os.getloadavg()
-    report["targets"] = figures.targets(report["cells"], report["growth"], *options.target_at)
-    found = bench.differences
-    report["equivalence"] = found | {"tolerance": options.tolerance}
+    about, found = report["machine"], bench.differences
+    about["load_average_at_end"] = os.getloadavg()
+    report["equivalence"] |= found
     if options.json:
-        Path(options.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if options.plot:
-        Path(options.plot).write_text(chart.draw(report["cells"]), encoding="utf-8")
-    about = report["machine"]
+        options.plot.write_text(chart.draw(report["cells"]), encoding="utf-8")
     sys.stdout.write(
         f"{about['gpu'] or about['cpu']}, {about['threads']} threads, torch {about['torch']}, {options.model} "
         f"({num_parameters / 1e6:.0f} million parameters), {options.dtype}, {options.num_traces} traces, "
-        f"{options.proposals} answers\n\n{figures.markdown(report)}"
+        f"{options.proposals} answers\n\n{markdown(report)}"
     )
     if max(found["probes"], found["traces"]) <= options.tolerance:
         return 0

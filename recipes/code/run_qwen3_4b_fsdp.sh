@@ -1,25 +1,13 @@
 #!/usr/bin/env bash
 # Qwen3-4B on code with FSDP2: 8 GPUs of 80 GB. Arguments are Hydra overrides; DRY_RUN=1 checks everything and starts nothing.
-# Toggles, budget and what to expect: recipes/code/README.md.
+# Toggles: recipes/common/README.md; data, budget and what to expect: recipes/code/README.md.
 set -xeuo pipefail
 
-# rredcot, or grpo for its twin
-CREDIT=${CREDIT:-rredcot}
-# sync, colocate_async or separate_async
-MODE=${MODE:-sync}
-# vllm or sglang
-ROLLOUT=${ROLLOUT:-vllm}
-# 0: full fine-tuning
-LORA_RANK=${LORA_RANK:-0}
+# a hub id or a folder
+MODEL_PATH=${MODEL_PATH:-Qwen/Qwen3-4B}
 NNODES=${NNODES:-1}
 # per node
 N_GPUS=${N_GPUS:-8}
-# a hub id or a folder
-MODEL_PATH=${MODEL_PATH:-Qwen/Qwen3-4B}
-# made by scripts/prepare_code.py
-DATA_DIR=${DATA_DIR:-$HOME/data/rredcot/code}
-TRAIN_FILE=${TRAIN_FILE:-$DATA_DIR/train.parquet}
-VAL_FILE=${VAL_FILE:-$DATA_DIR/val.parquet}
 
 source "$(dirname "$0")/../common/launch.sh"
 launch code qwen3_4b_fsdp "$@"

@@ -1,1 +1,1 @@
-"""What the GPU recipes share: config groups and launch.sh."""
+"""What the recipes share: the config groups and launch.sh of the GPU recipes, the warm start of the CPU recipes."""

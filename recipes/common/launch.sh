@@ -1,5 +1,6 @@
 # Sourced by the run_*.sh of the GPU recipes: `launch TASK CONFIG [overrides]` starts verl's main_ppo, or with DRY_RUN=1 its
-# preflight, with the recipe's config and what the environment asks for. recipes/common/README.md lists the toggles.
+# preflight, with the recipe's config and what the environment asks for. The caller sets MODEL_PATH, NNODES and N_GPUS; the other
+# toggles have defaults here, and recipes/common/README.md lists them all.
 { set +x; } 2>/dev/null
 set -euo pipefail
 
@@ -75,7 +76,13 @@ adapt() {
 launch() {
     local task=$1 config=$2
     shift 2
-    DRY_RUN=${DRY_RUN:-0} SUBMIT=${SUBMIT:-0}
+    DRY_RUN=${DRY_RUN:-0} SUBMIT=${SUBMIT:-0} CREDIT=${CREDIT:-rredcot} MODE=${MODE:-sync} ROLLOUT=${ROLLOUT:-vllm}
+    # Full fine-tuning.
+    LORA_RANK=${LORA_RANK:-0}
+    # Made by scripts/prepare_TASK.py.
+    DATA_DIR=${DATA_DIR:-$HOME/data/rredcot/$task}
+    TRAIN_FILE=${TRAIN_FILE:-$DATA_DIR/train.parquet}
+    VAL_FILE=${VAL_FILE:-$DATA_DIR/val.parquet}
     one_of DRY_RUN 0 1
     one_of SUBMIT 0 1
     one_of CREDIT rredcot grpo

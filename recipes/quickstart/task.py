@@ -11,16 +11,12 @@ A problem is an expression such as ``7+5-3+8-2``; the expected response works fr
 Every line can be checked by a program, so the first wrong line of a trace is known. That is what makes the task fit to
 judge reward redistribution: the place where the blame belongs has a ground truth.
 
-This file imports the standard library only (pandas inside the writer), and nothing of its own package: verl loads the
-reward function by its path.
+This file imports the standard library only, and nothing of its own package: verl loads the reward function by its path.
 """
 
 import random
 import re
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 DATA_SOURCE = "rredcot/arithmetic"
 ANSWER_PREFIX = "Answer:"
@@ -30,7 +26,6 @@ _EXPRESSION = re.compile(r"([0-9]{1,6})((?:\s*[+-]\s*[0-9]{1,6})*)")
 _OPERATION = re.compile(r"([+-])\s*([0-9]{1,6})")
 _CALCULATION = re.compile(r"(-?[0-9]{1,6})([+-])([0-9]{1,6})=(-?[0-9]{1,6})")
 _ANSWER = re.compile(rf"{ANSWER_PREFIX}[ \t]*(-?[0-9]{{1,6}})[ \t]*")
-_VALIDATION_BUCKETS = 10
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,7 @@ class LineCheck:
         start: Character offset of the line's first character.
         end: Character offset after the line's last character, its newline included.
         ok: Whether the line is right, given the values that the lines before it state.
-        kind: ``"calculation"``, ``"answer"`` or ``"other"`` (a line of neither form).
+        kind: Form of the line, here ``"calculation"``, ``"answer"`` or ``"other"`` (a line of neither form).
     """
 
     start: int
@@ -114,24 +109,6 @@ def parse_problem(text: str) -> Problem | None:
         return None
     operands = tuple(int(sign + digits) for sign, digits in _OPERATION.findall(match.group(2)))
     return Problem(int(match.group(1)), operands)
-
-
-def is_validation(problem: Problem) -> bool:
-    """Whether a problem belongs to the validation side (one in ten).
-
-    It depends on the expression alone, so warm start, RL training and validation stay disjoint without a shared list.
-    """
-    return zlib.crc32(problem.expression.encode()) % _VALIDATION_BUCKETS == 0
-
-
-def iter_problems(rng: random.Random, difficulty: Difficulty | None = None, split: str = "train") -> Iterator[Problem]:
-    """Yields problems of one side of the split (``"train"`` or ``"validation"``), without end; repeats can occur."""
-    if split not in ("train", "validation"):
-        raise ValueError(f"split must be 'train' or 'validation', got {split!r}")
-    while True:
-        problem = make_problem(rng, difficulty)
-        if is_validation(problem) == (split == "validation"):
-            yield problem
 
 
 def calculation_line(stated: int, operand: int, result: int) -> str:
@@ -192,11 +169,6 @@ def check_lines(problem: Problem | str, response_text: str) -> list[LineCheck]:
     return checks
 
 
-def first_wrong_line(problem: Problem | str, response_text: str) -> int | None:
-    """Index of the first wrong line, or None when every line is right."""
-    return next((i for i, check in enumerate(check_lines(problem, response_text)) if not check.ok), None)
-
-
 def extract_answer(response_text: str) -> str | None:
     """The number after the last ``Answer:`` of the text, without leading zeros; None when there is none."""
     before, found, tail = response_text.rpartition(ANSWER_PREFIX)
@@ -247,44 +219,3 @@ def make_row(problem: Problem, split: str, index: int) -> dict:
         "reward_model": {"style": "rule", "ground_truth": str(problem.answer)},
         "extra_info": {"split": split, "index": index, "expression": problem.expression},
     }
-
-
-def distinct(problems: Iterator, num_problems: int, or_fewer: bool = False) -> list:
-    """Draws problems with different expressions.
-
-    Raises:
-        ValueError: When the difficulty does not offer that many, and fewer will not do.
-    """
-    found = {}
-    for tries, problem in enumerate(problems):
-        if len(found) == num_problems:
-            break
-        if tries > 100 * num_problems + 1000:
-            if or_fewer:
-                break
-            raise ValueError(f"found only {len(found)} distinct problems of {num_problems} asked for")
-        found[problem.expression] = problem
-    return list(found.values())
-
-
-def write_parquet(
-    path: str | Path, num_rows: int, split: str, seed: int = 0, difficulty: Difficulty | None = None
-) -> None:
-    """Writes distinct problems of one side of the split as a parquet file.
-
-    Args:
-        path: Target file; its folder is made.
-        num_rows: Number of distinct problems.
-        split: ``"train"`` or ``"validation"``.
-        seed: Seed of the draw.
-        difficulty: How hard the problems are.
-
-    Raises:
-        ValueError: When the difficulty does not offer that many distinct problems.
-    """
-    import pandas as pd
-
-    problems = distinct(iter_problems(random.Random(f"{seed}/{split}"), difficulty, split), num_rows)
-    rows = [make_row(problem, split, index) for index, problem in enumerate(problems)]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_parquet(path)

@@ -18,11 +18,12 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast
 
+from recipes.common.policy import encode_prompt
+from recipes.common.warm_start import Example, TrainingConfig, make_folder, pack_example, read_options
 from recipes.quickstart import task
-from recipes.quickstart.model import build_tokenizer
-from recipes.quickstart.training import IGNORE, TrainingConfig, fit, make_folder, read_options
+from recipes.quickstart.tokens import build_tokenizer
 
 
 @dataclass(frozen=True)
@@ -73,64 +74,27 @@ def corrupt(rng: random.Random, problem: task.Problem, config: WarmStartConfig) 
 
 def make_example(
     rng: random.Random, problem: task.Problem, config: WarmStartConfig, tokenizer: PreTrainedTokenizerFast
-) -> dict[str, list[int]]:
-    """Builds one trace with its elicited answers as probes.
-
-    Returns:
-        Lists of one length: ``input_ids``; ``labels`` (the token to predict at this place, or -100); ``position_ids``;
-        ``probe`` (0 = the trace, b > 0 = the b-th elicited answer); ``fork`` (number of trace tokens a token may see).
-    """
+) -> Example:
+    """Builds one trace with an answer elicited before every line but the last."""
     results = corrupt(rng, problem, config)
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": problem.expression}], add_generation_prompt=True, return_dict=False
-    )
-    stated, lines = [problem.start, *results], []
+    stated, lines, elicited = [problem.start, *results], [], []
     for position, operand in enumerate(problem.operands):
         lines.append(tokenizer.encode(task.calculation_line(stated[position], operand, results[position])))
-    answer = [*tokenizer.encode(task.answer_line(results[-1])), tokenizer.eos_token_id]
-    trace = prompt + sum(lines, []) + answer
-
-    labels = [IGNORE] * (len(prompt) - 1) + trace[len(prompt) :]
-    example = {
-        "input_ids": trace[:-1],
-        "labels": labels,
-        "position_ids": list(range(len(labels))),
-        "probe": [0] * len(labels),
-        "fork": [len(labels)] * len(labels),
-    }
-    boundary = len(prompt)
     for position in range(len(problem.operands)):
         rest = task.Problem(stated[position], problem.operands[position:])
         imperfect = rng.random() < config.imperfect_share
         value = corrupt(rng, rest, config)[-1] if imperfect else rest.answer
         forced = [*tokenizer.encode(task.answer_line(value)), tokenizer.eos_token_id]
-        size = len(forced) - 1
-        example["input_ids"] += forced[:-1]
-        example["labels"] += forced[1:]
-        example["position_ids"] += range(boundary, boundary + size)
-        example["probe"] += [position + 1] * size
-        example["fork"] += [boundary] * size
-        boundary += len(lines[position])
-    return example
-
-
-def train(config: WarmStartConfig) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
-    """Trains the model; returns it in evaluation mode, and its tokenizer."""
-    tokenizer = build_tokenizer()
-    rng = random.Random(f"{config.seed}/corpus")
-    problems = task.iter_problems(rng, config.difficulty, "train")
-    return fit(config, tokenizer, lambda: make_example(rng, next(problems), config, tokenizer)), tokenizer
+        # Its first token, "Answer:", is given.
+        elicited.append((sum(map(len, lines[:position])), 1, forced))
+    answer = [*tokenizer.encode(task.answer_line(results[-1])), tokenizer.eos_token_id]
+    return pack_example(encode_prompt(tokenizer, problem.expression), sum(lines, []) + answer, elicited)
 
 
 def warm_start(out: str | Path, config: WarmStartConfig | None = None) -> Path:
     """Makes the model and the parquet files, unless they are there already; returns the model's folder."""
-    return make_folder(out, config or WarmStartConfig(), task, train)
-
-
-def main() -> None:
-    """Command line: every setting of the warm start is an option."""
-    warm_start(*read_options("Make the quickstart's model and data.", WarmStartConfig, task.Difficulty))
+    return make_folder(out, config or WarmStartConfig(), task, build_tokenizer(), make_example)
 
 
 if __name__ == "__main__":
-    main()
+    warm_start(*read_options("Make the quickstart's model and data.", WarmStartConfig))

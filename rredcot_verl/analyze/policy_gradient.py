@@ -23,7 +23,8 @@ from rredcot_verl.analyze.trace_table import Mask, TraceTable, reward_range
 from rredcot_verl.config.blocks import CreditConfig, SelfValueConfig
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.core.redistribution import SegmentBatch
-from rredcot_verl.trainer.estimator import compute_credit
+from rredcot_verl.sources.registry import make_source
+from rredcot_verl.trainer.estimator import Segmented, compute_credit, credit_rule
 
 NAMES = ("variance", "variance_scaled", "cosine", "cosine_unbiased", "snr", "efficiency")
 """All relative to GRPO but the cosines, with mu and V the mean and the variance above, and <,> without a prompt's
@@ -106,8 +107,9 @@ def advantages(
     mask = torch.arange(max(table.lengths)) < torch.tensor(table.lengths).unsqueeze(1)
     algorithm = OmegaConf.create({"gamma": 1.0, "lam": lam, "norm_adv_by_std_in_grpo": True})
     index = np.array([trace.group for trace in table.traces], dtype=object)
-    source = "rredcot" if method is None or method.estimator == "grpo" else method.estimator
-    credit = compute_credit(segments, torch.arange(len(nums)), index, mask.long(), algorithm, settings, source)
+    source = make_source(settings, "grpo" if method is None else method.estimator)
+    segmented = Segmented(segments, torch.arange(len(nums)), credit_rule(algorithm, settings, source))
+    credit = compute_credit(segmented, index, mask.long())
     given = credit.segment_advantages.double().numpy()
     result = np.zeros(table.is_state.shape)
     result[:, : given.shape[1]] = given[:, : table.width]

@@ -69,9 +69,9 @@ def make_source(settings: RREDCoTConfig, estimator: str) -> "Source":
         raise ValueError(
             f"{PREFIX}.source={settings.source!r} cannot be imported ({error}); expected 'package.module:Class'"
         ) from error
-    from rredcot_verl.sources.base import Source
+    from rredcot_verl.sources import base
 
-    if not (isinstance(found, type) and issubclass(found, Source)):
+    if not (isinstance(found, type) and issubclass(found, base.Source)):
         raise ValueError(
             f"{PREFIX}.source={settings.source!r} is no subclass of rredcot_verl.sources.base.Source, but {found!r}"
         )

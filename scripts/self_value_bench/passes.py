@@ -1,7 +1,8 @@
 """The ways to compute: each function is one variant, over all traces.
 
 Rows, log-probabilities and entropies are made as verl's engine makes them: logits of every token, the ids rolled by
-one as labels, temperature 1. Nothing is compiled but FlexAttention, which the shared pass uses on a GPU.
+one as labels, temperature 1. Nothing is compiled but FlexAttention, which the shared pass uses on a GPU. Scores of
+probes have shape `(num_traces, num_probes, num_counted + 1)`: the counted tokens of a probe and its answer's end.
 """
 
 from collections.abc import Sequence
@@ -16,17 +17,12 @@ from rredcot_verl.cpu.scoring import read_probes as read_on_server
 from rredcot_verl.passes.probe_pack import ProbePack, read_probes
 from rredcot_verl.passes.shared_attention import shared_prefix
 from rredcot_verl.probes.elicitation import Probe
-from self_value_bench.work import Work, pack_traces
-
-ProbeScores = list[list[float]]
-"""For each trace, probe by probe, the log-probabilities of the counted tokens and of the answer's end."""
+from self_value_bench.work import Work
 
 
-def _read_traces(logits: Tensor, ids: Tensor, with_entropy: bool = True) -> Tensor:
-    log_probs = logprobs_from_logits(logits, ids.roll(-1))
-    if with_entropy:
-        entropy_from_logits(logits)
-    return log_probs
+def _read_trace(logits: Tensor, ids: Tensor) -> Tensor:
+    entropy_from_logits(logits)
+    return logprobs_from_logits(logits, ids.roll(-1)).float().cpu()
 
 
 @torch.no_grad()
@@ -35,8 +31,7 @@ def plain(model: PreTrainedModel, traces: Sequence[Sequence[int]]) -> list[Tenso
     results = []
     for trace in traces:
         ids = torch.tensor([trace], device=model.device)
-        logits = model(input_ids=ids, use_cache=False).logits[0]
-        results.append(_read_traces(logits, ids[0]).float().cpu())
+        results.append(_read_trace(model(input_ids=ids, use_cache=False).logits[0], ids[0]))
     return results
 
 
@@ -44,8 +39,7 @@ def update(model: PreTrainedModel, traces: Sequence[Sequence[int]]) -> None:
     """Gradients of a policy-gradient loss, one trace at a time, stock attention; no optimiser step."""
     for trace in traces:
         ids = torch.tensor([trace], device=model.device)
-        logits = model(input_ids=ids, use_cache=False).logits[0]
-        log_probs = _read_traces(logits, ids[0], with_entropy=False)
+        log_probs = logprobs_from_logits(model(input_ids=ids, use_cache=False).logits[0], ids[0].roll(-1))
         loss = -(log_probs - log_probs.detach()).exp().mean() / len(traces)
         loss.backward()
     model.zero_grad(set_to_none=True)
@@ -53,28 +47,26 @@ def update(model: PreTrainedModel, traces: Sequence[Sequence[int]]) -> None:
 
 @torch.no_grad()
 def shared(
-    model: PreTrainedModel,
-    traces: Sequence[Sequence[int]],
-    probes: Sequence[Sequence[Probe]],
-    budget: int,
-    own: bool,
-) -> tuple[list[Tensor], ProbeScores]:
+    model: PreTrainedModel, traces: Sequence[Sequence[int]], probes: Sequence[Sequence[Probe]], budget: int, own: bool
+) -> tuple[list[Tensor], Tensor]:
     """The traces with their probes in shared-prefix passes, as `rredcot_verl.passes.engine` makes them.
 
     Args:
         model: The policy.
-        traces: Token ids of each trace.
+        traces: Token ids of each trace, all of one length.
         probes: For each trace its probes, possibly none.
         budget: Most trace tokens in a pass.
         own: Also the traces' own log-probabilities and entropies.
     """
+    size = len(traces[0])
+    at_once = max(1, budget // size)
     log_probs: list[Tensor] = []
-    scores: ProbeScores = []
-    for group in pack_traces([len(trace) for trace in traces], budget):
-        pack = ProbePack.build([len(traces[trace]) for trace in group], [probes[trace] for trace in group])
+    scores: list[list[float]] = []
+    for first in range(0, len(traces), at_once):
+        group, group_probes = traces[first : first + at_once], probes[first : first + at_once]
+        pack = ProbePack.build([size] * len(group), group_probes)
         rows = pack.rows(all_trace_rows=own)
-        ids = torch.cat([torch.tensor([token for trace in group for token in traces[trace]]), pack.probe_token_ids])
-        ids = ids.to(model.device)
+        ids = torch.cat([torch.tensor(group).flatten(), pack.probe_token_ids]).to(model.device)
         with shared_prefix(model.config) as current:
             current.pack = pack.to(model.device)
             logits = model(
@@ -86,17 +78,20 @@ def shared(
         scores += read_probes(pack, rows, logits, torch.ones(len(group)))
         if own:
             num_tokens = pack.num_trace_tokens
-            found = _read_traces(logits[:num_tokens], ids[:num_tokens]).float().cpu()
-            log_probs += found.split([len(traces[trace]) for trace in group])
+            log_probs += _read_trace(logits[:num_tokens], ids[:num_tokens]).split(size)
         # Not beside the next pass's.
         del logits
-    return log_probs, scores
+    return log_probs, _by_probe(scores, probes)
+
+
+def _by_probe(scores: Sequence[Sequence[float]], probes: Sequence[Sequence[Probe]]) -> Tensor:
+    return torch.tensor(scores).reshape(len(probes), len(probes[0]), -1) if probes[0] else torch.empty(0)
 
 
 @torch.no_grad()
-def naive(model: PreTrainedModel, work: Work) -> ProbeScores:
+def naive(model: PreTrainedModel, work: Work) -> Tensor:
     """Every boundary and answer in a sequence of its own, stock attention, logits of the rows that are read only."""
-    scores: ProbeScores = []
+    scores: list[list[float]] = []
     for trace, probes in zip(work.traces, work.probes, strict=True):
         scores.append([])
         for probe in probes:
@@ -107,48 +102,36 @@ def naive(model: PreTrainedModel, work: Work) -> ProbeScores:
             read = [log_probs[row, token] for row, token in enumerate(counted)]
             closing = torch.tensor(probe.closing_token_ids, device=model.device)
             scores[-1] += torch.stack([*read, log_probs[-1, closing].logsumexp(0)]).tolist()
-    return scores
+    return _by_probe(scores, work.probes)
 
 
-def server(model: PreTrainedModel, work: Work, max_batch_tokens: int) -> ProbeScores:
+def server(model: PreTrainedModel, work: Work, max_batch_tokens: int) -> Tensor:
     """The scoring of the embedded CPU rollout server: key-value cache of the traces, probes in batches."""
     requests = [[ServerProbe(b.position, b.token_ids, b.closing_token_ids) for b in own] for own in work.probes]
     results = read_on_server(model, work.traces, requests, 1.0, max_batch_tokens)
-    return [
-        [
-            score
-            for probe, result in zip(probes, own, strict=True)
-            for score in (*result.token_log_probs[probe.scored_from :], result.closing_log_prob)
-        ]
-        for probes, own in zip(work.probes, results, strict=True)
+    scored_from = work.probes[0][0].scored_from
+    scores = [
+        [score for probe in own for score in (*probe.token_log_probs[scored_from:], probe.closing_log_prob)]
+        for own in results
     ]
+    return _by_probe(scores, work.probes)
 
 
-class Decoder:
-    """Sampling with transformers' key-value cache, from a cache of random numbers: its speed is that of a real one.
+@torch.no_grad()
+def decode(model: PreTrainedModel, cache: DynamicCache, batch: int, num_tokens: int) -> None:
+    """Sample tokens with transformers' key-value cache, one after the other."""
+    ids = torch.zeros(batch, 1, dtype=torch.int64, device=model.device)
+    for _ in range(num_tokens):
+        logits = model(ids, past_key_values=cache, use_cache=True).logits[:, -1]
+        ids = logits.float().softmax(-1).multinomial(1)
 
-    Args:
-        model: The policy.
-        batch: Sequences sampled together.
-        context: Tokens of each in the cache at the start.
-    """
 
-    def __init__(self, model: PreTrainedModel, batch: int, context: int) -> None:
-        config = model.config
-        shape = (batch, config.num_key_value_heads, context, config.head_dim)
-        self._model = model
-        self._batch = batch
-        self._cache = DynamicCache(
-            [
-                tuple(torch.randn(shape, device=model.device, dtype=model.dtype) for _ in range(2))
-                for _ in range(config.num_hidden_layers)
-            ]
-        )
+def random_cache(model: PreTrainedModel, batch: int, context: int) -> DynamicCache:
+    """A cache of random numbers, `context` tokens of each sequence: sampling from it is as fast as from a real one."""
+    config = model.config
+    shape = (batch, config.num_key_value_heads, context, config.head_dim)
 
-    @torch.no_grad()
-    def __call__(self, num_tokens: int) -> None:
-        """Sample tokens, one after the other."""
-        ids = torch.zeros(self._batch, 1, dtype=torch.int64, device=self._model.device)
-        for _ in range(num_tokens):
-            logits = self._model(ids, past_key_values=self._cache, use_cache=True).logits[:, -1]
-            ids = logits.float().softmax(-1).multinomial(1)
+    def draw() -> Tensor:
+        return torch.randn(shape, device=model.device, dtype=model.dtype)
+
+    return DynamicCache([(draw(), draw()) for _ in range(config.num_hidden_layers)])

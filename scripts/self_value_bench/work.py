@@ -27,25 +27,21 @@ def _qwen3(hidden: int, intermediate: int, layers: int, heads: int, key_value_he
     }
 
 
+# The initial range of the first two, ours, is wide, so that distributions depend on what a token sees.
 SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": _qwen3(32, 48, 2, 4, 2) | {"head_dim": 8, "vocab_size": 512},
-    "small": _qwen3(512, 1536, 8, 8, 2) | {"head_dim": 64, "vocab_size": 32768},
+    "tiny": _qwen3(32, 48, 2, 4, 2) | {"head_dim": 8, "vocab_size": 512, "initializer_range": 0.1},
+    "small": _qwen3(512, 1536, 8, 8, 2) | {"head_dim": 64, "vocab_size": 32768, "initializer_range": 0.1},
     "qwen3-0.6b": _qwen3(1024, 3072, 28, 16, 8),
     "qwen3-1.7b": _qwen3(2048, 6144, 28, 16, 8),
     "qwen3-4b": _qwen3(2560, 9728, 36, 32, 8),
 }
-"""Shapes of Qwen3 models with tied embeddings, by name; the first two are ours, the others those of the models."""
+"""Shapes of Qwen3 models with tied embeddings, by name."""
 
 
 def build_model(name: str, device: torch.device, dtype: torch.dtype, seed: int) -> PreTrainedModel:
-    """A model with random weights.
-
-    The initial range of `tiny` and `small` is wide, so that distributions depend on what a token sees.
-    """
-    wide = {"initializer_range": 0.1} if name in ("tiny", "small") else {}
+    """A model with random weights."""
     config = Qwen3Config(
         **SHAPES[name],
-        **wide,
         max_position_embeddings=40960,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         tie_word_embeddings=True,
@@ -64,7 +60,7 @@ class Work:
         traces: Prompt and response of each trace, `num_prompt_tokens + length` tokens.
         num_prompt_tokens: Tokens of each prompt.
         boundaries: For each trace the offsets in the response at which probes stand, the first 0.
-        probes: For each trace its probes: one for each boundary and answer.
+        probes: For each trace its probes: one for each boundary and answer, all of the same lengths.
     """
 
     traces: list[list[int]]
@@ -72,23 +68,18 @@ class Work:
     boundaries: list[list[int]]
     probes: list[list[Probe]]
 
-    @property
-    def length(self) -> int:
-        """Tokens of a response."""
-        return len(self.traces[0]) - self.num_prompt_tokens
+    def at(self, states: Sequence[int]) -> "Work":
+        """The same work at some of the boundaries."""
+        boundaries = [[own[state] for state in states] for own in self.boundaries]
+        probes = [[probe for probe in own if probe.state in states] for own in self.probes]
+        return Work(self.traces, self.num_prompt_tokens, boundaries, probes)
 
-    def at_boundaries(self, num_boundaries: int) -> "Work":
-        """The same work at some of the boundaries, evenly chosen; all of them for 0."""
-        total = len(self.boundaries[0])
-        if not 0 < num_boundaries < total:
-            return self
-        kept = [(2 * rank + 1) * total // (2 * num_boundaries) for rank in range(num_boundaries)]
-        return Work(
-            self.traces,
-            self.num_prompt_tokens,
-            [[own[state] for state in kept] for own in self.boundaries],
-            [[probe for probe in own if probe.state in kept] for own in self.probes],
-        )
+
+def evenly(num_chosen: int, total: int) -> list[int]:
+    """So many of the indices below `total`, evenly chosen; all of them for 0."""
+    if not 0 < num_chosen < total:
+        return list(range(total))
+    return [(2 * rank + 1) * total // (2 * num_chosen) for rank in range(num_chosen)]
 
 
 def make_traces(num_traces: int, num_tokens: int, vocab_size: int, seed: int) -> list[list[int]]:
@@ -122,33 +113,15 @@ def make_work(
         answers = [(start, *draw.choices(range(vocab_size), k=num_answer_tokens - 1)) for start in starts]
         closing = tuple(draw.sample(range(vocab_size), NUM_CLOSING_TOKENS))
         boundaries.append([0, *inner])
+        lengths = (num_opening_tokens, num_opening_tokens)
         probes.append(
             [
-                Probe(
-                    state,
-                    number,
-                    num_prompt_tokens + boundary,
-                    (*opening, *answer),
-                    num_opening_tokens,
-                    num_opening_tokens,
-                    closing,
-                )
+                Probe(state, number, num_prompt_tokens + boundary, (*opening, *answer), *lengths, closing)
                 for state, boundary in enumerate(boundaries[-1])
                 for number, answer in enumerate(answers)
             ]
         )
     return Work(traces, num_prompt_tokens, boundaries, probes)
-
-
-def pack_traces(lengths: Sequence[int], budget: int) -> list[range]:
-    """Consecutive traces that go through the model together: as many as the budget of tokens holds, at least one."""
-    groups: list[range] = []
-    for trace, length in enumerate(lengths):
-        if groups and sum(lengths[other] for other in groups[-1]) + length <= budget:
-            groups[-1] = range(groups[-1].start, trace + 1)
-        else:
-            groups.append(range(trace, trace + 1))
-    return groups
 
 
 def forward_tokens(work: Work, num_rollouts: int) -> dict[str, int]:
@@ -160,21 +133,17 @@ def forward_tokens(work: Work, num_rollouts: int) -> dict[str, int]:
     rollout is as long as what it replaces. `monte_carlo_uncached` computes every rollout's prefix again. `update`
     counts its forward only.
     """
-    plain = sum(len(trace) for trace in work.traces)
-    probes = sum(count_probe_tokens(own) for own in work.probes)
-    all_probes = list(itertools.chain.from_iterable(work.probes))
+    size = len(work.traces[0])
+    plain = len(work.traces) * size
+    shared = plain + sum(count_probe_tokens(own) for own in work.probes)
+    probes = list(itertools.chain.from_iterable(work.probes))
     up_to_last = [work.num_prompt_tokens + own[-1] for own in work.boundaries]
-    rolled_out = sum(work.length - boundary for own in work.boundaries for boundary in own)
-    return {
-        "plain": plain,
-        "packed": plain,
-        "update": plain,
-        "generation": plain,
-        "shared": plain + probes,
-        "fused": plain + probes,
-        "naive": sum(probe.position + len(probe.token_ids) for probe in all_probes),
-        "server": sum(last - 1 for last in up_to_last) + sum(len(probe.token_ids) + 1 for probe in all_probes),
+    rolled_out = sum(size - work.num_prompt_tokens - boundary for own in work.boundaries for boundary in own)
+    return dict.fromkeys(("plain", "packed", "update", "generation"), plain) | {
+        "shared": shared,
+        "fused": shared,
+        "naive": sum(probe.position + len(probe.token_ids) for probe in probes),
+        "server": sum(last - 1 for last in up_to_last) + sum(len(probe.token_ids) + 1 for probe in probes),
         "monte_carlo": sum(up_to_last) + num_rollouts * rolled_out,
-        "monte_carlo_uncached": num_rollouts
-        * sum(len(trace) * len(own) for trace, own in zip(work.traces, work.boundaries, strict=True)),
+        "monte_carlo_uncached": num_rollouts * size * sum(map(len, work.boundaries)),
     }

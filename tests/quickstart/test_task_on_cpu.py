@@ -2,10 +2,13 @@
 
 import random
 
-import pandas as pd
 import pytest
+from transformers import AutoTokenizer
+from verl.utils.import_utils import load_extern_object
 
-from recipes.quickstart import task
+from recipes.common.policy import build_model
+from recipes.quickstart import task, warm_start
+from recipes.quickstart.tokens import build_tokenizer
 
 DIFFICULTIES = [
     task.Difficulty(),
@@ -45,6 +48,11 @@ def corrupted(problem: task.Problem, index: int, shift: int) -> str:
     return text + task.answer_line(current)
 
 
+def first_wrong_line(problem: task.Problem | str, text: str) -> int | None:
+    verdicts = [check.ok for check in task.check_lines(problem, text)]
+    return verdicts.index(False) if False in verdicts else None
+
+
 def score(text: str, problem: task.Problem) -> dict[str, float]:
     return task.compute_score(task.DATA_SOURCE, text, str(problem.answer), {"expression": problem.expression})
 
@@ -82,8 +90,8 @@ def test_problem_round_trip_and_same_seed_same_problem():
 def test_solved_trace_scores_one_and_has_no_wrong_line():
     for problem in problems():
         text = task.solve(problem)
-        assert task.first_wrong_line(problem, text) is None
-        assert task.first_wrong_line(problem.expression, text) is None
+        assert first_wrong_line(problem, text) is None
+        assert first_wrong_line(problem.expression, text) is None
         result = score(text, problem)
         assert result["score"] == result["acc"] == result["well_formed"] == result["answered"] == 1.0
         assert result["num_lines"] == len(problem.operands) + 1
@@ -95,7 +103,7 @@ def test_a_wrong_result_is_found_where_it_is():
         for index in range(len(problem.operands)):
             text = corrupted(problem, index, 1)
             assert [check.ok for check in task.check_lines(problem, text)].count(False) == 1
-            assert task.first_wrong_line(problem, text) == index
+            assert first_wrong_line(problem, text) == index
             assert score(text, problem)["score"] == 0.0
             assert score(text, problem)["first_wrong_line"] == index
 
@@ -116,14 +124,14 @@ def test_a_wrong_result_is_found_where_it_is():
 def test_other_wrong_lines_are_found(line, wrong_text, why):
     lines = ["7+5=12\n", "12-3=9\n", "9+8=17\n", "Answer: 17"]
     lines[line] = wrong_text
-    assert task.first_wrong_line("7+5-3+8", "".join(lines)) == line, why
+    assert first_wrong_line("7+5-3+8", "".join(lines)) == line, why
 
 
 def test_an_answer_forced_early_is_judged_by_the_stated_value():
-    assert task.first_wrong_line("7+5-3+8", "7+5=12\nAnswer: 17") is None
-    assert task.first_wrong_line("7+5-3+8", "7+5=13\nAnswer: 18") == 0
+    assert first_wrong_line("7+5-3+8", "7+5=12\nAnswer: 17") is None
+    assert first_wrong_line("7+5-3+8", "7+5=13\nAnswer: 18") == 0
     assert [check.ok for check in task.check_lines("7+5-3+8", "7+5=13\nAnswer: 18")] == [False, True]
-    assert task.first_wrong_line("7+5-3+8", "Answer: 17\nAnswer: 17") == 1
+    assert first_wrong_line("7+5-3+8", "Answer: 17\nAnswer: 17") == 1
 
 
 @pytest.mark.parametrize("text", GARBAGE)
@@ -156,43 +164,12 @@ def test_only_the_last_answer_counts(text, expected):
 
 
 def test_verl_loads_the_reward_function_by_path():
-    import_utils = pytest.importorskip("verl.utils.import_utils")
-    loaded = import_utils.load_extern_object(task.__file__, "compute_score")
+    loaded = load_extern_object(task.__file__, "compute_score")
     assert loaded("x", "2+7=9\nAnswer: 9", "9", {"expression": "2+7"})["score"] == 1.0
-
-
-def test_parquet_schema_and_disjoint_splits(tmp_path):
-    easy = task.Difficulty(min_operations=2, max_operations=2)
-    frames = {}
-    for split in ("train", "validation"):
-        path = tmp_path / "data" / f"{split}.parquet"
-        task.write_parquet(path, 60, split, seed=3, difficulty=easy)
-        frame = frames[split] = pd.read_parquet(path)
-        assert len(frame) == 60
-        assert set(frame.columns) == {"data_source", "prompt", "ability", "reward_model", "extra_info"}
-        for index, row in enumerate(frame.to_dict("records")):
-            (message,) = row["prompt"]
-            problem = task.parse_problem(message["content"])
-            assert message["role"] == "user"
-            assert row["reward_model"] == {"style": "rule", "ground_truth": str(problem.answer)}
-            assert row["extra_info"] == {"split": split, "index": index, "expression": problem.expression}
-            assert task.is_validation(problem) == (split == "validation")
-    contents = [{prompt[0]["content"] for prompt in frame["prompt"]} for frame in frames.values()]
-    assert len(contents[0]) == len(contents[1]) == 60
-    assert not contents[0] & contents[1]
-
-
-def test_too_many_rows_for_the_difficulty_are_refused(tmp_path):
-    tiny = task.Difficulty(min_operations=1, max_operations=1, max_operand=2, max_value=3)
-    with pytest.raises(ValueError, match="distinct"):
-        task.write_parquet(tmp_path / "rows.parquet", 1000, "train", difficulty=tiny)
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    pytest.importorskip("transformers")
-    from recipes.quickstart.model import build_tokenizer
-
     return build_tokenizer()
 
 
@@ -222,10 +199,6 @@ def test_newline_and_end_of_sequence_are_single_tokens(tokenizer):
 
 
 def test_chat_template_and_saved_tokenizer(tokenizer, tmp_path):
-    from transformers import AutoTokenizer
-
-    from recipes.quickstart.model import build_model
-
     build_model(tokenizer, hidden_size=32, num_layers=1).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
@@ -239,8 +212,6 @@ def test_chat_template_and_saved_tokenizer(tokenizer, tmp_path):
 
 
 def test_corpus_errors_are_controlled_and_never_negative():
-    from recipes.quickstart import warm_start
-
     rng = random.Random(0)
     faultless = warm_start.WarmStartConfig(hard_error_rate=0.0, easy_error_rate=0.0)
     faulty = warm_start.WarmStartConfig(hard_error_rate=1.0, easy_error_rate=0.0)
@@ -251,53 +222,3 @@ def test_corpus_errors_are_controlled_and_never_negative():
             assert result >= 0
             assert result == stated + operand or warm_start.is_hard(stated, operand)
             stated = result
-
-
-def test_one_packed_pass_equals_one_sequence_per_elicited_answer(tokenizer):
-    import torch
-
-    from recipes.quickstart import training, warm_start
-    from recipes.quickstart.model import build_model
-
-    config = warm_start.WarmStartConfig()
-    model = build_model(tokenizer, hidden_size=32, num_layers=2).eval()
-    rng = random.Random(0)
-    examples = [warm_start.make_example(rng, task.make_problem(rng), config, tokenizer) for _ in range(3)]
-    batch = training.collate(examples, tokenizer.pad_token_id)
-    inputs = {key: batch[key] for key in ("input_ids", "position_ids", "attention_mask")}
-    with torch.no_grad():
-        packed = model(**inputs).logits
-        for row, example in enumerate(examples):
-            ids, probe = torch.tensor(example["input_ids"]), torch.tensor(example["probe"])
-            for index in range(int(probe.max()) + 1):
-                own = (probe == index).nonzero()[:, 0]
-                fork = example["fork"][own[0]] if index else 0
-                alone = model(input_ids=torch.cat([ids[:fork], ids[own]])[None]).logits[0, fork:]
-                torch.testing.assert_close(packed[row, own], alone, atol=1e-5, rtol=1e-4)
-                if index:  # only the answer, then the end of the sequence
-                    labels = [example["labels"][i] for i in own]
-                    assert ids[own[0]] == tokenizer.encode(task.ANSWER_PREFIX)[0]
-                    assert ids[fork - 1] in (
-                        tokenizer.encode("\n")[0],
-                        tokenizer.convert_tokens_to_ids("<|assistant|>"),
-                    )
-                    assert labels[-1] == tokenizer.eos_token_id and tokenizer.decode(labels[:-1]).strip().isdigit()
-
-
-def test_a_finished_warm_start_is_used_again_only_for_the_same_settings(tmp_path):
-    from recipes.quickstart import training, warm_start
-
-    tiny = {"num_updates": 1, "batch_size": 2, "hidden_size": 32, "num_layers": 1}
-    tiny |= {"num_train_rows": 8, "num_val_rows": 4}
-    config = warm_start.WarmStartConfig(**tiny)
-    weights = warm_start.warm_start(tmp_path, config) / "model.safetensors"
-    first = weights.stat().st_mtime_ns, weights.read_bytes()
-    assert len(pd.read_parquet(tmp_path / "train.parquet")) == 8
-    assert len(pd.read_parquet(tmp_path / "val.parquet")) == 4
-
-    warm_start.warm_start(tmp_path, config)
-    assert weights.stat().st_mtime_ns == first[0]
-    (tmp_path / training.MANIFEST).unlink()
-    warm_start.warm_start(tmp_path, config)
-    assert weights.stat().st_mtime_ns != first[0] and weights.read_bytes() == first[1]
-    assert not training.is_finished(tmp_path, warm_start.WarmStartConfig(**tiny, seed=1))

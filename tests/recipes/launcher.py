@@ -1,7 +1,8 @@
-"""What the GPU recipes' scripts would start: their arguments, recorded by a stand-in for Python."""
+"""What the GPU recipes would start, recorded by a stand-in for Python; and runs of the CPU recipes' scripts."""
 
 import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,3 +69,18 @@ def record(script: Path, folder: Path, arguments: Sequence[str] = (), **environm
     )
     given = done.stdout.split("\0")[:-1]
     return Launch(done.returncode, given[1] if given else "", tuple(given[2:]), done.stderr)
+
+
+def run_tiny(task: str, out: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the CPU recipe of a task in this environment, results in `out`; errors are in its standard output."""
+    inherited = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    settings = {"SETUP": "0", "VENV": sys.prefix, "OUT": str(out), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [REPOSITORY / f"recipes/{task}/run_tiny_cpu.sh", *overrides],
+        env=inherited | settings | environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=400,
+        check=False,
+    )

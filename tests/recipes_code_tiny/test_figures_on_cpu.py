@@ -1,4 +1,4 @@
-"""The analysis of self-values on programs: its figures on traces made by hand, and the values it scores itself."""
+"""The analysis of self-values on programs: its figures on traces made by hand."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recipes.code.tiny import task
-from recipes.code.tiny.figures import describe, values_of
+from recipes.code.tiny.figures import describe
 from rredcot_verl.report import Segment, Trace
 
 PROMPT = "odd: add 8+7; big: take 3+4"
@@ -75,50 +75,3 @@ def test_a_level_above_the_reward_puts_the_blame_on_the_last_segment():
     assert weights == {"num_traces": 4, "first_wrong_line": 1.0, "other_segments": 1.0, "last_segment": 1.0}
     with pytest.raises(ValueError, match="none of the 0 traces"):
         describe([], task.check_lines)
-
-
-def test_values_scored_outside_a_run(tmp_path):
-    """The joint value is the reference's probability, the geometric one its root; both see the same boundaries."""
-    import torch
-
-    from recipes.code.tiny.analyse import recipe_settings
-    from recipes.code.tiny.sample import Policy, Sample
-    from recipes.code.tiny.tokens import build_tokenizer
-    from recipes.quickstart.model import build_model
-    from rredcot_verl.cpu.generation import GeneratedSequence
-
-    tokenizer = build_tokenizer()
-    build_model(tokenizer, hidden_size=32, num_layers=1).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    policy = Policy(tmp_path)
-    problem = task.parse_problem(PROMPT)
-    row = task.make_row(problem, "validation", 0)
-    prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
-    right = task.solve(problem)
-    samples = []
-    for text, score in ((right, 1.0), (right.replace("=15", "=14"), 0.5)):
-        ids = tokenizer.encode(text) + [tokenizer.eos_token_id]
-        samples.append(Sample(row, prompt, GeneratedSequence(ids, [-0.1] * len(ids), False), {"score": score}))
-
-    block = recipe_settings()
-    values = {}
-    for form in ("joint", "geometric"):
-        settings = block | {"self_value": block["self_value"] | {"form": form, "proposals": "reference"}}
-        traces = policy.credit(samples, 2, settings)
-        assert [trace.reward for trace in traces] == [1.0, 0.5]
-        starts = [traces[0].response[segment.start :].split("\n")[0] for segment in traces[0].segments]
-        assert starts == [*right.split("\n")[:3], *right.split("\n")[4:-1]]
-        values[form] = values_of(traces[0])
-    num_scored = len(tokenizer.encode(problem.solution)) + 1
-    assert values["joint"] == pytest.approx(values["geometric"] ** num_scored, rel=1e-3)
-    # Before the plan, by one plain pass over prompt, fence and program.
-    forced = tokenizer.encode("```python\n" + problem.solution)
-    with torch.no_grad():
-        log_probs = policy.model(torch.tensor([prompt + forced])).logits[0].log_softmax(-1)
-    scored = sum(log_probs[len(prompt) + i - 1, token].item() for i, token in enumerate(forced) if i > 0)
-    closing = log_probs[
-        -1, [i for i, text in enumerate(tokenizer.batch_decode([[i] for i in range(400)])) if text[:1] == "`"]
-    ]
-    assert math.log(values["geometric"][0]) * num_scored == pytest.approx(
-        scored + closing.logsumexp(0).item(), rel=1e-4
-    )

@@ -1,16 +1,12 @@
 """The one command: a dry run that starts nothing, and a run in which programs are run and their lines get credit."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from recipes.code.tiny import language, task
 from rredcot_verl.report import Trace, load_run
-from tests.runs import REPOSITORY
+from tests.recipes.launcher import run_tiny
 
 SMALLEST = "--hidden-size 32 --num-layers 1 --batch-size 2 --num-train-rows 16 --num-val-rows 8"
 # One operation, so that seconds of warm start give programs that run; many mistakes, so that groups are mixed.
@@ -20,22 +16,8 @@ EASY = (
 )
 
 
-def script(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    inherited = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    settings = {"SETUP": "0", "VENV": sys.prefix, "OUT": str(folder), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [REPOSITORY / "recipes/code/run_tiny_cpu.sh", *arguments],
-        env=inherited | settings | environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=400,
-        check=False,
-    )
-
-
 def test_a_dry_run_passes_and_trains_nothing(tmp_path):
-    done = script(tmp_path, "trainer.total_training_steps=3", DRY_RUN="1", WARM_START=SMALLEST)
+    done = run_tiny("code", tmp_path, "trainer.total_training_steps=3", DRY_RUN="1", WARM_START=SMALLEST)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "nothing was started" in done.stdout
     assert "extra_info.solutions" in done.stdout and "rredcot_verl.rewards.code" in done.stdout
@@ -43,7 +25,7 @@ def test_a_dry_run_passes_and_trains_nothing(tmp_path):
 
 
 def test_an_unknown_credit_is_refused(tmp_path):
-    done = script(tmp_path, CREDIT="ppo", DRY_RUN="1")
+    done = run_tiny("code", tmp_path, CREDIT="ppo", DRY_RUN="1")
     assert done.returncode == 2
     assert "CREDIT=ppo is not allowed; allowed: rredcot grpo" in done.stdout
     assert not list(tmp_path.iterdir())
@@ -52,7 +34,7 @@ def test_an_unknown_credit_is_refused(tmp_path):
 @pytest.mark.run
 def test_programs_are_run_and_their_lines_credited(tmp_path):
     overrides = ("trainer.total_training_steps=2", "trainer.test_freq=2", "trainer.val_before_train=false")
-    done = script(tmp_path, *overrides, "actor_rollout_ref.rollout.n=4", WARM_START=EASY)
+    done = run_tiny("code", tmp_path, *overrides, "actor_rollout_ref.rollout.n=4", WARM_START=EASY)
     assert done.returncode == 0, done.stdout[-8000:]
     traces = load_run(tmp_path / "rredcot").traces
     assert {trace.step for trace in traces} == {1, 2}

@@ -4,11 +4,16 @@ import itertools
 import json
 import random
 
-import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 
-from recipes.code.tiny import language, task
+from recipes.code.tiny import language, task, warm_start
 from recipes.code.tiny.language import Effect, Operation
+from recipes.code.tiny.tokens import build_tokenizer
+from rredcot_verl.config.schema import parse
+from rredcot_verl.probes.elicitation import Elicitation, Proposal
+from rredcot_verl.probes.vocabulary import Vocabulary
+from tests.runs import REPOSITORY
 
 DIFFICULTIES = [
     task.Difficulty(),
@@ -88,9 +93,8 @@ def test_a_wrong_sum_is_the_plans_and_the_program_that_follows_it_is_right():
     problem = task.parse_problem("odd: add 8+7; all: take 3+4")
     text = task.solve(problem).replace("=15", "=14").replace("x + 15", "x + 14")
     assert verdicts(problem, text) == [False, True, True, True, True, True, True, True]
-    assert task.first_wrong_line(problem, text) == 0
     # A program that silently corrects the plan does not do what the line before it says.
-    assert task.first_wrong_line(problem, text.replace("x + 14", "x + 15")) == 0
+    assert verdicts(problem, text.replace("x + 14", "x + 15")).index(False) == 0
 
 
 @pytest.mark.parametrize(
@@ -114,7 +118,7 @@ def test_the_first_wrong_line_is_found_in_plan_and_program(old, new, first_wrong
     problem = task.parse_problem("odd: add 8+7; all: take 3+4")
     text = task.solve(problem)
     assert old in text
-    assert task.first_wrong_line(problem, text.replace(old, new, 1)) == first_wrong
+    assert verdicts(problem, text.replace(old, new, 1)).index(False) == first_wrong
 
 
 def test_other_writings_are_right():
@@ -131,34 +135,8 @@ def test_the_checker_takes_any_text(text):
         assert not checks or not all(check.ok for check in checks)
 
 
-def test_parquet_schema_and_disjoint_splits(tmp_path):
-    contents = []
-    for split in ("train", "validation"):
-        path = tmp_path / "data" / f"{split}.parquet"
-        task.write_parquet(path, 40, split, seed=3)
-        frame = pd.read_parquet(path)
-        assert set(frame.columns) == {"data_source", "prompt", "ability", "reward_model", "extra_info"}
-        for index, row in enumerate(frame.to_dict("records")):
-            problem = task.parse_problem(row["prompt"][0]["content"])
-            assert row["reward_model"] == {"style": "rule", "ground_truth": problem.tests}
-            assert row["extra_info"]["index"] == index
-            assert list(row["extra_info"]["solutions"]) == [problem.solution]
-            assert task.is_validation(problem) == (split == "validation")
-        contents.append({prompt[0]["content"] for prompt in frame["prompt"]})
-    assert len(contents[0]) == len(contents[1]) == 40 and not contents[0] & contents[1]
-
-
-def test_too_many_rows_for_the_difficulty_are_refused(tmp_path):
-    easy = task.Difficulty(min_operations=1, max_operations=1, always_share=1.0)
-    with pytest.raises(ValueError, match="distinct"):
-        task.write_parquet(tmp_path / "rows.parquet", 2000, "train", difficulty=easy)
-
-
 @pytest.fixture(scope="module")
 def tokenizer():
-    pytest.importorskip("transformers")
-    from recipes.code.tiny.tokens import build_tokenizer
-
     return build_tokenizer()
 
 
@@ -183,13 +161,9 @@ def test_text_cut_at_a_line_has_the_tokens_of_the_whole(tokenizer):
 
 def test_probes_open_and_close_as_the_warm_start_teaches(tokenizer):
     """What the library forces at a prefix is, token by token, what the elicited programs of the corpus look like."""
-    from recipes.code.tiny import warm_start
-    from recipes.code.tiny.analyse import recipe_settings
-    from rredcot_verl.config.schema import parse
-    from rredcot_verl.probes.elicitation import Elicitation, Proposal
-    from rredcot_verl.probes.vocabulary import Vocabulary
-
-    elicitation = Elicitation(Vocabulary(tokenizer), parse(recipe_settings()))
+    block = OmegaConf.load(REPOSITORY / "recipes/code/tiny/common.yaml").algorithm.rredcot
+    del block.traces
+    elicitation = Elicitation(Vocabulary(tokenizer), parse(OmegaConf.to_container(block)))
     problem = task.make_problem(random.Random(1))
     draft = warm_start.Draft(random.Random(2), problem, warm_start.WarmStartConfig())
     lines = [tokenizer.encode(line) for line in draft.lines()]
@@ -214,8 +188,6 @@ def test_probes_open_and_close_as_the_warm_start_teaches(tokenizer):
 
 
 def test_corpus_errors_are_controlled():
-    from recipes.code.tiny import warm_start
-
     rng = random.Random(0)
     faultless = warm_start.WarmStartConfig(hard_error_rate=0.0, easy_error_rate=0.0, program_error_rate=0.0)
     faulty = warm_start.WarmStartConfig(hard_error_rate=1.0, easy_error_rate=0.0, program_error_rate=1.0)
@@ -235,8 +207,6 @@ def test_corpus_errors_are_controlled():
 
 
 def test_elicited_programs_keep_what_is_written_and_plan_the_rest():
-    from recipes.code.tiny import warm_start
-
     config = warm_start.WarmStartConfig(hard_error_rate=1.0, easy_error_rate=1.0, program_error_rate=1.0)
     problem = task.Problem((Operation("odd", "add", 8, 7), Operation("big", "take", 3, 4)))
     draft = warm_start.Draft(random.Random(0), problem, config)
@@ -255,46 +225,3 @@ def test_elicited_programs_keep_what_is_written_and_plan_the_rest():
     assert effects(4) == planned
     assert effects(5) == [draft.effects[0], planned[1]]
     assert effects(6) == effects(7) == draft.effects
-
-
-def test_one_packed_pass_equals_one_sequence_per_elicited_program(tokenizer):
-    import torch
-
-    from recipes.code.tiny import warm_start
-    from recipes.quickstart.model import build_model
-    from recipes.quickstart.training import collate
-
-    config = warm_start.WarmStartConfig(num_elicited=4)
-    model = build_model(tokenizer, hidden_size=32, num_layers=2).eval()
-    rng = random.Random(0)
-    examples = [warm_start.make_example(rng, task.make_problem(rng), config, tokenizer) for _ in range(2)]
-    batch = collate(examples, tokenizer.pad_token_id)
-    with torch.no_grad():
-        packed = model(**{key: batch[key] for key in ("input_ids", "position_ids", "attention_mask")}).logits
-        for row, example in enumerate(examples):
-            ids, probe = torch.tensor(example["input_ids"]), torch.tensor(example["probe"])
-            assert int(probe.max()) == 4
-            for index in range(5):
-                own = (probe == index).nonzero()[:, 0]
-                fork = example["fork"][own[0]] if index else 0
-                alone = model(input_ids=torch.cat([ids[:fork], ids[own]])[None]).logits[0, fork:]
-                torch.testing.assert_close(packed[row, own], alone, atol=1e-5, rtol=1e-4)
-                if index:  # only the program is learnt, then the fence that ends it
-                    labels = [label for i in own if (label := example["labels"][i]) != -100]
-                    text = tokenizer.decode(labels)
-                    assert text.startswith(language.DEF_LINE) and text.endswith(language.RETURN_LINE + language.FENCE)
-
-
-def test_a_finished_warm_start_is_used_again_only_for_the_same_settings(tmp_path):
-    from recipes.code.tiny import warm_start
-    from recipes.quickstart import training
-
-    tiny = {"num_updates": 1, "batch_size": 2, "hidden_size": 32, "num_layers": 1}
-    tiny |= {"num_train_rows": 8, "num_val_rows": 4}
-    config = warm_start.WarmStartConfig(**tiny)
-    weights = warm_start.warm_start(tmp_path, config) / "model.safetensors"
-    made = weights.stat().st_mtime_ns
-    assert len(pd.read_parquet(tmp_path / "train.parquet")) == 8
-    warm_start.warm_start(tmp_path, config)
-    assert weights.stat().st_mtime_ns == made
-    assert not training.is_finished(tmp_path, warm_start.WarmStartConfig(**tiny, seed=1))

@@ -1,35 +1,18 @@
 """The tiny math recipe by its own script: prepared data, the math verifier, credit for segments."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 
 from rredcot_verl.report import load_run
-from tests.runs import REPOSITORY
+from tests.recipes.launcher import run_tiny
 
 # Two operations on small numbers, so that seconds of warm start give answers, right and wrong ones.
 WARM_START = (
     "--num-updates 160 --hidden-size 64 --num-layers 2 --min-operations 2 --max-operations 2 --max-operand 5 "
     "--max-value 12 --num-train-rows 32 --num-val-rows 8"
 )
-
-
-def _script(out, *overrides, **environment):
-    inherited = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    settings = {"SETUP": "0", "VENV": sys.prefix, "OUT": str(out), "WARM_START": WARM_START, "STEPS": "2"}
-    return subprocess.run(
-        [REPOSITORY / "recipes/math/run_tiny_cpu.sh", *overrides],
-        env=inherited | settings | {"OMP_NUM_THREADS": "1"} | environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=400,
-        check=False,
-    )
 
 
 def _expected_reward(trace) -> float | None:
@@ -44,7 +27,8 @@ def _expected_reward(trace) -> float | None:
 
 @pytest.mark.run
 def test_one_command_prepares_verifies_and_credits(tmp_path):
-    done = _script(tmp_path, "actor_rollout_ref.rollout.n=4", "trainer.val_before_train=false", "trainer.test_freq=2")
+    overrides = ("actor_rollout_ref.rollout.n=4", "trainer.val_before_train=false", "trainer.test_freq=2")
+    done = run_tiny("math", tmp_path, *overrides, WARM_START=WARM_START, STEPS="2")
     assert done.returncode == 0, done.stdout[-8000:]
     lines = (tmp_path / "rredcot/metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line)["data"] for line in lines]
@@ -66,5 +50,5 @@ def test_one_command_prepares_verifies_and_credits(tmp_path):
 
 
 def test_an_unknown_credit_is_refused(tmp_path):
-    done = _script(tmp_path, CREDIT="ppo")
+    done = run_tiny("math", tmp_path, CREDIT="ppo")
     assert done.returncode == 2 and "allowed: rredcot grpo" in done.stdout

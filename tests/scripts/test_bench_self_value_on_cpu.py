@@ -16,7 +16,7 @@ TRACES, PROMPT, PROPOSALS, OPENING, ANSWER, ROLLOUTS = 2, 7, 3, 5, 2, 4
 VARIANTS = ["plain", "packed", "update", "generation", "shared", "fused", "naive", "server", "monte_carlo"]
 SIZE = f"""--model tiny --device cpu --threads 1 --clock process --num-traces {TRACES} --prompt-tokens {PROMPT}
     --proposals {PROPOSALS} --opening-tokens {OPENING} --answer-tokens {ANSWER} --rollouts {ROLLOUTS} --repeats 1
-    --decode-tokens 2 --naive-boundaries 3 --server cpu --target-at 80 4""".split()
+    --decode-tokens 2 --naive-boundaries 3 --server cpu""".split()
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -106,23 +106,12 @@ def test_the_step_adds_up(bench):
             assert server["added_to_step"][basis] == pytest.approx(server["seconds"] / step["step"])
 
 
-def test_every_target_has_a_verdict_that_fits_its_values(bench):
-    report, _, text = bench
-    for row in report["targets"]:
-        met = [v <= row["limit"] if row["at_most"] else v >= row["limit"] for v in row["values"].values()]
-        (own,) = (ok for at, ok in zip(row["values"], met, strict=True) if at in ("80 x 4", "80"))
-        assert row["verdict"] == ("met" if own else "missed")
-        assert (row["num_met"], row["num_measured"]) == (sum(met), len(met))
-        assert f"| {row['target']} |" in text
-    assert len({row["target"] for row in report["targets"]}) == 12
-
-
 def test_the_report_says_what_it_was_taken_on(bench):
     report = bench[0]
     assert report["machine"]["threads"] == 1
     assert {"cpu", "cores", "torch", "load_average_at_start", "load_average_at_end", "memory"} <= set(report["machine"])
     assert report["options"]["clock"] == "process"
-    assert [row["variant"] for row in report["growth"]].count("shared") == len(LENGTHS)
+    assert "| tokens x segments | variant |" in bench[2] and "Same numbers" in bench[2]
 
 
 def test_the_chart_is_an_svg_document(bench):

@@ -149,7 +149,7 @@ def _mean_of_known(values: np.ndarray) -> float:
 def _weights(scored: Sequence[Trace], line_checker: LineChecker) -> dict[str, float] | None:
     """What the values come to: mean sigma of segments in responses with a negative advantage and a wrong line.
 
-    None where no trace has weights, as those scored outside a run.
+    None where there is no such response.
     """
     rows = []
     for trace in scored:

@@ -19,14 +19,11 @@ the first wrong line of a response is known: the place where the blame belongs h
 import json
 import random
 import re
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from recipes.code.tiny import language
 from recipes.code.tiny.language import Effect, Operation
-from recipes.quickstart.task import distinct
+from recipes.quickstart.task import LineCheck
 
 DATA_SOURCE = "rredcot/tiny_code"
 INPUTS = (0, 7, 14, 19, 26, 33)
@@ -34,8 +31,6 @@ INPUTS = (0, 7, 14, 19, 26, 33)
 
 TIME_LIMIT_S = 5.0
 """Seconds a program may run: it needs microseconds, a loaded machine needs patience."""
-
-_VALIDATION_BUCKETS = 10
 
 
 @dataclass(frozen=True)
@@ -91,23 +86,6 @@ class Problem:
         return json.dumps(tests)
 
 
-@dataclass(frozen=True)
-class LineCheck:
-    """Verdict on one line of a response.
-
-    Attributes:
-        start: Character offset of the line's first character.
-        end: Character offset after the line's last character, its newline included.
-        ok: Whether the line is right, given what the lines before it state.
-        kind: ``"plan"``, ``"fence"``, ``"program"`` or ``"other"`` (a line of none of these forms).
-    """
-
-    start: int
-    end: int
-    ok: bool
-    kind: str
-
-
 def make_problem(rng: random.Random, difficulty: Difficulty | None = None) -> Problem:
     """Draws one problem."""
     difficulty = difficulty or Difficulty()
@@ -124,24 +102,6 @@ def parse_problem(text: str) -> Problem | None:
     """Reads a problem back from the text of its prompt; None when the text is not one."""
     operations = [language.parse_operation(part) for part in text.strip().split("; ")]
     return Problem(tuple(operations)) if None not in operations else None  # type: ignore[arg-type]
-
-
-def is_validation(problem: Problem) -> bool:
-    """Whether a problem belongs to the validation side (one in ten).
-
-    It depends on the text alone, so warm start, RL training and validation stay disjoint without a shared list.
-    """
-    return zlib.crc32(problem.expression.encode()) % _VALIDATION_BUCKETS == 0
-
-
-def iter_problems(rng: random.Random, difficulty: Difficulty | None = None, split: str = "train") -> Iterator[Problem]:
-    """Yields problems of one side of the split (``"train"`` or ``"validation"``), without end; repeats can occur."""
-    if split not in ("train", "validation"):
-        raise ValueError(f"split must be 'train' or 'validation', got {split!r}")
-    while True:
-        problem = make_problem(rng, difficulty)
-        if is_validation(problem) == (split == "validation"):
-            yield problem
 
 
 def solve(problem: Problem) -> str:
@@ -215,7 +175,8 @@ def check_lines(problem: Problem | str, response_text: str) -> list[LineCheck]:
         response_text: Any text.
 
     Returns:
-        One entry per line; joined, the spans [start, end) give the whole text.
+        One entry per line; joined, the spans [start, end) give the whole text. The kind is ``"plan"``, ``"fence"``,
+        ``"program"`` or ``"other"`` (a line of none of these forms).
     """
     reader = _Reader(parse_problem(problem) if isinstance(problem, str) else problem)
     checks, start = [], 0
@@ -224,11 +185,6 @@ def check_lines(problem: Problem | str, response_text: str) -> list[LineCheck]:
         checks.append(LineCheck(start, end, *reader.judge(line)))
         start = end
     return checks
-
-
-def first_wrong_line(problem: Problem | str, response_text: str) -> int | None:
-    """Index of the first wrong line, or None when every line is right."""
-    return next((i for i, check in enumerate(check_lines(problem, response_text)) if not check.ok), None)
 
 
 def make_row(problem: Problem, split: str, index: int) -> dict:
@@ -240,26 +196,3 @@ def make_row(problem: Problem, split: str, index: int) -> dict:
         "reward_model": {"style": "rule", "ground_truth": problem.tests},
         "extra_info": {"split": split, "index": index, "solutions": [problem.solution]},
     }
-
-
-def write_parquet(
-    path: str | Path, num_rows: int, split: str, seed: int = 0, difficulty: Difficulty | None = None
-) -> None:
-    """Writes distinct problems of one side of the split as a parquet file.
-
-    Args:
-        path: Target file; its folder is made.
-        num_rows: Number of distinct problems.
-        split: ``"train"`` or ``"validation"``.
-        seed: Seed of the draw.
-        difficulty: How hard the problems are.
-
-    Raises:
-        ValueError: When the difficulty does not offer that many distinct problems.
-    """
-    import pandas as pd
-
-    problems = distinct(iter_problems(random.Random(f"{seed}/{split}"), difficulty, split), num_rows)
-    rows = [make_row(problem, split, index) for index, problem in enumerate(problems)]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_parquet(path)

@@ -19,12 +19,13 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast
 
 from recipes.code.tiny import language, task
 from recipes.code.tiny.language import Effect, Operation
 from recipes.code.tiny.tokens import build_tokenizer
-from recipes.quickstart.training import IGNORE, TrainingConfig, fit, make_folder, read_options
+from recipes.common.policy import encode_prompt
+from recipes.common.warm_start import Example, TrainingConfig, make_folder, pack_example, read_options
 
 
 @dataclass(frozen=True)
@@ -110,60 +111,25 @@ class Draft:
 
 def make_example(
     rng: random.Random, problem: task.Problem, config: WarmStartConfig, tokenizer: PreTrainedTokenizerFast
-) -> dict[str, list[int]]:
-    """Builds one response with its elicited programs as probes.
-
-    Returns:
-        Lists of one length, as the quickstart's `collate` takes them: ``input_ids``; ``labels`` (the token to predict
-        at this place, or -100); ``position_ids``; ``probe`` (0 = the response, b > 0 = the b-th elicited program);
-        ``fork`` (number of tokens of the response a token may see).
-    """
+) -> Example:
+    """Builds one response with its elicited programs."""
     draft = Draft(rng, problem, config)
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": problem.expression}], add_generation_prompt=True, return_dict=False
-    )
     lines = [tokenizer.encode(line) for line in draft.lines()]
-    trace = prompt + sum(lines, []) + [tokenizer.eos_token_id]
-    labels = [IGNORE] * (len(prompt) - 1) + trace[len(prompt) :]
-    example = {
-        "input_ids": trace[:-1],
-        "labels": labels,
-        "position_ids": list(range(len(labels))),
-        "probe": [0] * len(labels),
-        "fork": [len(labels)] * len(labels),
-    }
     # The last line is the closing fence: after it there is nothing left to ask.
     places = [(number, probe) for number in range(len(lines)) if (probe := draft.elicited(number))]
-    chosen = rng.sample(places, min(config.num_elicited, len(places)))
-    for index, (num_lines, (opening, program)) in enumerate(chosen, start=1):
+    elicited = []
+    for num_lines, (opening, program) in rng.sample(places, min(config.num_elicited, len(places))):
         given = tokenizer.encode(opening)
         forced = given + tokenizer.encode(program + language.FENCE)
-        boundary, size = len(prompt) + sum(map(len, lines[:num_lines])), len(forced) - 1
-        example["input_ids"] += forced[:-1]
-        example["labels"] += [IGNORE] * (len(given) - 1) + forced[len(given) :]
-        example["position_ids"] += range(boundary, boundary + size)
-        example["probe"] += [index] * size
-        example["fork"] += [boundary] * size
-    return example
-
-
-def train(config: WarmStartConfig) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
-    """Trains the model; returns it in evaluation mode, and its tokenizer."""
-    tokenizer = build_tokenizer()
-    rng = random.Random(f"{config.seed}/corpus")
-    problems = task.iter_problems(rng, config.difficulty, "train")
-    return fit(config, tokenizer, lambda: make_example(rng, next(problems), config, tokenizer)), tokenizer
+        elicited.append((sum(map(len, lines[:num_lines])), len(given), forced))
+    response = sum(lines, []) + [tokenizer.eos_token_id]
+    return pack_example(encode_prompt(tokenizer, problem.expression), response, elicited)
 
 
 def warm_start(out: str | Path, config: WarmStartConfig | None = None) -> Path:
     """Makes the model and the parquet files, unless they are there already; returns the model's folder."""
-    return make_folder(out, config or WarmStartConfig(), task, train)
-
-
-def main() -> None:
-    """Command line: every setting of the warm start is an option."""
-    warm_start(*read_options("Make the model and the data of the tiny code recipe.", WarmStartConfig, task.Difficulty))
+    return make_folder(out, config or WarmStartConfig(), task, build_tokenizer(), make_example)
 
 
 if __name__ == "__main__":
-    main()
+    warm_start(*read_options("Make the model and the data of the tiny code recipe.", WarmStartConfig))

@@ -10,8 +10,9 @@ import json
 import random
 from pathlib import Path
 
+from recipes.common.problems import distinct, iter_problems
+from recipes.common.warm_start import MANIFEST
 from recipes.quickstart import task
-from recipes.quickstart.training import MANIFEST
 
 
 def write_problems(path: Path, num_problems: int, split: str, seed: int, difficulty: task.Difficulty) -> None:
@@ -24,8 +25,8 @@ def write_problems(path: Path, num_problems: int, split: str, seed: int, difficu
         seed: Seed of the draw.
         difficulty: How hard the problems are.
     """
-    drawn = task.iter_problems(random.Random(f"{seed}/{split}/math"), difficulty, split)
-    problems = task.distinct(drawn, num_problems, or_fewer=True)
+    drawn = iter_problems(task, random.Random(f"{seed}/{split}/math"), difficulty, split)
+    problems = distinct(drawn, num_problems, or_fewer=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for problem in problems:

@@ -1,18 +1,19 @@
 """What the plugin adds to `import verl`: pairs of fresh processes, with the plugin and with it switched off.
 
-    python scripts/bench_import.py [--pairs 15 --json OUT.json]
+Owner: the core maintainers. Makes a line of docs/results/bench.md. Last run: 2026-11-21.
+
+    python scripts/bench/bench_import.py [--pairs 15 --json OUT.json]
 
 `VERL_USE_EXTERNAL_PLUGINS=none` is verl's own switch. Each pair runs in turn, so that both see the same machine.
 """
 
-import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
+
+from plumbing import parser, save
 
 
 def import_seconds(plugins: str) -> float:
@@ -27,10 +28,7 @@ def import_seconds(plugins: str) -> float:
 
 def main() -> None:
     """Measure and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=15)
-    parser.add_argument("--json", help="write the figures to this file")
-    options = parser.parse_args()
+    options = parser(__doc__, pairs=15).parse_args()
     import_seconds("none")
     pairs = [(import_seconds("auto"), import_seconds("none")) for _ in range(options.pairs)]
     report = {
@@ -42,8 +40,7 @@ def main() -> None:
         "ratio_lowest": min(a / b for a, b in pairs),
         "ratio_highest": max(a / b for a, b in pairs),
     }
-    if options.json:
-        Path(options.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    save(options.json, report)
     for name, value in report.items():
         sys.stdout.write(f"{name:32s} {value:.4f}\n")
 

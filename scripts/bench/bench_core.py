@@ -1,26 +1,24 @@
 """Speed and memory of the driver's and the agent loop's own work, beside verl's GRPO on the same batch.
 
-    python scripts/bench_core.py [--responses 1024 --tokens 8192 --segments 16 --repeats 5 --json OUT.json]
+Owner: the core maintainers. Makes the first table of docs/results/bench.md. Last run: 2026-11-21.
+
+    python scripts/bench/bench_core.py [--responses 1024 --tokens 8192 --segments 16 --repeats 5 --json OUT.json]
 
 Segmentation runs in the agent loop workers, one response at a time; redistribution and advantages in the trainer, on
 the whole batch. Rewards, lengths and log-probabilities are random (seeded). Figures are medians over the repeats,
 after one that is not counted.
 """
 
-import argparse
-import json
-import os
-import platform
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from plumbing import machine, parser, save
 from torch import Tensor
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
@@ -103,52 +101,45 @@ def measure(function: Callable[[], object], repeats: int) -> float:
     return statistics.median(seconds[1:])
 
 
+def resident_mib() -> float:
+    """Most resident memory so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
 def main() -> None:
     """Measure and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("responses", 1024), ("tokens", 8192), ("segments", 16), ("group", 8), ("repeats", 5)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--json", help="write the figures to this file")
-    options = parser.parse_args()
+    options = parser(__doc__, responses=1024, tokens=8192, segments=16, group=8, repeats=5).parse_args()
     batch = make_batch(options.responses, options.tokens, options.group)
     boundaries = cut(batch, options.segments)
     values = [torch.rand(len(row) - 1).tolist() for row in boundaries]
-
-    def grpo() -> object:
-        return compute_grpo_outcome_advantage(batch["rewards"], batch["mask"], batch["index"])
-
     millions = sum(batch["lengths"]) / 1e6
-    base_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    seconds = {"grpo (verl)": measure(grpo, options.repeats)}
-    grpo_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - base_bytes
-    seconds["segmentation"] = measure(lambda: cut(batch, options.segments), 1)
-    seconds["redistribution + reweight"] = measure(
-        lambda: credit(batch, boundaries, values, "reweight"), options.repeats
-    )
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - base_bytes
+    calls = {
+        "grpo (verl)": lambda: compute_grpo_outcome_advantage(batch["rewards"], batch["mask"], batch["index"]),
+        "segmentation": lambda: cut(batch, options.segments),
+        "redistribution + reweight": lambda: credit(batch, boundaries, values, "reweight"),
+    }
+    base, seconds, peak = resident_mib(), {}, {}
+    for name, call in calls.items():
+        seconds[name] = measure(call, 1 if name == "segmentation" else options.repeats)
+        peak[name] = resident_mib() - base
     report = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads",
-        "batch": vars(options) | {"valid_tokens_in_millions": millions},
+        "machine": f"{machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads",
+        "batch": {name: value for name, value in vars(options).items() if name != "json"}
+        | {"valid_tokens_in_millions": millions},
         "seconds": seconds,
         "seconds_per_million_tokens": {name: value / millions for name, value in seconds.items()},
-        "tokens_per_second": {name: millions * 1e6 / value for name, value in seconds.items()},
         "ratio_to_grpo": {name: value / seconds["grpo (verl)"] for name, value in seconds.items()},
-        "peak_memory_above_batch_mib": {"grpo (verl)": grpo_bytes / 2**20, "all": peak_bytes / 2**20},
+        "peak_mib_above_batch_so_far": peak,
         "batch_memory_mib": sum(v.nbytes for v in batch.values() if isinstance(v, Tensor)) / 2**20,
     }
-    if options.json:
-        Path(options.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    save(options.json, report)
     sys.stdout.write(f"{report['machine']}; {options.responses} responses, {millions:.2f} million tokens\n")
     for name, value in seconds.items():
         sys.stdout.write(
             f"{name:28s} {value:8.3f} s  {value / millions:7.4f} s per million tokens  "
-            f"{value / seconds['grpo (verl)']:6.2f} x GRPO\n"
+            f"{report['ratio_to_grpo'][name]:6.2f} x GRPO  peak so far {peak[name]:.0f} MiB above the batch\n"
         )
-    sys.stdout.write(
-        f"peak memory above the batch ({report['batch_memory_mib']:.0f} MiB): GRPO {grpo_bytes / 2**20:.0f} MiB, "
-        f"all {peak_bytes / 2**20:.0f} MiB\n"
-    )
+    sys.stdout.write(f"batch: {report['batch_memory_mib']:.0f} MiB\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Milliseconds a probe takes on vLLM against the length of its prefix, for four ways of asking.
 
-    PYTHONPATH=. python scripts/bench_vllm_probes.py [--prefixes 1024 4096 16000 --repeats 5 --json OUT.json]
+Owner: the core maintainers. Makes the tables of docs/results/rollout_scoring.md. Last run: 2026-11-21.
+
+    PYTHONPATH=. python scripts/bench/bench_vllm_probes.py [--prefixes 1024 4096 16000 --repeats 5 --json OUT.json]
 
 Ways: `tree` and `forced`, the two of `rredcot_verl.servers` (one request for each token of the answer and one for its
 end; one request that generates the answer, forced by a logits processor); `prompt`, one `prompt_logprobs` request,
@@ -17,7 +19,6 @@ import functools
 import json
 import os
 import pickle
-import platform
 import random
 import statistics
 import sys
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import vllm
+from plumbing import machine, parser, save
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import TokensPrompt
@@ -185,18 +187,12 @@ def report(line: str) -> None:
 
 def main() -> None:
     """Read the arguments, run, and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prefixes", type=int, nargs="+", default=[1024, 4096, 16000])
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--block-size", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    report(f"vllm {vllm.__version__}, {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()}")
-    rows = asyncio.run(bench(args))
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
+    arguments = parser(__doc__, repeats=5, block_size=16, seed=0)
+    arguments.add_argument("--prefixes", type=int, nargs="+", default=[1024, 4096, 16000])
+    arguments.add_argument("--concurrency", type=int, nargs="+", default=[1, 32])
+    args = arguments.parse_args()
+    report(f"vllm {vllm.__version__}, {machine()}")
+    save(args.json, asyncio.run(bench(args)))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
 #!/usr/bin/env python
 """Answers per second of the math verifier: by exact rules in the caller's process, and by math-verify in its own.
 
-``python scripts/bench_math_verifier.py [--answers 400] [--processes 1 2]`` writes one line per measurement.
+Owner: the core maintainers. Makes the table of throughput in docs/results/math_verifier.md. Last run: 2026-11-21.
+
+    python scripts/bench/bench_math_verifier.py [--answers 400] [--processes 1 2] [--json OUT.json]
 """
 
-import argparse
 import asyncio
 import statistics
 import sys
 import time
 from collections.abc import Sequence
+
+from plumbing import machine, parser, save
 
 from rredcot_verl.rewards.math import compute_score
 
@@ -55,11 +58,10 @@ async def measure(batch: Sequence[tuple[str, str]], num_processes: int) -> tuple
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Throughput of the math verifier.")
-    parser.add_argument("--answers", type=int, default=400, help="answers per measurement")
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers of processes")
-    parser.add_argument("--repeats", type=int, default=3, help="measurements; the median is given")
-    options = parser.parse_args()
+    arguments = parser(__doc__, answers=400, repeats=3)
+    arguments.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers of processes")
+    options = arguments.parse_args()
+    rates = {}
     settings = [("exact rules", PLAIN, 1), *(("math-verify", PARSED, number) for number in options.processes)]
     for name, pairs, num_processes in settings:
         batch = rows(pairs, options.answers)
@@ -74,6 +76,8 @@ def main() -> None:
         processes = "in the caller" if name == "exact rules" else f"{num_processes} process(es)"
         pause = f", longest pause of the event loop {1000 * max(pauses):.0f} ms" if pauses else ""
         sys.stdout.write(f"{name}, {processes}: {rate:.0f} answers/s{pause}\n")
+        rates[f"{name}, {processes}"] = rate
+    save(options.json, {"machine": machine(), "answers_per_second": rates})
 
 
 if __name__ == "__main__":

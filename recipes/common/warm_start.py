@@ -1,14 +1,15 @@
 """Training a tiny policy from random weights: what the warm starts of the CPU recipes share.
 
-An example is one trace with elicited answers as probes that hang off it; see `make_example` of a recipe.
+An example is one response with elicited answers as probes that hang off it; see `make_example` of a recipe.
 """
 
 import argparse
 import hashlib
 import json
 import logging
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from recipes.quickstart.model import build_model
+from recipes.common.policy import build_model
+from recipes.common.problems import iter_problems, write_parquet
 
 logger = logging.getLogger(__name__)
+
+Example = dict[str, list[int]]
 
 MANIFEST = "manifest.json"
 IGNORE = -100
@@ -61,7 +65,39 @@ class TrainingConfig:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def collate(examples: list[dict[str, list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
+def pack_example(prompt: list[int], response: list[int], elicited: Iterable[tuple[int, int, list[int]]]) -> Example:
+    """Lays out one response with its elicited answers as probes.
+
+    Args:
+        prompt: Token ids.
+        response: Token ids, the end of the sequence included.
+        elicited: Of each answer the boundary at which it is elicited (tokens of the response before it), the number of
+            its tokens that are given, not learnt (at least 1), and its token ids, what ends it included.
+
+    Returns:
+        Lists of one length: ``input_ids``; ``labels`` (the token to predict at this place, or -100); ``position_ids``;
+        ``probe`` (0 = the response, b > 0 = the b-th elicited answer); ``fork`` (number of tokens of prompt and
+        response that a token may see).
+    """
+    labels = [IGNORE] * (len(prompt) - 1) + response
+    example = {
+        "input_ids": (prompt + response)[:-1],
+        "labels": labels,
+        "position_ids": list(range(len(labels))),
+        "probe": [0] * len(labels),
+        "fork": [len(labels)] * len(labels),
+    }
+    for index, (boundary, num_given, forced) in enumerate(elicited, start=1):
+        fork, size = len(prompt) + boundary, len(forced) - 1
+        example["input_ids"] += forced[:-1]
+        example["labels"] += [IGNORE] * (num_given - 1) + forced[num_given:]
+        example["position_ids"] += range(fork, fork + size)
+        example["probe"] += [index] * size
+        example["fork"] += [fork] * size
+    return example
+
+
+def collate(examples: list[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
     """Pads a batch and builds its mask.
 
     Returns:
@@ -96,7 +132,7 @@ def compute_loss(model: Qwen3ForCausalLM, batch: dict[str, torch.Tensor], elicit
 
 
 def fit(
-    config: TrainingConfig, tokenizer: PreTrainedTokenizerFast, draw_example: Callable[[], dict[str, list[int]]]
+    config: TrainingConfig, tokenizer: PreTrainedTokenizerFast, draw_example: Callable[[], Example]
 ) -> Qwen3ForCausalLM:
     """Trains a model from random weights.
 
@@ -147,18 +183,16 @@ def is_finished(out: Path, config: TrainingConfig) -> bool:
 
 
 def make_folder(
-    out: str | Path,
-    config: Any,
-    task: Any,
-    train: Callable[[Any], tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]],
+    out: str | Path, config: Any, task: Any, tokenizer: PreTrainedTokenizerFast, make_example: Callable[..., Example]
 ) -> Path:
     """Makes the model and the parquet files, unless they are there already.
 
     Args:
         out: Target folder.
         config: A recipe's settings: a `TrainingConfig` with a `difficulty`.
-        task: The recipe's task, with `write_parquet`.
-        train: Trains the model; also returns its tokenizer.
+        task: The recipe's task, see `recipes.common.problems`.
+        tokenizer: The recipe's tokenizer.
+        make_example: Makes an example of the corpus from a random generator, a problem, the settings and the tokenizer.
 
     Returns:
         The folder of the model.
@@ -171,9 +205,11 @@ def make_folder(
     # Removed first and written last, so a run that was cut off never counts as finished.
     (out / MANIFEST).unlink(missing_ok=True)
     start = time.monotonic()
-    task.write_parquet(out / "train.parquet", config.num_train_rows, "train", config.seed, config.difficulty)
-    task.write_parquet(out / "val.parquet", config.num_val_rows, "validation", config.seed, config.difficulty)
-    model, tokenizer = train(config)
+    write_parquet(out / "train.parquet", task, config.num_train_rows, "train", config.seed, config.difficulty)
+    write_parquet(out / "val.parquet", task, config.num_val_rows, "validation", config.seed, config.difficulty)
+    rng = random.Random(f"{config.seed}/corpus")
+    problems = iter_problems(task, rng, config.difficulty, "train")
+    model = fit(config, tokenizer, lambda: make_example(rng, next(problems), config, tokenizer))
     model.save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
     manifest = {
@@ -187,16 +223,17 @@ def make_folder(
     return out / "model"
 
 
-def read_options(description: str, config_class: Any, difficulty_class: Any) -> tuple[str, Any]:
+def read_options(description: str, config_class: Any) -> tuple[str, Any]:
     """Command line of a warm start: the target folder, and every setting as an option."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", required=True, help="target folder")
-    for name, default in asdict(config_class()).items():
-        group = default.items() if name == "difficulty" else [(name, default)]
-        for key, value in group:
-            parser.add_argument(f"--{key.replace('_', '-')}", type=type(value), default=value, help=f"default {value}")
+    settings = asdict(config_class())
+    difficulty = settings.pop("difficulty")
+    for name, default in (settings | difficulty).items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"default {default}"
+        )
     options = vars(parser.parse_args())
-    out = options.pop("out")
-    difficulty = difficulty_class(**{key: options.pop(key) for key in asdict(difficulty_class())})
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    return out, config_class(**options, difficulty=difficulty)
+    chosen = type(config_class().difficulty)(**{name: options[name] for name in difficulty})
+    return options["out"], config_class(**{name: options[name] for name in settings}, difficulty=chosen)

