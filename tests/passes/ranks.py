@@ -188,7 +188,7 @@ def run_rank(folder: Path, num_ranks: int, rank: int) -> None:
     torch.manual_seed(0)
     store = f"file://{folder}/store{num_ranks}"
     torch.distributed.init_process_group(
-        "gloo", init_method=store, rank=rank, world_size=num_ranks, timeout=timedelta(seconds=120)
+        "gloo", init_method=store, rank=rank, world_size=num_ranks, timeout=timedelta(seconds=200)
     )
     engines: dict[str, Any] = {}
     results: dict[str, Any] = {}
