@@ -101,22 +101,21 @@ def gradient_attribution(
 
 @torch.no_grad()
 def answer_log_probs(
-    model: PreTrainedModel, tasks: Sequence[AttributionTask], *, temperature: Temperature = 1.0
+    model: PreTrainedModel, tasks: Sequence[AttributionTask], *, temperature: float = 1.0
 ) -> list[float]:
     """Log-probability of each task's answer, given what stands before it.
 
     Args:
         model: Any causal language model, in evaluation mode. One that cannot compute a pack gets every task alone.
         tasks: At least one; computed in one pass where the model can.
-        temperature: See `Temperature`.
+        temperature: The rollout temperature at which log-probabilities are read.
 
     Returns:
         One sum over the answer's tokens a task, nats.
     """
     device = next(model.parameters()).device
     if why_not_shared(model.config, device.type) is not None:
-        temperatures = [temperature] * len(tasks) if isinstance(temperature, int | float) else temperature
-        return [_alone(model, task, own, device) for task, own in zip(tasks, temperatures, strict=True)]
+        return [_alone(model, task, temperature, device) for task in tasks]
     pack = AttributionPack.build(model, tasks)
     with shared_prefix(model.config, pack.layout):
         logits = pack.logits(model, pack.rows)

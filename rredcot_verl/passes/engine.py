@@ -65,4 +65,7 @@ class RREDCoTEngine(FSDPEngineWithLMHead):
         read = {each.result: each.read_outputs(micro_batch, output, output_args) for each in self._passes}
         if self._passes and tu.get(micro_batch, ALONE):
             return read
-        return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func) | read
+        own: dict[str, torch.Tensor] = super().prepare_model_outputs(
+            output, output_args, micro_batch, logits_processor_func
+        )
+        return own | read

@@ -54,7 +54,7 @@ class EnginePass:
         return data
 
     def _cut_by(self, data: TensorDict, rows: Sequence[Tensor], budget: int | None = None) -> TensorDict:
-        """The batch with other `input_ids`, by whose lengths verl cuts it.
+        """The batch with other `input_ids`, by whose lengths verl cuts it; its other fields are as they were.
 
         Args:
             data: The batch.
@@ -96,7 +96,7 @@ class ProbesPass(EnginePass):
             return data
         rows = data["input_ids"]
         with_room = [
-            torch.nn.functional.pad(row, (0, num_probe_tokens(probes.tolist())))
+            torch.nn.functional.pad(row, (0, num_probe_tokens(probes)))
             for row, probes in zip(rows.unbind(), data[self.payload].unbind(), strict=True)
         ]
         data = self._cut_by(data, with_room, tu.get(data, "max_token_len_per_gpu"))

@@ -31,7 +31,8 @@ def encode(probes: Sequence[Probe]) -> list[int]:
 
 def num_probe_tokens(row: Sequence[int]) -> int:
     """Tokens that the probes of a row add to a pass."""
-    return 0 if tuple(row) == NOTHING else int(row[0])
+    # `NOTHING` is negative.
+    return max(0, int(row[0]))
 
 
 def decode(row: Sequence[int]) -> list[Probe]:

@@ -270,8 +270,8 @@ def make_tiles(pack: ProbePack, sliding_window: int | None) -> list[Tile]:
             plain = keys.start == first and last - first <= window
             mask = None if plain else _mask(pack, slice(first, last), _range(pack, keys.start, last), sliding_window)
             tiles.append(Tile(slice(first, last), keys, mask))
-    for queries, keys in _probe_tiles(pack, window):
-        tiles.append(Tile(queries, keys, _mask(pack, queries, keys, sliding_window)))
+    for queries, seen in _probe_tiles(pack, window):
+        tiles.append(Tile(queries, seen, _mask(pack, queries, seen, sliding_window)))
     return tiles
 
 

@@ -25,7 +25,8 @@ SMALL_BUDGET = 60
 BUCKET = 64
 TEMPERATURE = 0.7
 TEMPERATURES = torch.tensor([0.5, 0.7, 1.0, 1.3, 2.0, 0.9])
-LAYER, DIM, SEED = 1, 5, 11
+READOUT = (1, 5, 11)
+"""Layer, features, seed."""
 NUM_STEPS = 3
 GARBAGE_ROW = 3
 PLANS = [
@@ -117,7 +118,7 @@ PLAIN = {
     "pad_token_id": 0,
 }
 PACKED = {"use_remove_padding": True}
-PROBES, HIDDEN = ("probes", ()), ("hidden", (LAYER, DIM, SEED))
+PROBES, HIDDEN = ("probes", ()), ("hidden", READOUT)
 WEIGHING = {ALONE: True, "calculate_entropy": False}
 SETTINGS_BY_WORD: dict[str, dict[str, Any]] = {
     "probes": {PASSES: (PROBES,), ALONE: False},
@@ -139,7 +140,7 @@ SETTINGS_BY_WORD: dict[str, dict[str, Any]] = {
     "fixed": {"use_dynamic_bsz": False, "micro_batch_size_per_gpu": 2},
     "by-row": {"temperature": TEMPERATURES},
     "at-1": {"temperature": 1.0},
-    "last-layer": {PASSES: (("hidden", (-1, DIM, SEED)),)},
+    "last-layer": {PASSES: (("hidden", (-1, *READOUT[1:])),)},
 }
 ENGINE_WORDS = ("padded", "half", "lora", "kernels", "checkpointed", "split")
 # Of each first word the others, the plain case first.
@@ -163,7 +164,7 @@ CASES = [f"{first} {words.strip()}".strip() for first, variants in VARIANTS.item
 SPLIT_CASES = ["hidden split", "hidden split smaller", "hidden split alone"]
 
 
-def cases(*first_words: str, without: str = "half lora kernels last-layer by-row at-1") -> list[str]:
+def select(*first_words: str, without: str = "half lora kernels last-layer by-row at-1") -> list[str]:
     """Names of the cases that begin so and have none of the other words."""
     words = {name: name.split() for name in CASES}
     return [name for name, own in words.items() if own[0] in first_words and not set(own) & set(without.split())]

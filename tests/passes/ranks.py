@@ -169,7 +169,7 @@ def run_fsdp1(path: Path, rows: Rows, tasks: Any) -> dict[str, Any]:
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     wrap = functools.partial(transformer_auto_wrap_policy, transformer_layer_cls={type(model.model.layers[0])})
     sharded = FullyShardedDataParallel(model, auto_wrap_policy=wrap, device_id=torch.device("cpu"))
-    with torch.no_grad(), hidden_states(sharded, cases.LAYER, cases.DIM, cases.SEED) as states:
+    with torch.no_grad(), hidden_states(sharded, *cases.READOUT) as states:
         states.rows = torch.tensor(rows.positions[0])
         sharded(input_ids=torch.tensor(rows.traces[:1]))
     weights = []
@@ -188,7 +188,7 @@ def run_rank(folder: Path, num_ranks: int, rank: int) -> None:
     torch.manual_seed(0)
     store = f"file://{folder}/store{num_ranks}"
     torch.distributed.init_process_group(
-        "gloo", init_method=store, rank=rank, world_size=num_ranks, timeout=timedelta(seconds=120)
+        "gloo", init_method=store, rank=rank, world_size=num_ranks, timeout=timedelta(seconds=200)
     )
     engines: dict[str, Any] = {}
     results: dict[str, Any] = {}

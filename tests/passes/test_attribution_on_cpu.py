@@ -20,7 +20,7 @@ from rredcot_verl.passes.attribution_task import AttributionPlan, AttributionTas
 from rredcot_verl.passes.input_gradient import gradient_contributions
 from rredcot_verl.passes.leave_one_out import leave_one_out_tasks, leave_one_out_weights
 from rredcot_verl.passes.protocol import NOTHING
-from tests.passes.architectures import ARCHITECTURES, VOCAB_SIZE, build_model, random_traces
+from tests.passes.architectures import ARCHITECTURES, VOCAB_SIZE, build_model, plain_log_probs, random_traces
 
 FUNCTIONS = {
     "attention": attention_attribution,
@@ -145,11 +145,8 @@ def test_nothing_after_the_answer_counts(method):
     assert FUNCTIONS[method](model, garbage) == FUNCTIONS[method](model, tasks)
 
 
-@torch.no_grad()
-def naive_log_prob(model, ids, num_answer_tokens, temperature):
-    log_probs = (model(torch.tensor([ids])).logits[0].float() / temperature).log_softmax(dim=-1)
-    rows = range(len(ids) - num_answer_tokens - 1, len(ids) - 1)
-    return sum(log_probs[row, ids[row + 1]].item() for row in rows)
+def naive_log_prob(model, ids, num_answer_tokens, temperature) -> float:
+    return plain_log_probs(model, ids, temperature)[-num_answer_tokens:].sum().item()
 
 
 @pytest.mark.parametrize("name", ["qwen3-untied", "gemma3-sliding"])

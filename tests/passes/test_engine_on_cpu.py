@@ -18,34 +18,13 @@ from rredcot_verl.passes.probe_codec import num_probe_tokens
 from rredcot_verl.passes.probe_pack import ProbePack
 from rredcot_verl.passes.protocol import ALONE, FIELDS, PASSES
 from rredcot_verl.probes.elicitation import Probe
+from tests.passes import cases
 from tests.passes.architectures import build_model, naive_scores
-from tests.passes.cases import (
-    BUCKET,
-    BUDGET,
-    CASES,
-    DIM,
-    GARBAGE_ROW,
-    LAYER,
-    NUM_ROWS,
-    NUM_STEPS,
-    PLANS,
-    ROWS,
-    ROWS_BY_WORD,
-    SEED,
-    TEMPERATURE,
-    TEMPERATURES,
-    Rows,
-    adapted_model,
-    cases,
-    kernel_model,
-    rows_of,
-    settings_of,
-)
 from tests.passes.test_hidden_on_cpu import expected as expected_states
 
 REPOSITORY = Path(__file__).parents[2]
 TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
-TEMPERATURE_OF_ROWS = (TEMPERATURE,) * NUM_ROWS
+TEMPERATURE_OF_ROWS = (cases.TEMPERATURE,) * cases.NUM_ROWS
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +33,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     environment = os.environ | {"VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "tests.passes.ranks", str(folder)]
-    done = subprocess.run(command, env=environment, cwd=REPOSITORY, text=True, capture_output=True, timeout=300)
+    done = subprocess.run(command, env=environment, cwd=REPOSITORY, text=True, capture_output=True, timeout=400)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
     return folder
 
@@ -96,23 +75,27 @@ def naive(model, trace: tuple[int, ...], probes: tuple[Probe, ...], temperature:
     return naive_scores(model, trace, probes, temperature) if probes else [0.0]
 
 
-def assert_probes(found, model, rows: Rows, temperatures=TEMPERATURE_OF_ROWS) -> None:
+def assert_probes(found, model, rows: cases.Rows, temperatures=TEMPERATURE_OF_ROWS) -> None:
     for scores, trace, own, temperature in zip(found, rows.traces, rows.probes, temperatures, strict=True):
         assert scores.dtype == torch.float32
         assert scores.tolist() == pytest.approx(naive(model, tuple(trace), tuple(own), temperature), abs=1e-4)
 
 
-def assert_states(found, model, rows: Rows) -> None:
+def states_of(model, trace, positions) -> torch.Tensor:
+    return expected_states(model, trace, positions, *cases.READOUT)
+
+
+def assert_states(found, model, rows: cases.Rows) -> None:
     for own, trace, wanted in zip(found, rows.traces, rows.positions, strict=True):
         assert own.dtype == torch.float32
         if wanted:
-            values = expected_states(model, trace, wanted, LAYER, DIM, SEED)
-            torch.testing.assert_close(own.reshape(len(wanted), DIM), values, **TOLERANCE)
+            states = states_of(model, trace, wanted)
+            torch.testing.assert_close(own.reshape(states.shape), states, **TOLERANCE)
         else:
             assert own.tolist() == [0.0]
 
 
-def weigh(model, rows: Rows, function, temperatures=TEMPERATURE_OF_ROWS, **options) -> list[list[float]]:
+def weigh(model, rows: cases.Rows, function, temperatures=TEMPERATURE_OF_ROWS, **options) -> list[list[float]]:
     """Each row alone on the whole model."""
     weights = []
     for trace, plan, temperature in zip(rows.traces, rows.plans, temperatures, strict=True):
@@ -133,15 +116,15 @@ def assert_weights(found, expected) -> None:
 
 def test_a_pass_gives_what_it_is_asked_for(results):
     """Nothing but that where it is `ALONE`."""
-    for name in CASES:
-        settings = settings_of(name)
+    for name in cases.CASES:
+        settings = cases.settings_of(name)
         fields = set() if settings.get(ALONE) else {"log_probs", "entropy"}
         fields |= {FIELDS[asked].result for asked, _ in settings.get(PASSES, ())}
         assert all(set(rank[name]["fields"]) == fields for rank in results), name
 
 
 def test_ranks_make_the_same_number_of_passes(results):
-    for name in CASES:
+    for name in cases.CASES:
         assert len({len(rank[name]["sizes"]) for rank in results}) == 1, name
 
 
@@ -165,13 +148,13 @@ def test_a_training_step_afterwards_is_verls_own(results):
 
 def test_the_adapter_is_part_of_the_policy(results):
     """On a model with a tied head."""
-    model, without = adapted_model(), build_model("qwen2-tied")
-    for rank, rows in zip(results, ROWS, strict=False):
+    model, without = cases.adapted_model(), build_model("qwen2-tied")
+    for rank, rows in zip(results, cases.ROWS, strict=False):
         for name in ("probes lora", "both lora"):
             assert_probes(read(rank, name, "probes"), model, rows)
         for name in ("hidden lora", "both lora", "hidden alone lora"):
             assert_states(read(rank, name, "hidden"), model, rows)
-            states = expected_states(without, rows.traces[0], rows.positions[0], LAYER, DIM, SEED)
+            states = states_of(without, rows.traces[0], rows.positions[0])
             assert not torch.allclose(read(rank, name, "hidden")[0], states.flatten(), atol=0.01)
         assert_weights(read(rank, "attention lora", "attention"), weigh(model, rows, attention_attribution))
         assert_weights(read(rank, "gradient lora", "gradient"), weigh(model, rows, gradient_attribution))
@@ -179,21 +162,18 @@ def test_the_adapter_is_part_of_the_policy(results):
 
 def test_half_precision(results, model):
     """bfloat16 has 8 bits: errors of a few hundredths of a nat, of a state or of a weight's size, as in verl's pass."""
-    for rank, rows in zip(results, ROWS, strict=False):
+    for rank, rows in zip(results, cases.ROWS, strict=False):
         for field in ("log_probs", "entropy"):
             ours, theirs = (
                 torch.cat([row[:-1] for row in read(rank, name, field)]) for name in ("probes half", "verl half")
             )
             assert ours.dtype == theirs.dtype and (ours - theirs).abs().mean() < 0.05
         asked = [(tuple(trace), tuple(own)) for trace, own in zip(rows.traces, rows.probes, strict=True) if own]
-        exact = torch.tensor([value for own in asked for value in naive(model, *own, TEMPERATURE)])
+        exact = torch.tensor([value for own in asked for value in naive(model, *own, cases.TEMPERATURE)])
         scores = torch.cat([row for row in read(rank, "probes half", "probes") if len(row) > 1])
         assert (scores - exact).abs().mean() < 0.1
-        errors = [
-            (own.reshape(-1, DIM) - expected_states(model, trace, wanted, LAYER, DIM, SEED)).abs().flatten()
-            for own, trace, wanted in zip(read(rank, "hidden half", "hidden"), rows.traces, rows.positions, strict=True)
-            if wanted
-        ]
+        pairs = zip(read(rank, "hidden half", "hidden"), rows.traces, rows.positions, strict=True)
+        errors = [(own - states_of(model, trace, wanted).flatten()).abs() for own, trace, wanted in pairs if wanted]
         assert 0 < torch.cat(errors).mean() < 0.05
         states = torch.cat(read(rank, "hidden half", "hidden"))
         # The projection itself is not rounded.
@@ -209,8 +189,8 @@ def test_half_precision(results, model):
 
 def test_the_first_version_of_fsdp(results, model):
     """torch's own, on a model alone: verl's engine of that strategy needs a GPU."""
-    for rank, rows, sided in zip(results, ROWS, ROWS_BY_WORD["one-sided"], strict=False):
-        states = expected_states(model, rows.traces[0], rows.positions[0], LAYER, DIM, SEED)
+    for rank, rows, sided in zip(results, cases.ROWS, cases.ROWS_BY_WORD["one-sided"], strict=False):
+        states = states_of(model, rows.traces[0], rows.positions[0])
         torch.testing.assert_close(rank["fsdp1"]["states"], states, **TOLERANCE)
         expected = [function(model, sided.tasks()) for function in (attention_attribution, gradient_attribution)]
         for found in rank["fsdp1"]["weights"]:
@@ -221,64 +201,64 @@ def test_the_first_version_of_fsdp(results, model):
 # --- probes
 
 
-@pytest.mark.parametrize("name", cases("probes", "both", without="half garbage alone"))
+@pytest.mark.parametrize("name", cases.select("probes", "both", without="half garbage alone"))
 def test_probes_leave_verls_own_numbers(results, name):
     other = " ".join(["verl", *(word for word in name.split() if word in ("by-row", "at-1", "uneven", "lora"))])
     for rank in results:
         assert_close(rank, name, other)
 
 
-@pytest.mark.parametrize("name", cases("probes", "both"))
+@pytest.mark.parametrize("name", cases.select("probes", "both"))
 def test_probes_are_those_of_a_sequence_each(results, model, name):
-    for rank, rows in zip(results, rows_of(name), strict=False):
+    for rank, rows in zip(results, cases.rows_of(name), strict=False):
         assert_probes(read(rank, name, "probes"), model, rows)
 
 
 def test_every_row_has_its_temperature(results, model):
-    for rank, rows in zip(results, ROWS, strict=False):
-        assert_probes(read(rank, "probes by-row", "probes"), model, rows, TEMPERATURES.tolist())
-        assert_probes(read(rank, "probes at-1", "probes"), model, rows, [1.0] * NUM_ROWS)
-        expected = weigh(model, rows, gradient_attribution, TEMPERATURES.tolist())
+    for rank, rows in zip(results, cases.ROWS, strict=False):
+        assert_probes(read(rank, "probes by-row", "probes"), model, rows, cases.TEMPERATURES.tolist())
+        assert_probes(read(rank, "probes at-1", "probes"), model, rows, [1.0] * cases.NUM_ROWS)
+        expected = weigh(model, rows, gradient_attribution, cases.TEMPERATURES.tolist())
         assert_weights(read(rank, "gradient by-row", "gradient"), expected)
 
 
 def test_logits_are_made_where_they_are_read(results):
-    for rank, rows in zip(results, ROWS, strict=False):
+    for rank, rows in zip(results, cases.ROWS, strict=False):
         pack = ProbePack.build([len(trace) for trace in rows.traces], rows.probes)
         for name in ("probes alone", "both alone", "both-turned alone"):
             assert rank[name]["num_logits"] == [len(pack.rows(all_trace_rows=False))]
         assert rank["probes"]["num_logits"] == [len(pack.rows(all_trace_rows=True))]
-        for name in cases("hidden", without="kernels"):
+        for name in cases.select("hidden", without="kernels"):
             if "alone" in name:
                 # Of each row of a padded pass, or of a packed one.
                 assert set(rank[name]["num_logits"]) == {1}, name
 
 
 def test_the_budget_holds_with_probes(results):
-    for rank, rows in zip(results, rows_of("probes uneven"), strict=False):
+    for rank, rows in zip(results, cases.rows_of("probes uneven"), strict=False):
         payloads = rows.fields()[FIELDS["probes"].payload]
-        needed = [len(trace) + num_probe_tokens(own.tolist()) for trace, own in zip(rows.traces, payloads, strict=True)]
+        needed = [len(trace) + num_probe_tokens(own) for trace, own in zip(rows.traces, payloads, strict=True)]
         sizes = rank["probes uneven"]["sizes"]
         assert sum(sizes) == sum(needed)
-        assert max(sizes) <= max(BUDGET, max(needed))
+        assert max(sizes) <= max(cases.BUDGET, max(needed))
 
 
 def test_padded_passes_have_whole_buckets_of_trace_tokens(results):
-    for rank, rows in zip(results, ROWS, strict=False):
-        padding = -sum(len(trace) for trace in rows.traces) % BUCKET
+    for rank, rows in zip(results, cases.ROWS, strict=False):
+        padding = -sum(len(trace) for trace in rows.traces) % cases.BUCKET
         assert padding and rank["probes padded"]["sizes"] == [rank["probes packed"]["sizes"][0] + padding]
 
 
 # --- hidden states
 
 
-@pytest.mark.parametrize("name", cases("hidden", "both", "both-turned"))
+@pytest.mark.parametrize("name", cases.select("hidden", "both", "both-turned"))
 def test_states_are_those_of_every_trace_by_itself(results, model, name):
-    for rank, rows in zip(results, rows_of(name), strict=False):
+    for rank, rows in zip(results, cases.rows_of(name), strict=False):
         assert_states(read(rank, name, "hidden"), model, rows)
 
 
-@pytest.mark.parametrize("name", cases("hidden", without="alone garbage"))
+@pytest.mark.parametrize("name", cases.select("hidden", without="alone garbage"))
 def test_states_leave_everything_else_to_the_bit(results, name):
     other = " ".join(["verl", *(word for word in name.split()[1:] if word not in ("one-sided", "none", "last-layer"))])
     for rank in results:
@@ -301,13 +281,13 @@ def test_garbage_in_another_row_changes_nothing(results):
         for name in ("hidden garbage", "hidden garbage packed", "both garbage"):
             pairs = zip(read(rank, name, "hidden"), read(rank, name.replace(" garbage", ""), "hidden"), strict=True)
             changed = [number for number, (row, before) in enumerate(pairs) if not torch.equal(row, before)]
-            assert changed == [GARBAGE_ROW]
+            assert changed == [cases.GARBAGE_ROW]
 
 
 def test_fused_kernels(results):
     """They make no logits; the states do not need any."""
-    model = kernel_model()
-    for rank, rows in zip(results, ROWS, strict=False):
+    model = cases.kernel_model()
+    for rank, rows in zip(results, cases.ROWS, strict=False):
         for name in ("hidden kernels", "hidden alone kernels"):
             assert_states(read(rank, name, "hidden"), model, rows)
 
@@ -318,7 +298,7 @@ def test_a_sequence_split_over_ranks(results, model):
         pytest.skip("needs two ranks")
     for rank in results:
         for name in ("hidden split", "hidden split smaller", "hidden split alone"):
-            assert_states(read(rank, name, "hidden"), model, ROWS[0])
+            assert_states(read(rank, name, "hidden"), model, cases.ROWS[0])
         rows = zip(read(rank, "hidden split", "log_probs"), read(results[0], "verl", "log_probs"), strict=True)
         for row, before in rows:
             torch.testing.assert_close(row[:-1], before[:-1], **TOLERANCE)
@@ -331,24 +311,24 @@ METHODS = {
     "attention-last": (attention_attribution, {"layers": "last"}),
     "gradient": (gradient_attribution, {}),
     "gradient-again": (gradient_attribution, {}),
-    "integrated": (gradient_attribution, {"method": "integrated_gradients", "num_steps": NUM_STEPS}),
+    "integrated": (gradient_attribution, {"method": "integrated_gradients", "num_steps": cases.NUM_STEPS}),
 }
 
 
-@pytest.mark.parametrize("name", cases(*METHODS))
+@pytest.mark.parametrize("name", cases.select(*METHODS))
 def test_weights_are_those_of_the_whole_model(results, model, name):
     function, options = METHODS[name.split()[0]]
     result = "attention" if function is attention_attribution else "gradient"
-    for rank, rows in zip(results, rows_of(name), strict=False):
+    for rank, rows in zip(results, cases.rows_of(name), strict=False):
         assert_weights(read(rank, name, result), weigh(model, rows, function, **options))
 
 
 def test_rows_are_as_long_as_their_plans(results):
-    num_tokens = sum(plan.num_tokens if plan else 1 for plan in PLANS)
+    num_tokens = sum(plan.num_tokens if plan else 1 for plan in cases.PLANS)
     for rank in results:
         sizes = {name: own["sizes"] for name, own in rank.items() if "sizes" in own}
         assert sizes["gradient"] == [num_tokens] == sizes["attention"]
-        assert sizes["integrated"] == [num_tokens] * NUM_STEPS
+        assert sizes["integrated"] == [num_tokens] * cases.NUM_STEPS
         # verl balances by work, not by tokens: a micro batch may go over the budget by a row.
         for name in ("gradient small", "attention small", "gradient checkpointed"):
             assert len(sizes[name]) > 1 and sum(sizes[name]) == num_tokens

@@ -1,12 +1,10 @@
 """One sequence for traces and probes gives the numbers of a sequence for each probe, on several architectures."""
 
-import copy
 import itertools
 import math
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import (
     AutoConfig,
@@ -109,10 +107,9 @@ def test_traces_and_probes_of_many_tiles(name):
     torch.testing.assert_close(own[0], plain_log_probs(model, traces[0], TEMPERATURE), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["qwen3-untied", "gemma3-sliding"])
-def test_half_precision(name):
+def test_half_precision():
     """bfloat16 has 8 bits: two ways through 3 layers differ by a few per cent of a nat, with means that agree."""
-    model = build_model(name).bfloat16()
+    model = build_model("gemma3-sliding").bfloat16()
     traces, probes = cases()
     scores, _ = run(model, traces, probes, fused=True)
     differences = []
@@ -121,23 +118,6 @@ def test_half_precision(name):
         differences += [theirs - ours for theirs, ours in zip(expected, found, strict=True)]
     errors = torch.tensor(differences)
     assert errors.abs().max() < 0.5 and errors.abs().mean() < 0.05 and errors.mean().abs() < 0.02
-
-
-def test_adapters_are_part_of_the_policy():
-    model = build_model("qwen3-untied")
-    traces, probes = cases()
-    before, _ = run(model, traces, probes, fused=False)
-    adapted = get_peft_model(copy.deepcopy(model), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
-    with torch.no_grad():
-        for parameter_name, parameter in adapted.named_parameters():
-            if "lora_B" in parameter_name:
-                torch.nn.init.normal_(parameter, std=0.2)
-    scores, _ = run(adapted.eval(), traces, probes, fused=False)
-    assert_same(adapted, traces, probes, scores, 1e-4)
-    assert scores[2] != pytest.approx(before[2], abs=1e-2)
-    with adapted.disable_adapter():
-        without, _ = run(adapted, traces, probes, fused=False)
-    assert without[2] == pytest.approx(before[2], abs=1e-5)
 
 
 def test_no_pass_leaves_a_trace():
