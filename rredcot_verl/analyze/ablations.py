@@ -22,7 +22,7 @@ from rredcot_verl.analyze.estimators import (
     methods_from,
 )
 from rredcot_verl.analyze.method_values import Evidence, Method
-from rredcot_verl.analyze.regressions import SIZES, HiddenStates, default_layer, fit, load_hidden, regression_methods
+from rredcot_verl.analyze.regressions import SIZES, LayerStates, default_layer, fit, load_hidden, regression_methods
 from rredcot_verl.analyze.statistics import intervals
 from rredcot_verl.analyze.trace_table import make_table
 
@@ -34,7 +34,7 @@ Rows = list[dict[str, Any]]
 
 
 def ablations(
-    evidence: Evidence, comparison: Comparison, hidden: HiddenStates | None, seed: int, notes: list[str], report: Report
+    evidence: Evidence, comparison: Comparison, hidden: LayerStates | None, seed: int, notes: list[str], report: Report
 ) -> dict[str, Rows]:
     """Run all of them.
 
@@ -94,7 +94,7 @@ def _temperature(evidence: Evidence, comparison: Comparison, notes: list[str]) -
 
 
 def _training_size(
-    comparison: Comparison, hidden: HiddenStates | None, seed: int, notes: list[str], report: Report
+    comparison: Comparison, hidden: LayerStates | None, seed: int, notes: list[str], report: Report
 ) -> Rows:
     table = comparison.table
     probe = comparison.reference

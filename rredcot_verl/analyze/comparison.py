@@ -18,7 +18,7 @@ FORMS = ("reweight", "td")
 NO_SKETCHES = "no gradient sketches"
 UNIFORM = 1e-6
 """GRPO advantages below this are rounding in a group whose traces all earn the same."""
-IS_ALL_ROLLOUTS = "it is the gold itself"
+IS_THE_GOLD = "it is the gold itself"
 
 
 class Comparison:
@@ -27,7 +27,7 @@ class Comparison:
     Args:
         measurements: All records.
         table: The traces under one cutting.
-        resamples: Of the prompts; the same for all boards, so that differences are paired.
+        resamples: Of the prompts; the same for all tables, so that differences are paired.
         methods: The methods; the one named `joint:reference` is what others are compared with.
         notes: What could not be done is added here.
     """
@@ -78,7 +78,7 @@ class Comparison:
         """Agreement and blame of a method on some traces."""
         names = tuple(names)
         if method.name == ALL_ROLLOUTS:
-            measured = {name: Measured.none(IS_ALL_ROLLOUTS) for name in names}
+            measured = {name: Measured.none(IS_THE_GOLD) for name in names}
         else:
             measured = agreement(
                 self.table,

@@ -43,7 +43,7 @@ from rredcot_verl.analyze.estimators import CALIBRATED, PROBES, SMOOTHED, from_a
 from rredcot_verl.analyze.example_traces import examples
 from rredcot_verl.analyze.method_values import Evidence, Method, group_mean, smoothed
 from rredcot_verl.analyze.records import Measurements
-from rredcot_verl.analyze.regressions import HiddenStates, default_layer, load_hidden, regression_methods
+from rredcot_verl.analyze.regressions import LayerStates, default_layer, load_hidden, regression_methods
 from rredcot_verl.analyze.statistics import CONFIDENCE, Resamples
 from rredcot_verl.analyze.trace_table import NUM_ROLLOUTS, TraceTable, make_table
 from rredcot_verl.analyze.wrong_lines import WrongSegments
@@ -128,7 +128,7 @@ def evaluate(
     }
 
 
-def all_methods(evidence: Evidence, hidden: HiddenStates | None, seed: int, notes: list[str]) -> list[Method]:
+def all_methods(evidence: Evidence, hidden: LayerStates | None, seed: int, notes: list[str]) -> list[Method]:
     """Every method that the measurements of a table allow; what is missing is noted."""
     table = evidence.table
     probes = methods_from(evidence, PROBES)

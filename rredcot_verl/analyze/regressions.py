@@ -29,7 +29,7 @@ not know how long its own response will become."""
 
 
 @dataclass(frozen=True)
-class HiddenStates:
+class LayerStates:
     """Projected hidden states of a table.
 
     Attributes:
@@ -41,12 +41,12 @@ class HiddenStates:
     seconds: Array
     num_tokens: Array
 
-    def only(self, layer: int) -> "HiddenStates":
+    def only(self, layer: int) -> "LayerStates":
         """One layer."""
         return replace(self, layers={layer: self.layers[layer]})
 
 
-def load_hidden(measurements: Measurements, table: TraceTable) -> HiddenStates | None:
+def load_hidden(measurements: Measurements, table: TraceTable) -> LayerStates | None:
     """Read the hidden states of a cutting; None where there are none."""
     path = measurements.folder / HIDDEN_FOLDER / f"{table.cutting}.npz"
     if not path.exists():
@@ -55,7 +55,7 @@ def load_hidden(measurements: Measurements, table: TraceTable) -> HiddenStates |
         read = {int(name.removeprefix("layer_")): arrays[name] for name in arrays if name.startswith("layer_")}
         traces, states = arrays["traces"], arrays["states"]
     layers = {layer: table.padded(traces, states, vectors, np.nan)[0] for layer, vectors in sorted(read.items())}
-    return HiddenStates(layers, *cost(table, measurements.costs, "hidden"))
+    return LayerStates(layers, *cost(table, measurements.costs, "hidden"))
 
 
 def fit(
@@ -107,7 +107,7 @@ def fit(
     return values, time.perf_counter() - started
 
 
-def default_layer(hidden: HiddenStates, run: dict[str, Any]) -> int:
+def default_layer(hidden: LayerStates, run: dict[str, Any]) -> int:
     """The layer that the plugin reads by default if it was measured, else the last one measured."""
     default, model = ReadoutConfig().layer, run.get("model")
     num_layers = model.get("num_layers", 0) if isinstance(model, dict) else 0
@@ -116,7 +116,7 @@ def default_layer(hidden: HiddenStates, run: dict[str, Any]) -> int:
 
 
 def regression_methods(
-    table: TraceTable, probes: Sequence[Method], hidden: HiddenStates | None, *, seed: int = 0
+    table: TraceTable, probes: Sequence[Method], hidden: LayerStates | None, *, seed: int = 0
 ) -> list[Method]:
     """`position`, `calibrated` (on each probe, on the first with the position too); for each layer `hidden`, `both`.
 
