@@ -13,7 +13,7 @@ from rredcot_verl.core.segmentation import Trace, get_segmenter, segment
 from rredcot_verl.probes.elicitation import Elicitation
 from rredcot_verl.probes.vocabulary import Vocabulary
 from rredcot_verl.run.settings import run_source
-from rredcot_verl.servers.client import Generate, make_scorer
+from rredcot_verl.servers.client import Generate, make_probe_reader
 from rredcot_verl.sources.attribution import AttributionSource
 from rredcot_verl.sources.group import Group
 from rredcot_verl.sources.monte_carlo import MonteCarloSource
@@ -109,7 +109,7 @@ def make_source(
         return AttributionSource(settings, source, elicitation, max_length)
     if settings.self_value.form == "hidden":
         return HiddenStateSource()
-    scorer = None
+    reader = None
     if settings.self_value.engine != "actor":
-        scorer = make_scorer(rollout.name, generate, settings.self_value, float(rollout.temperature))
-    return ProbeSource(settings, elicitation, scorer, max_length)
+        reader = make_probe_reader(rollout.name, generate, settings.self_value, float(rollout.temperature))
+    return ProbeSource(settings, elicitation, reader, max_length)

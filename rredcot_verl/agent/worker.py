@@ -13,7 +13,7 @@ from rredcot_verl.agent.scorer import ResponseScorer
 from rredcot_verl.agent.session import SESSION, Session, SessionClient
 from rredcot_verl.answers.grammar import look_up
 from rredcot_verl.run.settings import max_sequence_length, parse_block
-from rredcot_verl.servers.client import ScoringTimeout
+from rredcot_verl.servers.client import ProbingTimeout
 from rredcot_verl.sources.group import Group
 from rredcot_verl.sources.record import FAILED, KEY, CreditRecord
 from rredcot_verl.sources.response import Response, as_member
@@ -94,7 +94,7 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
             group = self._groups[kwargs["uid"]]
             await group.arrive(kwargs["session_id"], as_member(response))
             return await self._scorer.credit(response, group)
-        except ScoringTimeout as error:
+        except ProbingTimeout as error:
             return CreditRecord(FAILED, error=str(error))
         except Exception as error:  # noqa: BLE001 - not swallowed: the trainer raises it
             logger.exception("rredcot: the self-values of a response could not be computed")

@@ -59,16 +59,13 @@ class PlatformCPU(PlatformBase):
         """Seeds torch's CPU generator."""
         device_module.manual_seed(seed)
 
-    def manual_seed_all(self, seed: int) -> None:
-        """Seeds torch's CPU generator."""
-        device_module.manual_seed_all(seed)
+    manual_seed_all = manual_seed
 
     def set_allocator_settings(self, settings: str) -> None:
         """Does nothing: the settings are those of the CUDA allocator."""
 
     def empty_cache(self) -> None:
-        """Does nothing."""
-        device_module.empty_cache()
+        """Does nothing: there is no device memory."""
 
     def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
         """Returns `(None, None)`: CPUs have no compute capability."""
@@ -90,8 +87,7 @@ class PlatformCPU(PlatformBase):
     def profiler_start(self) -> None:
         """Does nothing."""
 
-    def profiler_stop(self) -> None:
-        """Does nothing."""
+    profiler_stop = profiler_start
 
     def ray_resource_name(self) -> str:
         """Returns `"GPU"`: verl's resource check counts GPU and NPU only."""

@@ -11,7 +11,7 @@ from rredcot_verl.config.sources import GRADIENT_ATTRIBUTION, LEAVE_ONE_OUT
 from rredcot_verl.passes.hidden_states import layer_index
 from rredcot_verl.passes.protocol import MODEL_TYPE
 from rredcot_verl.servers import vllm_settings
-from rredcot_verl.servers.client import SCORING_BACKENDS
+from rredcot_verl.servers.client import PROBING_BACKENDS
 
 
 def bypasses_old_log_prob(config: DictConfig) -> bool:
@@ -45,8 +45,8 @@ def why_server_cannot_score(config: DictConfig) -> str | None:
             f"with trainer.v1.trainer_mode={mode!r} responses are generated ahead, so the server would read their "
             "probes under older weights than those that compute old_log_prob"
         )
-    if rollout.name not in SCORING_BACKENDS:
-        return f"actor_rollout_ref.rollout.name={rollout.name!r} cannot score probes, only {list(SCORING_BACKENDS)} can"
+    if rollout.name not in PROBING_BACKENDS:
+        return f"actor_rollout_ref.rollout.name={rollout.name!r} cannot score probes, only {list(PROBING_BACKENDS)} can"
     if rollout.name == "vllm":
         try:
             vllm_settings.check(config)

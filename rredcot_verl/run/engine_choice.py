@@ -149,8 +149,8 @@ def apply_choice(config: DictConfig, choice: EngineChoice) -> None:
         if choice.share_prefix:
             config.actor_rollout_ref.model.model_type = MODEL_TYPE
     if choice.engine == "rollout" and choice.what == "probes":
-        from rredcot_verl.servers.registration import use_scoring_servers
+        from rredcot_verl.servers.replicas import use_probing_servers
 
-        use_scoring_servers(config.actor_rollout_ref.rollout.name)
+        use_probing_servers(config.actor_rollout_ref.rollout.name)
         if config.actor_rollout_ref.rollout.name == "vllm":
             vllm_settings.warn(config)

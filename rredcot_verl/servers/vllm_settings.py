@@ -1,4 +1,4 @@
-"""Checks of verl's config for runs in which vLLM scores the probes. Imports no vllm: they run before Ray starts."""
+"""Checks of verl's config for runs in which vLLM reads the probes. Imports no vllm: they run before Ray starts."""
 
 import logging
 from typing import Any
@@ -11,7 +11,7 @@ _ROLLOUT = "actor_rollout_ref.rollout"
 
 
 def check(config: DictConfig) -> None:
-    """Check verl's rollout settings. Changes nothing: scoring needs no engine argument.
+    """Check verl's rollout settings. Changes nothing: reading probes needs no engine argument.
 
     Args:
         config: verl's whole config.
@@ -25,7 +25,7 @@ def check(config: DictConfig) -> None:
 
 
 def warn(config: DictConfig) -> None:
-    """Log what makes scoring slow. To be called once a run."""
+    """Log what makes reading probes slow. To be called once a run."""
     rollout = config.actor_rollout_ref.rollout
     if not _engine_value(rollout, "enable_prefix_caching", True):
         logger.warning("rredcot: %s.enable_prefix_caching=False, so every probe computes its whole prefix", _ROLLOUT)

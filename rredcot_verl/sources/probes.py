@@ -8,7 +8,7 @@ from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.passes.probe_codec import encode, num_probe_tokens
 from rredcot_verl.probes.elicitation import Elicitation, Probe, Proposal, build_proposals
 from rredcot_verl.probes.values import state_values
-from rredcot_verl.servers.client import Scorer
+from rredcot_verl.servers.client import ProbeReader
 from rredcot_verl.sources.group import Group, Member
 from rredcot_verl.sources.record import NO_PROPOSAL, PLANNED, SCORED, TOO_LONG, CreditRecord
 from rredcot_verl.sources.response import Response
@@ -20,24 +20,24 @@ class ProbeSource:
     Args:
         settings: The `algorithm.rredcot` block.
         elicitation: How answers are asked for.
-        scorer: The rollout server's; None where the training engine reads the probes later.
+        reader: The rollout server's; None where the training engine reads the probes later.
         max_length: Longest sequence that can be scored, tokens.
     """
 
     def __init__(
-        self, settings: RREDCoTConfig, elicitation: Elicitation, scorer: Scorer | None, max_length: int
+        self, settings: RREDCoTConfig, elicitation: Elicitation, reader: ProbeReader | None, max_length: int
     ) -> None:
         self.needs_all = settings.self_value.proposals != "reference"
         self._settings = settings
         self._elicitation = elicitation
-        self._scorer = scorer
+        self._reader = reader
         self._max_length = max_length
 
     async def record(self, response: Response, group: Group, boundaries: list[int]) -> CreditRecord:
         """See `Source`.
 
         Raises:
-            Exception: Whatever the rollout client raises; `ScoringTimeout` for a request that took too long.
+            Exception: Whatever the rollout client raises; `ProbingTimeout` for a request that took too long.
         """
         settings = self._settings.self_value
         known = build_proposals(self._settings, response.references, self._members(group.members.values()))
@@ -62,10 +62,10 @@ class ProbeSource:
             num_dropped_answers=num_dropped_answers,
             num_dropped_boundaries=num_dropped,
         )
-        if self._scorer is None:
+        if self._reader is None:
             return _planned(record, probes, settings)
         trace_ids = response.prompt_ids + response.response_ids
-        scores = await self._scorer.score(response.request_id, trace_ids, probes)
+        scores = await self._reader.read(response.request_id, trace_ids, probes)
         return dataclasses.replace(
             record,
             status=SCORED,

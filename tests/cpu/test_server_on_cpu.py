@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from rredcot_verl.cpu.model import RolloutModel
+from rredcot_verl.cpu.language_model import RolloutModel
 from rredcot_verl.cpu.rollout import check_cpu_run
-from rredcot_verl.cpu.server import RolloutServer, ServerLimits
+from rredcot_verl.cpu.rollout_server import RolloutServer, ServerLimits
 from tests.tiny_model import build_tiny_model
 
 EOS = 1
@@ -177,8 +177,6 @@ def test_probes_equal_their_own_sequences(tiny_model, temperature, max_batch_tok
             assert result["closing_log_prob"] is None
         worst = max([worst, *differences])
     assert worst < 1e-4
-    assert output.extra_fields["num_scored_tokens"] == sum(len(probe["token_ids"]) for probe in probes)
-    assert output.extra_fields["num_cached_tokens"] == sum(probe["position"] - 1 for probe in probes)
     assert output.extra_fields["global_steps"] == 0
 
 

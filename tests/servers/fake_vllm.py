@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from rredcot_verl.servers import vllm_tree
-from rredcot_verl.servers.vllm_forced import EXTRA_ARG
-from rredcot_verl.servers.vllm_requests import ScorePlaces, parse_score_request, read_probes
-from rredcot_verl.servers.vllm_rows import ForcedRequest, replace_rows
+from rredcot_verl.servers.vllm_forced import EXTRA_ARG, ForcedRequest, replace_rows
+from rredcot_verl.servers.vllm_requests import ReadPlaces, parse_request, read_probes
 
 
 class FakeVLLM:
@@ -80,15 +79,14 @@ class FakeVLLM:
         yield
         self.running -= 1
 
-    async def score(
+    async def read_probes(
         self,
         trace_ids: list[int],
         sampling_params: dict[str, Any],
         max_model_len: int = 10**6,
-        score_places: ScorePlaces = vllm_tree.score_places,
+        read_places: ReadPlaces = vllm_tree.read_places,
         vocab_size: int = 10**6,
     ) -> list[dict[str, Any]]:
         """What our server does with a request that holds `read_probes`."""
-        probes = parse_score_request(sampling_params, len(trace_ids), max_model_len, vocab_size)
-        temperature = sampling_params.get("temperature", 1.0)
-        return await read_probes(score_places, self.send, trace_ids, probes, temperature, self.block_size)
+        probes, temperature = parse_request(sampling_params, len(trace_ids), max_model_len, vocab_size)
+        return await read_probes(read_places, self.send, trace_ids, probes, temperature, self.block_size)

@@ -17,10 +17,11 @@ from rredcot_verl.agent.scorer import ResponseScorer
 from rredcot_verl.answers.grammar import look_up
 from rredcot_verl.config.schema import RREDCoTConfig, parse
 from rredcot_verl.cpu.generation import GeneratedSequence, generate_batch
+from rredcot_verl.cpu.probing import read_probes
 from rredcot_verl.cpu.sampling import SamplingParams
-from rredcot_verl.cpu.scoring import Probe, ProbeLogProbs, parse_probes, read_probes
 from rredcot_verl.report.data import Segment, Trace
 from rredcot_verl.rewards.code import compute_score
+from rredcot_verl.servers.probe_requests import Probe, parse_probes
 from rredcot_verl.sources.group import Group
 from rredcot_verl.sources.record import SCORED, CreditRecord
 from rredcot_verl.sources.response import Response, as_member
@@ -57,7 +58,7 @@ class Policy:
     def __init__(self, folder: str | Path):
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self._known: dict[tuple[int, ...], dict[Probe, ProbeLogProbs]] = {}
+        self._known: dict[tuple[int, ...], dict[Probe, dict[str, Any]]] = {}
 
     def sample(self, rows: Sequence[Mapping[str, Any]], num_samples: int, seed: int) -> list[Sample]:
         """Samples and verifies responses at temperature 1; a row's are neighbours. Seeds torch's global generator."""
@@ -94,14 +95,14 @@ class Policy:
     ) -> SimpleNamespace:
         """Stands in for `LLMServerClient.generate`: the scores of the probes of one trace."""
         del request_id
-        probes = parse_probes(sampling_params["read_probes"], len(prompt_ids))
+        probes, temperature = parse_probes(sampling_params, len(prompt_ids))
         # The value forms share most of their probes: each is computed once.
         known = self._known.setdefault(tuple(prompt_ids), {})
         new = [probe for probe in dict.fromkeys(probes) if probe not in known]
         if new:
-            (scores,) = read_probes(self.model, [prompt_ids], [new], sampling_params["temperature"], 32768)
+            (scores,) = read_probes(self.model, [prompt_ids], [new], temperature, 32768)
             known.update(zip(new, scores, strict=True))
-        return SimpleNamespace(extra_fields={"probe_log_probs": [dataclasses.asdict(known[probe]) for probe in probes]})
+        return SimpleNamespace(extra_fields={"probe_log_probs": [known[probe] for probe in probes]})
 
     def credit(self, samples: Sequence[Sample], num_samples: int, block: Mapping[str, Any]) -> list[Trace]:
         """Scores the probes of sampled responses under one setting of `algorithm.rredcot`.
