@@ -5,6 +5,7 @@ import contextlib
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from rredcot_verl.servers import vllm_tree
@@ -90,3 +91,26 @@ class FakeVLLM:
         """What our server does with a request that holds `read_probes`."""
         probes, temperature = parse_request(sampling_params, len(trace_ids), max_model_len, vocab_size)
         return await read_probes(read_places, self.send, trace_ids, probes, temperature, self.block_size)
+
+
+def expected(
+    model: Any, trace_ids: list[int], probe: dict[str, Any], temperature: float = 1.0
+) -> tuple[list[float], float | None]:
+    """A probe's `token_log_probs`, 0 before `scored_from`, and `closing_log_prob`, computed directly."""
+    prefix, tokens = trace_ids[: probe["position"]], list(probe["token_ids"])
+    scored_from = probe.get("scored_from", 0)
+    scored = model.sequence([*prefix, *tokens[:scored_from]], tokens[scored_from:], temperature)
+    closing = sorted(set(probe.get("closing_token_ids", ())))
+    after = model.any_of([*prefix, *tokens], closing, temperature) if closing else None
+    return [0.0] * scored_from + scored, after
+
+
+def check(
+    model: Any, trace_ids: list[int], probes: list[dict[str, Any]], results: list[Any], temperature: float = 1.0
+) -> None:
+    """Fails where a result is not that of its probe."""
+    assert len(results) == len(probes)
+    for probe, result in zip(probes, results, strict=True):
+        token_log_probs, closing = expected(model, trace_ids, probe, temperature)
+        assert result["token_log_probs"] == pytest.approx(token_log_probs, abs=1e-12)
+        assert result["closing_log_prob"] == (None if closing is None else pytest.approx(closing, abs=1e-12))

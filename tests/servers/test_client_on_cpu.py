@@ -1,6 +1,7 @@
 """Scores of probes, against a table-driven model computed directly."""
 
 import asyncio
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from rredcot_verl.probes.elicitation import Probe, Proposal
 from rredcot_verl.probes.values import ProbeScore, self_values
 from rredcot_verl.servers.client import PROBING_BACKENDS, ProbeReader, ProbingTimeout, make_probe_reader
 from tests.passes.table_model import FakeServer, TableModel, utilities
+from tests.servers.fake_vllm import expected
 
 MODEL = TableModel(vocab_size=12)
 TRACE = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -33,17 +35,9 @@ def read(reader, probes=PROBES):
 
 
 def directly(probe: Probe, temperature: float = 1.0) -> tuple[list[float], float]:
-    prefix = TRACE[: probe.position]
-    forced = list(probe.token_ids)
-    return (
-        MODEL.sequence(prefix, forced, temperature),
-        MODEL.any_of([*prefix, *forced], list(CLOSING), temperature),
-    )
-
-
-def counted(probe: Probe, log_probs) -> list[float]:
     """What comes before the first scored token is given, and may hold anything."""
-    return list(log_probs)[probe.scored_from :]
+    tokens, closing = expected(MODEL, TRACE, dataclasses.asdict(probe), temperature)
+    return tokens[probe.scored_from :], closing
 
 
 @pytest.mark.parametrize("block_size", [0, 1, 3, 4, 16])
@@ -55,7 +49,7 @@ def test_scores_equal_direct_computation(block_size, generated, temperature):
     found = read(ProbeReader(server.generate, temperature))
     for probe, result in zip(PROBES, found, strict=True):
         tokens, closing = directly(probe, temperature)
-        assert counted(probe, result.token_log_probs) == pytest.approx(counted(probe, tokens), abs=1e-12)
+        assert list(result.token_log_probs)[probe.scored_from :] == pytest.approx(tokens, abs=1e-12)
         assert result.closing_log_prob == pytest.approx(closing, abs=1e-12)
 
 
@@ -171,23 +165,23 @@ def test_values_from_scores_by_hand():
     assert self_values("joint", PROBES, scores, utilities(PROPOSALS)).tolist() == pytest.approx(
         [0.275, 0.625], abs=1e-6
     )
-    expected = [(0.25 + 0.025) / 0.3, (0.5 + 0.125) / 0.75]
-    assert self_values("normalized", PROBES, scores, utilities(PROPOSALS)).tolist() == pytest.approx(expected, abs=1e-6)
+    wanted = [(0.25 + 0.025) / 0.3, (0.5 + 0.125) / 0.75]
+    assert self_values("normalized", PROBES, scores, utilities(PROPOSALS)).tolist() == pytest.approx(wanted, abs=1e-6)
     # exp of the mean over the answer's tokens and its end: max(0.25^(1/2), ...), max(0.5^(1/2), ...).
-    expected = [0.5, math.sqrt(0.5)]
-    assert self_values("geometric", PROBES, scores, utilities(PROPOSALS)).tolist() == pytest.approx(expected, abs=1e-6)
+    wanted = [0.5, math.sqrt(0.5)]
+    assert self_values("geometric", PROBES, scores, utilities(PROPOSALS)).tolist() == pytest.approx(wanted, abs=1e-6)
 
 
 def test_joint_from_both_servers_is_the_probability_of_the_texts():
     scores = read(ProbeReader(FakeServer(MODEL).generate, 1.0))
-    expected = []
+    values = []
     for first in (0, 2):
         total = 0.0
         for probe, proposal in zip(PROBES[first : first + 2], PROPOSALS, strict=True):
             tokens, closing = directly(probe)
-            total += proposal.utility * math.exp(sum(tokens[probe.scored_from :]) + closing)
-        expected.append(total)
-    assert self_values("joint", PROBES, scores, utilities(PROPOSALS)).tolist() == pytest.approx(expected, abs=1e-7)
+            total += proposal.utility * math.exp(sum(tokens) + closing)
+        values.append(total)
+    assert self_values("joint", PROBES, scores, utilities(PROPOSALS)).tolist() == pytest.approx(values, abs=1e-7)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), 0.5, 77.0])
@@ -230,13 +224,13 @@ def test_the_two_probes_of_an_answer_add_up():
         ProbeScore([half], half, 1),  # 0.25
         ProbeScore([half], half, 1),  # 0.25
     ]
-    expected = [0.175 + 0.5 * 0.1, 0.25 + 0.5 * 0.25]
-    assert self_values("joint", probes, scores, utilities(PROPOSALS)).tolist() == pytest.approx(expected, abs=1e-6)
-    expected = [(0.175 + 0.05) / 0.275, (0.25 + 0.125) / 0.5]
-    assert self_values("normalized", probes, scores, utilities(PROPOSALS)).tolist() == pytest.approx(expected, abs=1e-6)
+    wanted = [0.175 + 0.5 * 0.1, 0.25 + 0.5 * 0.25]
+    assert self_values("joint", probes, scores, utilities(PROPOSALS)).tolist() == pytest.approx(wanted, abs=1e-6)
+    wanted = [(0.175 + 0.05) / 0.275, (0.25 + 0.125) / 0.5]
+    assert self_values("normalized", probes, scores, utilities(PROPOSALS)).tolist() == pytest.approx(wanted, abs=1e-6)
     # The root is that of the longer probe: two tokens and the end.
-    expected = [0.175 ** (1 / 3), 0.25 ** (1 / 3)]
-    assert self_values("geometric", probes, scores, utilities(PROPOSALS)).tolist() == pytest.approx(expected, abs=1e-6)
+    wanted = [0.175 ** (1 / 3), 0.25 ** (1 / 3)]
+    assert self_values("geometric", probes, scores, utilities(PROPOSALS)).tolist() == pytest.approx(wanted, abs=1e-6)
 
 
 def test_readers_by_backend():

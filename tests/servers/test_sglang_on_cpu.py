@@ -16,6 +16,7 @@ import pytest
 
 from rredcot_verl.servers.sglang_requests import parse_request, probe_request, read_answer, read_probes
 from tests.passes.table_model import TableModel
+from tests.servers.fake_vllm import check
 
 VOCAB_SIZE = 20
 REPOSITORY = Path(__file__).parents[2]
@@ -132,23 +133,10 @@ PROBES = [
 ]
 
 
-def _expected(model: TableModel, probe: dict[str, Any]) -> tuple[list[float], float | None]:
-    prefix, tokens = TRACE[: probe["position"]], probe["token_ids"]
-    scored_from = probe.get("scored_from", 0)
-    scored = model.sequence([*prefix, *tokens[:scored_from]], tokens[scored_from:])
-    closing = sorted(set(probe.get("closing_token_ids", [])))
-    return [0.0] * scored_from + scored, model.any_of([*prefix, *tokens], closing) if closing else None
-
-
 @pytest.mark.parametrize("cached", [(), (TRACE,), (TRACE, [3, 1, 7, 8, 9, 5], [*TRACE, 7, 8, 9])])
 def test_scores_are_the_models_own_whatever_the_cache_holds(cached):
     model = TableModel(VOCAB_SIZE)
-    results = _read(FakeTokenizerManager(model, cached), TRACE, PROBES)
-    assert len(results) == len(PROBES)
-    for probe, result in zip(PROBES, results, strict=True):
-        token_log_probs, closing = _expected(model, probe)
-        assert result["token_log_probs"] == pytest.approx(token_log_probs, abs=1e-12)
-        assert result["closing_log_prob"] == (None if closing is None else pytest.approx(closing, abs=1e-12))
+    check(model, TRACE, PROBES, _read(FakeTokenizerManager(model, cached), TRACE, PROBES))
 
 
 def test_the_position_before_the_first_scored_token_is_where_reading_starts():
@@ -233,25 +221,9 @@ def test_impossible_closings_have_no_probability():
     assert read_answer(probe, {"meta_info": meta_info})["closing_log_prob"] == minus_infinity
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"position": 0}, r"position must be in \[1, 8\], got 0"),
-        ({"position": 9}, r"position must be in \[1, 8\], got 9"),
-        ({"scored_from": 4}, r"scored_from must be in \[0, 3\], got 4"),
-        ({"token": [1]}, "must have position, token_ids"),
-    ],
-)
-def test_a_bad_probe_is_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        parse_request({"read_probes": [{**PROBES[0], **changes}]}, len(TRACE))
-
-
-def test_bad_parameters_are_refused():
+def test_what_sglang_cannot_do_is_refused():
     with pytest.raises(ValueError, match="at temperature 1, read_probes got 0.6"):
         parse_request({"read_probes": PROBES, "temperature": 0.6}, len(TRACE))
-    with pytest.raises(ValueError, match="takes temperature and max_tokens beside it, got top_p"):
-        parse_request({"read_probes": PROBES, "top_p": 0.9}, len(TRACE))
     with pytest.raises(ValueError, match="longer than the model's context"):
         _read(FakeTokenizerManager(TableModel(VOCAB_SIZE), context_len=5), TRACE, PROBES)
 
@@ -340,10 +312,7 @@ def check_server() -> None:
     output = asyncio.run(server.generate(TRACE, {"read_probes": PROBES, "temperature": 1.0}, request_id="r"))
     assert (output.token_ids, output.extra_fields["global_steps"]) == ([], 7)
     results = output.extra_fields["probe_log_probs"]
-    for probe, result in zip(PROBES, results, strict=True):
-        token_log_probs, closing = _expected(model, probe)
-        assert result["token_log_probs"] == pytest.approx(token_log_probs, abs=1e-12)
-        assert result["closing_log_prob"] == (None if closing is None else pytest.approx(closing, abs=1e-12))
+    check(model, TRACE, PROBES, results)
     assert all(request.rid is None and request.lora_path is None for request in manager.requests)
 
     # Anything else is verl's: same answer, same request.

@@ -11,7 +11,7 @@ from rredcot_verl.servers.vllm_forced import NUM_CHANNELS, SHIFT, ForcedRequest,
 from rredcot_verl.servers.vllm_requests import completion_of, parse_request
 from rredcot_verl.servers.vllm_tree import MAX_TOKEN_IDS, questions_of
 from tests.passes.table_model import TableModel
-from tests.servers.fake_vllm import FakeVLLM
+from tests.servers.fake_vllm import FakeVLLM, check
 
 MODEL = TableModel(vocab_size=12)
 TRACE = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]
@@ -33,12 +33,6 @@ def read(engine, probes=PROBES, way=vllm_tree.read_places, temperature=1.0, max_
     return asyncio.run(engine.read_probes(TRACE, params, max_model_len, way))
 
 
-def directly(probe, temperature=1.0, model=MODEL):
-    prefix, forced = TRACE[: probe["position"]], list(probe["token_ids"])
-    tokens = model.sequence(prefix, forced, temperature)[probe["scored_from"] :]
-    return tokens, model.any_of([*prefix, *forced], list(probe["closing_token_ids"]), temperature)
-
-
 @both_ways
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("generated", [[], TRACE, [*TRACE[:9], 10, 4, 5, 7, 7]])
@@ -46,19 +40,13 @@ def directly(probe, temperature=1.0, model=MODEL):
 def test_scores_equal_direct_computation(way, temperature, generated, scored_from):
     probes = [probe | {"scored_from": scored_from} for probe in PROBES]
     found = read(FakeVLLM(MODEL, 4, generated), probes, way, temperature)
-    for probe, result in zip(probes, found, strict=True):
-        tokens, closing = directly(probe, temperature)
-        assert result["token_log_probs"] == pytest.approx([0.0] * scored_from + tokens, abs=1e-9)
-        assert result["closing_log_prob"] == pytest.approx(closing, abs=1e-9)
+    check(MODEL, TRACE, probes, found, temperature)
 
 
 @both_ways
 def test_probes_of_one_answer_may_be_scored_from_different_tokens(way):
     probes = [probe | {"scored_from": 2 if index % 3 else 0} for index, probe in enumerate(PROBES)]
-    for probe, result in zip(probes, read(FakeVLLM(MODEL), probes, way), strict=True):
-        tokens, closing = directly(probe)
-        assert result["token_log_probs"][probe["scored_from"] :] == pytest.approx(tokens, abs=1e-9)
-        assert result["closing_log_prob"] == pytest.approx(closing, abs=1e-9)
+    check(MODEL, TRACE, probes, read(FakeVLLM(MODEL), probes, way))
 
 
 def test_probes_that_begin_alike_share_requests():
@@ -109,8 +97,7 @@ def test_more_closings_at_a_place_than_a_path_sums(num_lists):
     lists = [tuple(range(start, start + 3)) for start in range(num_lists)]
     probes = [{"position": 5, "token_ids": (4,), "scored_from": 0, "closing_token_ids": ids} for ids in lists]
     engine = FakeVLLM(MODEL)
-    for probe, result in zip(probes, read(engine, probes, vllm_forced.read_places), strict=True):
-        assert result["closing_log_prob"] == pytest.approx(directly(probe)[1], abs=1e-9)
+    check(MODEL, TRACE, probes, read(engine, probes, vllm_forced.read_places))
     assert len(engine.requests) == (num_lists + 1) // 2
 
 
@@ -190,8 +177,7 @@ def test_closing_tokens_beyond_one_request_give_a_lower_bound(num_closing):
     assert len(engine.requests) == 2
     kept = list(closing[:MAX_TOKEN_IDS])
     assert result["closing_log_prob"] == pytest.approx(model.any_of([*TRACE[:3], 5], kept), abs=1e-12)
-    (result,) = read(FakeVLLM(model), [probe], vllm_forced.read_places)
-    assert result["closing_log_prob"] == pytest.approx(model.any_of([*TRACE[:3], 5], list(closing)), abs=1e-9)
+    check(model, TRACE, [probe], read(FakeVLLM(model), [probe], vllm_forced.read_places))
 
 
 def test_closing_tokens_of_several_probes_at_a_place_share_its_room():
@@ -211,10 +197,7 @@ def test_closing_tokens_of_several_probes_at_a_place_share_its_room():
 @both_ways
 def test_a_probe_may_have_no_tokens_or_no_closings(way):
     probes = [{"position": 5, "token_ids": [], "closing_token_ids": CLOSING}, {"position": 5, "token_ids": [4]}]
-    first, second = read(FakeVLLM(MODEL), probes, way)
-    assert first["token_log_probs"] == [] and second["closing_log_prob"] is None
-    assert first["closing_log_prob"] == pytest.approx(MODEL.any_of(TRACE[:5], list(CLOSING)), abs=1e-9)
-    assert second["token_log_probs"] == pytest.approx(MODEL.sequence(TRACE[:5], [4]), abs=1e-9)
+    check(MODEL, TRACE, probes, read(FakeVLLM(MODEL), probes, way))
     assert read(FakeVLLM(MODEL), [], way) == []
 
 
@@ -273,27 +256,6 @@ def test_no_output_at_all_is_an_error():
         completion_of(None, 1)
 
 
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"position": 0}, r"read_probes\[0\].position must be in \[1, 12\], got 0"),
-        ({"position": 13}, "got 13"),
-        ({"scored_from": 4}, r"scored_from must be in \[0, 3\], got 4"),
-        ({"answer": 1}, "must have position, token_ids"),
-        ({"token_ids": [1] * 96}, "a probe has 100 tokens with its prefix, max_model_len=100 leaves no room"),
-    ],
-)
-def test_a_bad_probe_is_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        read(FakeVLLM(MODEL), [PROBES[0] | changes], max_model_len=100)
-
-
-@pytest.mark.parametrize("params", [{"temperature": 0.0}, {"temperature": -1.0}, {"top_p": 0.9}])
-def test_bad_parameters_are_refused(params):
-    with pytest.raises(ValueError, match="temperature"):
-        parse_request({"read_probes": [], **params}, 12, 100, 12)
-
-
 @pytest.mark.parametrize("changes", [{"token_ids": [12]}, {"closing_token_ids": [-1]}])
 def test_tokens_that_the_model_has_not_are_refused(changes):
     probe = {"position": 3, "token_ids": [11], "closing_token_ids": [0]}
@@ -305,3 +267,5 @@ def test_tokens_that_the_model_has_not_are_refused(changes):
 def test_the_longest_probe_leaves_room_for_one_token():
     probe = PROBES[0] | {"token_ids": (1,) * 95}
     assert len(read(FakeVLLM(MODEL), [probe], max_model_len=100)) == 1
+    with pytest.raises(ValueError, match="a probe has 100 tokens with its prefix, max_model_len=100 leaves no room"):
+        read(FakeVLLM(MODEL), [probe | {"token_ids": (1,) * 96}], max_model_len=100)
