@@ -114,7 +114,7 @@ class _ProgramJudge:
         if options.sandbox_fusion_url is None:
             self._judge = functools.partial(judge, settings=options.judge_settings())
         else:
-            self._judge = functools.partial(judge_by_service, settings=options.fusion_settings())
+            self._judge = functools.partial(judge_by_service, **options.fusion_settings())
 
     def tests_used(self, tests: CodeTests) -> CodeTests:
         return tests.first(self.options.max_tests)

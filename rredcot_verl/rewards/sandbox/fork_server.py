@@ -77,7 +77,7 @@ class Layering:
             self._try("interpreter", lambda: self._can_read_interpreter(uid))
             if "interpreter" in self.missing:
                 raise RuntimeError(f"user {uid} cannot read the interpreter: {self.missing['interpreter']}")
-        return cell.Layers(private, private, filtered, ruleset, uid, self._threads_counted(private, uid))
+        return cell.Layers(private, filtered, ruleset, uid, self._threads_counted(private, uid))
 
     def _threads_counted(self, private: bool, uid: int | None) -> Literal["cell", "user", "unknown"]:
         if uid is not None:
@@ -116,9 +116,7 @@ class Layering:
         if not seccomp.supported():
             raise RuntimeError(f"no table of system calls for {kernel.MACHINE}")
         kernel.set_no_new_privileges()
-        seccomp.install(
-            seccomp.build_filter(own_pid=os.getpid(), may_fork=False, private_files=False, private_processes=False)
-        )
+        seccomp.install(seccomp.build_filter(own_pid=os.getpid(), may_fork=False, private=False))
         try:
             socket.socket()
         except PermissionError:
@@ -182,7 +180,7 @@ def _serve(control: socket.socket, layers: cell.Layers) -> None:
                 finally:
                     os._exit(1)
         except OSError as error:
-            os.write(files[cell.STATUS], json.dumps({"error": f"fork: {error}"}).encode())
+            cell.tell_status(files, {"error": f"fork: {error}"})
         for file in files:
             os.close(file)
 
@@ -209,10 +207,10 @@ def main() -> None:
         control.send(json.dumps({"refused": str(error), "missing": layering.missing}).encode())
         return
     control.send(json.dumps({"refused": None, "missing": layering.missing}).encode())
-    if layers.seccomp and layers.private_processes:
+    if layers.seccomp and layers.private:
         # A program is then number 1 of its namespace: one filter, which every cell inherits.
         for may_fork in (False, True):
-            seccomp.build_filter(own_pid=1, may_fork=may_fork, private_files=True, private_processes=True)
+            seccomp.build_filter(own_pid=1, may_fork=may_fork, private=True)
     # Keepers are nobody's to wait for.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     gc.collect()

@@ -104,14 +104,14 @@ def supported() -> bool:
 
 
 @functools.lru_cache
-def build_filter(*, own_pid: int, may_fork: bool, private_files: bool, private_processes: bool) -> bytes:
+def build_filter(*, own_pid: int, may_fork: bool, private: bool) -> bytes:
     """The filter's instructions.
 
     Args:
         own_pid: The program's process id, as it sees it: the one process it may signal.
         may_fork: Whether it may start processes. Threads are always allowed.
-        private_files: Whether it has a file system of its own; if not, nothing may be opened for writing.
-        private_processes: Whether it has a process namespace of its own; if not, it may signal only itself.
+        private: Whether it has a file system and a process namespace of its own; if not, nothing may be opened for
+            writing, and it may signal only itself.
     """
     code = _Filter(kernel.MACHINE)
     for name in _NEVER:
@@ -130,10 +130,9 @@ def build_filter(*, own_pid: int, may_fork: bool, private_files: bool, private_p
     code.refuse_unless("prlimit64", 0, [0, own_pid])
     code.refuse_values("fcntl", 1, [_F_SETOWN, _F_SETSIG, _F_SETOWN_EX])
     code.refuse_values("ioctl", 1, [_FIOSETOWN, _SIOCSPGRP])
-    if not private_processes:
+    if not private:
         code.refuse_unless("kill", 0, [own_pid])
         code.refuse_unless("tgkill", 0, [own_pid])
-    if not private_files:
         for name in _CHANGES_FILES:
             code.refuse(name, errno.EACCES)
         code.refuse_bits("open", 1, _WRITING_FLAGS, errno.EACCES)
