@@ -179,21 +179,14 @@ class RolloutServer:
         self._rejecting = False
         self._admitting.set()
 
-    async def clear_kv_cache(self) -> None:
-        """Does nothing: no cache outlives a request."""
-
     async def release_kv_cache(self) -> None:
         """Waits for the work in flight; there is no cache to release."""
         await self.wait_for_requests_to_drain()
 
-    async def resume_kv_cache(self) -> None:
-        """Does nothing: there is no cache to restore."""
+    async def clear_kv_cache(self, **kwargs: Any) -> None:
+        """Does nothing: no cache outlives a request, and there is no device profiler."""
 
-    async def start_profile(self, **kwargs: Any) -> None:
-        """Does nothing: there is no device profiler."""
-
-    async def stop_profile(self) -> None:
-        """Does nothing: there is no device profiler."""
+    resume_kv_cache = start_profile = stop_profile = clear_kv_cache
 
     async def _generate(self, prompt_ids: list[int], params: SamplingParams) -> TokenOutput:
         # With a repetition penalty the padding token would count as repeated: such prompts must need no padding.

@@ -20,8 +20,30 @@ def check(config: DictConfig) -> None:
         ValueError: vLLM would give log-probabilities of another distribution than the one sampled from, or none.
     """
     rollout = config.actor_rollout_ref.rollout
-    _check_features(rollout)
-    _check_distribution(rollout)
+    for key in ("full_determinism", "disaggregation.enabled"):
+        if OmegaConf.select(rollout, key):
+            raise ValueError(
+                f"{_ROLLOUT}.{key}=True: probes need requests of their own on the server that holds the trace's "
+                "prefix; RREDCoT does not support it"
+            )
+    mtp = OmegaConf.select(rollout, "mtp.enable") and OmegaConf.select(rollout, "mtp.enable_rollout")
+    if mtp or _engine_value(rollout, "speculative_config", None):
+        raise ValueError(
+            f"{_ROLLOUT}: vLLM gives no log-probabilities of chosen tokens (logprob_token_ids) while it decodes "
+            "speculatively; switch mtp.enable_rollout and engine_kwargs.vllm.speculative_config off"
+        )
+    mode = _engine_value(rollout, "logprobs_mode", "processed_logprobs")
+    if rollout.temperature <= 0:
+        raise ValueError(f"{_ROLLOUT}.temperature={rollout.temperature}: probes need a positive temperature")
+    if mode == "raw_logprobs" and rollout.temperature != 1.0:
+        raise ValueError(
+            f"{_ROLLOUT}.logprobs_mode=raw_logprobs reads probes at temperature 1, but "
+            f"{_ROLLOUT}.temperature={rollout.temperature}; use logprobs_mode=processed_logprobs, verl's default"
+        )
+    if mode not in ("processed_logprobs", "raw_logprobs"):
+        raise ValueError(
+            f"{_ROLLOUT}.logprobs_mode={mode} gives no log-probabilities; use processed_logprobs, verl's default"
+        )
 
 
 def warn(config: DictConfig) -> None:
@@ -35,36 +57,6 @@ def warn(config: DictConfig) -> None:
             "computes the trace once more; see rredcot's recomputed tokens",
             _ROLLOUT,
             rollout.data_parallel_size,
-        )
-
-
-def _check_features(rollout: DictConfig) -> None:
-    for key in ("full_determinism", "disaggregation.enabled"):
-        if OmegaConf.select(rollout, key):
-            raise ValueError(
-                f"{_ROLLOUT}.{key}=True: probes need requests of their own on the server that holds the trace's "
-                "prefix; RREDCoT does not support it"
-            )
-    mtp = OmegaConf.select(rollout, "mtp.enable") and OmegaConf.select(rollout, "mtp.enable_rollout")
-    if mtp or _engine_value(rollout, "speculative_config", None):
-        raise ValueError(
-            f"{_ROLLOUT}: vLLM gives no log-probabilities of chosen tokens (logprob_token_ids) while it decodes "
-            "speculatively; switch mtp.enable_rollout and engine_kwargs.vllm.speculative_config off"
-        )
-
-
-def _check_distribution(rollout: DictConfig) -> None:
-    mode = _engine_value(rollout, "logprobs_mode", "processed_logprobs")
-    if rollout.temperature <= 0:
-        raise ValueError(f"{_ROLLOUT}.temperature={rollout.temperature}: probes need a positive temperature")
-    if mode == "raw_logprobs" and rollout.temperature != 1.0:
-        raise ValueError(
-            f"{_ROLLOUT}.logprobs_mode=raw_logprobs reads probes at temperature 1, but "
-            f"{_ROLLOUT}.temperature={rollout.temperature}; use logprobs_mode=processed_logprobs, verl's default"
-        )
-    if mode not in ("processed_logprobs", "raw_logprobs"):
-        raise ValueError(
-            f"{_ROLLOUT}.logprobs_mode={mode} gives no log-probabilities; use processed_logprobs, verl's default"
         )
 
 

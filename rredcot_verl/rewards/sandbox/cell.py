@@ -9,7 +9,6 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
@@ -190,6 +189,8 @@ def _run(mode: str, payload: dict[str, Any], extra: list[int]) -> int:
     sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # type: ignore[misc]
     if mode == "main":
         return program.run_main(payload["source"])
-    served: Callable[..., None] = program.serve if mode == "serve" else checker.check
-    served(payload["source"] if mode == "serve" else payload, *extra)
+    if mode == "serve":
+        program.serve(payload["source"], *extra)
+    else:
+        checker.check(payload, *extra)
     return 0

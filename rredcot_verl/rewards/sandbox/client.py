@@ -169,6 +169,7 @@ class Server:
     """The bare Python that forks cells. One a process and configuration: see `get_server`.
 
     Attributes:
+        pid: Its process id.
         missing: Layers that could not be had, and why.
     """
 
@@ -198,6 +199,7 @@ class Server:
                 raise SandboxError(f"python={config.python!r} cannot be started: {error}") from error
             if_it_fails.pop_all()
         self._control = ours
+        self.pid = self._process.pid
         with open(complaints, "rb") as complaint_file:
             self.missing = self._read_hello(complaint_file.fileno())
         self._report_missing()
@@ -229,11 +231,6 @@ class Server:
         if missing:
             told = "; ".join(f"{layer}: {why}" for layer, why in missing.items())
             logger.warning("The sandbox for untrusted programs runs without some of its layers. %s", told)
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
 
     @property
     def alive(self) -> bool:

@@ -66,15 +66,6 @@ class JudgeSettings:
     limits: Limits = field(default_factory=Limits)
     total_time_limit_s: float = 60.0
 
-    def for_problem(self, tests: CodeTests) -> "JudgeSettings":
-        """With the problem's own limits, where it has them."""
-        limits = replace(
-            self.limits,
-            time_limit_s=tests.time_limit_s or self.limits.time_limit_s,
-            memory_mb=tests.memory_limit_mb or self.limits.memory_mb,
-        )
-        return replace(self, limits=limits)
-
 
 def judge(program: str, tests: CodeTests, settings: JudgeSettings) -> Verdict:
     """Run a program's tests. Blocks.
@@ -83,24 +74,15 @@ def judge(program: str, tests: CodeTests, settings: JudgeSettings) -> Verdict:
         SandboxError: Programs cannot be run safely here, or the sandbox itself failed.
     """
     try:
-        return _judge_once(program, tests, settings)
+        return _Session(program, tests, settings).run()
     except (SandboxError, OSError) as error:
         # Once more: a process or file the kernel had no room for is no reason to stop a training run.
         logger.warning("A program is judged again: %s", error)
     time.sleep(_RETRY_PAUSE_S)
     try:
-        return _judge_once(program, tests, settings)
+        return _Session(program, tests, settings).run()
     except OSError as error:
         raise SandboxError(f"the sandbox could not run a program: {error}") from error
-
-
-def _judge_once(program: str, tests: CodeTests, settings: JudgeSettings) -> Verdict:
-    session = _Session(program, tests, settings.for_problem(tests))
-    if tests.kind == "stdin":
-        session.run_stdin_tests()
-    else:
-        session.run_call_tests()
-    return session.verdict()
 
 
 class _Session:
@@ -109,7 +91,12 @@ class _Session:
     def __init__(self, program: str, tests: CodeTests, settings: JudgeSettings) -> None:
         self.program = program
         self.tests = tests
-        self.limits = settings.limits
+        # The problem's own limits, where it has them.
+        self.limits = replace(
+            settings.limits,
+            time_limit_s=tests.time_limit_s or settings.limits.time_limit_s,
+            memory_mb=tests.memory_limit_mb or settings.limits.memory_mb,
+        )
         self.server = get_server(settings.sandbox)
         self.deadline = time.monotonic() + settings.total_time_limit_s
         self.timeouts_left = _MAX_TIMEOUTS
@@ -117,7 +104,11 @@ class _Session:
         self.passed = [False] * tests.num_tests
         self.detail = ""
 
-    def verdict(self) -> Verdict:
+    def run(self) -> Verdict:
+        if self.tests.kind == "stdin":
+            self.run_stdin_tests()
+        else:
+            self.run_call_tests()
         return Verdict(sum(self.passed), len(self.passed), self.timed_out, self.detail, tuple(self.passed))
 
     def fail(self, number: int, why: str, timed_out: bool = False) -> None:

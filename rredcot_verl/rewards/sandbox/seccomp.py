@@ -8,7 +8,8 @@ import struct
 from rredcot_verl.rewards.sandbox import kernel
 from rredcot_verl.rewards.sandbox.syscall_numbers import numbers_of
 
-_AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+# Machines there is a table for, and the kernel's number of each.
+MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # x86_64 numbers from here on belong to the x32 interface, which would go around the filter.
 _X32_BIT = 0x40000000
 
@@ -64,7 +65,7 @@ class _Filter:
         self.numbers = numbers_of(machine)
         self.code = [
             _instruction(_LOAD, _ARCH_OFFSET),
-            _instruction(_JUMP_EQUAL, _AUDIT_ARCH[machine], 1, 0),
+            _instruction(_JUMP_EQUAL, MACHINES[machine], 1, 0),
             _instruction(_RETURN, _KILL),
             _instruction(_LOAD, _NR_OFFSET),
         ]
@@ -96,11 +97,6 @@ class _Filter:
 
     def finish(self) -> bytes:
         return b"".join([*self.code, _instruction(_RETURN, _ALLOW)])
-
-
-def supported() -> bool:
-    """Whether there is a table for this machine."""
-    return bool(numbers_of(kernel.MACHINE))
 
 
 @functools.lru_cache
