@@ -1,11 +1,11 @@
-"""The rollout server's model: loading, the three kinds of work it does, and in-place weight updates."""
+"""The rollout server's model: the three kinds of work it does, and in-place weight updates."""
 
 import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from rredcot_verl.cpu.generation import GeneratedSequence, generate_batch, temperature_scaled_log_probs
 from rredcot_verl.cpu.probing import prompt_log_probs, read_probes
@@ -30,14 +30,6 @@ class RolloutModel:
         self.abort = threading.Event()
         self._max_batch_tokens = max_batch_tokens
         self._updated: set[int] = set()
-
-    @classmethod
-    def load(
-        cls, path: str, config: PretrainedConfig, eos_token_ids: Sequence[int], max_batch_tokens: int, **kwargs: Any
-    ) -> "RolloutModel":
-        """Loads the model in float32 from a local folder."""
-        model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=torch.float32, **kwargs)
-        return cls(model, eos_token_ids, max_batch_tokens)
 
     def generate(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> list[GeneratedSequence]:
         """Samples one continuation of each prompt; see `generate_batch`."""

@@ -9,6 +9,7 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch.distributed.device_mesh import DeviceMesh
+from transformers import AutoModelForCausalLM
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.device import get_device_name
 from verl.workers.config import HFModelConfig, RolloutConfig
@@ -85,14 +86,14 @@ class CPURolloutServer(RolloutServer):
         check_cpu_run(config)
         model_config = omega_conf_to_dataclass(model_config)
         torch.manual_seed(config.seed + replica_rank)
-        model = RolloutModel.load(
+        model = AutoModelForCausalLM.from_pretrained(
             model_config.local_path,
-            model_config.hf_config,
-            _eos_token_ids(model_config),
-            config.max_num_batched_tokens,
+            config=model_config.hf_config,
+            dtype=torch.float32,
             trust_remote_code=model_config.trust_remote_code,
         )
-        super().__init__(model, _server_limits(config, model_config))
+        rollout_model = RolloutModel(model, _eos_token_ids(model_config), config.max_num_batched_tokens)
+        super().__init__(rollout_model, _server_limits(config, model_config))
 
     async def ready(self) -> bool:
         """Answers once the model is loaded."""

@@ -1,5 +1,6 @@
 """Running programs on a Sandbox Fusion service, through verl's own client."""
 
+import functools
 import json
 import math
 import secrets
@@ -102,7 +103,9 @@ def judge_by_service(
         script, inputs = program, list(tests.inputs)
     else:
         script = _loader() + _CHECKER_SIDE
-        inputs = [json.dumps(_call_input(program, test, tests, word)) for test in tests.tests]
+        shared: dict[str, Any] = {"program_side": _loader() + _PROGRAM_SIDE, "program": program, "word": word}
+        shared |= {"entry_point": tests.entry_point, "setup": tests.setup}
+        inputs = [json.dumps({**shared, "test": test}) for test in tests.tests]
     # An output of None: verl's client only runs; what was written is compared here, by one rule for both sandboxes.
     _, metadata = check_correctness(
         sandbox_fusion_url=url,
@@ -140,18 +143,8 @@ def _call_failure(run: dict[str, Any], word: str) -> str | None:
     return f"{run['status']}: {(run['stderr'] or '').strip()[-200:]}"
 
 
+@functools.lru_cache
 def _loader() -> str:
     folder = files("rredcot_verl.rewards.sandbox")
     sources = {name: folder.joinpath(f"{name}.py").read_text(encoding="utf-8") for name in _EMBEDDED}
     return _LOADER.format(sources=json.dumps(sources))
-
-
-def _call_input(program: str, test: str, tests: CodeTests, word: str) -> dict[str, Any]:
-    return {
-        "program_side": _loader() + _PROGRAM_SIDE,
-        "program": program,
-        "entry_point": tests.entry_point,
-        "setup": tests.setup,
-        "test": test,
-        "word": word,
-    }
