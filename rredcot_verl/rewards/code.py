@@ -112,7 +112,7 @@ class _ProgramJudge:
         self.options = options
         self._threads = ThreadPoolExecutor(options.concurrency(), thread_name_prefix="program-judge")
         if options.sandbox_fusion_url is None:
-            self._judge = functools.partial(judge, settings=options.judge_settings())
+            self._judge = functools.partial(judge, **options.judge_settings())
         else:
             self._judge = functools.partial(judge_by_service, **options.fusion_settings())
 

@@ -249,7 +249,7 @@ def test_the_event_loop_goes_on_while_programs_run():
 def test_no_more_programs_at_one_time_than_asked_for(tmp_path, monkeypatch):
     running, most = 0, 0
 
-    def slow_judge(program, tests, settings):
+    def slow_judge(program, tests, **settings):
         nonlocal running, most
         running += 1
         most = max(most, running)

@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rredcot_verl.rewards.code_tests import CodeTests
@@ -33,6 +33,9 @@ _MAX_TIMEOUTS = 3
 _RETRY_PAUSE_S = 0.2
 
 
+_DEFAULT_SANDBOX, _DEFAULT_LIMITS = SandboxConfig(), Limits()
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What a program's tests say.
@@ -52,35 +55,33 @@ class Verdict:
     passed: tuple[bool, ...] = ()
 
 
-@dataclass(frozen=True)
-class JudgeSettings:
-    """How programs are judged.
-
-    Attributes:
-        sandbox: What they run with.
-        limits: Limits of a test; a problem's own limits replace time and memory.
-        total_time_limit_s: Seconds for all tests of a program together.
-    """
-
-    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
-    limits: Limits = field(default_factory=Limits)
-    total_time_limit_s: float = 60.0
-
-
-def judge(program: str, tests: CodeTests, settings: JudgeSettings) -> Verdict:
+def judge(
+    program: str,
+    tests: CodeTests,
+    sandbox: SandboxConfig = _DEFAULT_SANDBOX,
+    limits: Limits = _DEFAULT_LIMITS,
+    total_time_limit_s: float = 60.0,
+) -> Verdict:
     """Run a program's tests. Blocks.
+
+    Args:
+        program: Python source. It is not trusted.
+        tests: Its tests.
+        sandbox: What it runs with.
+        limits: Limits of a test; a problem's own limits replace time and memory.
+        total_time_limit_s: Seconds for all tests together.
 
     Raises:
         SandboxError: Programs cannot be run safely here, or the sandbox itself failed.
     """
     try:
-        return _Session(program, tests, settings).run()
+        return _Session(program, tests, sandbox, limits, total_time_limit_s).run()
     except (SandboxError, OSError) as error:
         # Once more: a process or file the kernel had no room for is no reason to stop a training run.
         logger.warning("A program is judged again: %s", error)
     time.sleep(_RETRY_PAUSE_S)
     try:
-        return _Session(program, tests, settings).run()
+        return _Session(program, tests, sandbox, limits, total_time_limit_s).run()
     except OSError as error:
         raise SandboxError(f"the sandbox could not run a program: {error}") from error
 
@@ -88,17 +89,19 @@ def judge(program: str, tests: CodeTests, settings: JudgeSettings) -> Verdict:
 class _Session:
     """The tests of one program."""
 
-    def __init__(self, program: str, tests: CodeTests, settings: JudgeSettings) -> None:
+    def __init__(
+        self, program: str, tests: CodeTests, sandbox: SandboxConfig, limits: Limits, total_time_limit_s: float
+    ) -> None:
         self.program = program
         self.tests = tests
         # The problem's own limits, where it has them.
         self.limits = replace(
-            settings.limits,
-            time_limit_s=tests.time_limit_s or settings.limits.time_limit_s,
-            memory_mb=tests.memory_limit_mb or settings.limits.memory_mb,
+            limits,
+            time_limit_s=tests.time_limit_s or limits.time_limit_s,
+            memory_mb=tests.memory_limit_mb or limits.memory_mb,
         )
-        self.server = get_server(settings.sandbox)
-        self.deadline = time.monotonic() + settings.total_time_limit_s
+        self.server = get_server(sandbox)
+        self.deadline = time.monotonic() + total_time_limit_s
         self.timeouts_left = _MAX_TIMEOUTS
         self.timed_out = False
         self.passed = [False] * tests.num_tests
