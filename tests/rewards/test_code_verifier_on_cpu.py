@@ -277,7 +277,7 @@ def _human_eval() -> list[dict]:
         return [json.loads(line) for line in file]
 
 
-@pytest.mark.parametrize(("body", "passes"), [(None, True), ("    return None\n", False), ("    pass\n", False)])
+@pytest.mark.parametrize(("body", "passes"), [(None, True), ("    return None\n", False)])
 def test_human_eval(body, passes):
     async def judged() -> list:
         runs = []
