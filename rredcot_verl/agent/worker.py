@@ -17,7 +17,7 @@ from rredcot_verl.passes.protocol import NOTHING
 from rredcot_verl.probes.elicitation import Elicitation
 from rredcot_verl.probes.vocabulary import Vocabulary
 from rredcot_verl.run.settings import max_sequence_length, parse_block, run_source
-from rredcot_verl.servers.client import ScoringTimeout
+from rredcot_verl.servers.client import ProbingTimeout
 from rredcot_verl.sources.group import Group
 from rredcot_verl.sources.record import KEY, Plan, Record, Status
 from rredcot_verl.sources.response import AgentTools, Response
@@ -110,7 +110,7 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
             group = self._groups[kwargs["uid"]]
             await group.arrive(kwargs["session_id"], response.as_member())
             return await self._recorder.record(response, group)
-        except ScoringTimeout as error:
+        except ProbingTimeout as error:
             return _failed(str(error))
         except Exception as error:  # noqa: BLE001 - not swallowed: the trainer raises it
             logger.exception("rredcot: the self-values of a response could not be computed")

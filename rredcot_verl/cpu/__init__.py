@@ -9,11 +9,11 @@ ROLLOUT_NAME = "rredcot_cpu"
 `actor_rollout_ref.rollout.checkpoint_engine.backend` for servers with processes of their own."""
 
 HOOKS: dict[str, str] = {
-    "verl.plugin.platform.platform_manager": "rredcot_verl.cpu.registration:register_platform",
-    "verl.workers.engine.fsdp.transformer_impl": "rredcot_verl.cpu.registration:register_engine",
-    "verl.workers.rollout.replica": "rredcot_verl.cpu.registration:register_replica",
-    "verl.workers.rollout.base": "rredcot_verl.cpu.registration:register_adapter",
-    "verl.checkpoint_engine.base": "rredcot_verl.cpu.registration:register_checkpoint_engine",
-    "verl.trainer.ppo.v1": "rredcot_verl.cpu.registration:register_trainer",
+    "verl.plugin.platform.platform_manager": "rredcot_verl.cpu.hooks:register_platform",
+    "verl.workers.engine.fsdp.transformer_impl": "rredcot_verl.cpu.hooks:register_engine",
+    "verl.workers.rollout.replica": "rredcot_verl.cpu.hooks:register_replica",
+    "verl.workers.rollout.base": "rredcot_verl.cpu.hooks:register_adapter",
+    "verl.checkpoint_engine.base": "rredcot_verl.cpu.hooks:register_checkpoint_engine",
+    "verl.trainer.ppo.v1": "rredcot_verl.cpu.hooks:register_trainer",
 }
 """verl module -> `module:function` to call with that module once verl has imported it."""

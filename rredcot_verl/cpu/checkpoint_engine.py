@@ -9,7 +9,8 @@ import ray
 import torch
 import zmq
 from verl.checkpoint_engine.base import CheckpointEngine
-from verl.workers.rollout.utils import ensure_async_iterator
+
+from rredcot_verl.cpu.weight_buckets import Bucket, in_buckets
 
 # A rollout server that died must not leave the trainer waiting for ever, nor the other way round.
 _TIMEOUT_MS = 600_000
@@ -81,17 +82,8 @@ class CPUCheckpointEngine(CheckpointEngine):
         Returns:
             No metrics.
         """
-        bucket: list[tuple[str, torch.Tensor]] = []
-        num_bytes = 0
-        async for name, tensor in ensure_async_iterator(weights):
-            if not self._sending:
-                continue
-            bucket.append((name, tensor.detach().contiguous()))
-            num_bytes += tensor.nbytes
-            if num_bytes >= self._bucket_size:
-                await self._send(bucket)
-                bucket, num_bytes = [], 0
-        if bucket:
+        # Who does not send keeps nothing.
+        async for bucket in in_buckets(weights, self._bucket_size if self._sending else 0):
             await self._send(bucket)
         # An empty bucket is the end.
         await self._send([])
@@ -110,9 +102,11 @@ class CPUCheckpointEngine(CheckpointEngine):
                 data = torch.frombuffer(bytearray(buffer.buffer), dtype=getattr(torch, dtype))
                 yield name, data.view(shape)
 
-    async def _send(self, bucket: list[tuple[str, torch.Tensor]]) -> None:
+    async def _send(self, bucket: Bucket) -> None:
+        if not self._sending:
+            return
         header = [(name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)) for name, tensor in bucket]
-        buffers = [tensor.view(-1).view(torch.uint8).numpy() for _, tensor in bucket]
+        buffers = [tensor.contiguous().view(-1).view(torch.uint8).numpy() for _, tensor in bucket]
         parts = [json.dumps(header).encode(), *buffers]
         await asyncio.gather(*(asyncio.to_thread(socket.send_multipart, parts) for socket in self._sending))
 

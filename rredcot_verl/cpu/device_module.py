@@ -9,46 +9,21 @@ from typing import Any
 
 import psutil
 import torch
-from torch.random import get_rng_state, manual_seed, set_rng_state
 
-__all__ = [
-    "empty_cache",
-    "get_device_name",
-    "get_rng_state",
-    "ipc_collect",
-    "manual_seed",
-    "manual_seed_all",
-    "max_memory_allocated",
-    "max_memory_reserved",
-    "mem_get_info",
-    "memory_allocated",
-    "memory_reserved",
-    "reset_peak_memory_stats",
-    "set_per_process_memory_fraction",
-    "set_rng_state",
-]
-
-manual_seed_all = manual_seed
+get_rng_state = torch.get_rng_state
+set_rng_state = torch.set_rng_state
+manual_seed = manual_seed_all = torch.manual_seed
 
 
 def __getattr__(name: str) -> Any:
     return getattr(torch.cpu, name)
 
 
-def empty_cache() -> None:
-    """Does nothing: the host allocator keeps no device cache."""
+def empty_cache(*arguments: Any, **named: Any) -> None:
+    """Does nothing: there is no device memory to free, share, record or partition."""
 
 
-def ipc_collect() -> None:
-    """Does nothing: no device memory is shared between processes."""
-
-
-def reset_peak_memory_stats(device: Any = None) -> None:
-    """Does nothing: no peak is recorded."""
-
-
-def set_per_process_memory_fraction(fraction: float, device: Any = None) -> None:
-    """Does nothing: host memory is not partitioned."""
+ipc_collect = reset_peak_memory_stats = set_per_process_memory_fraction = empty_cache
 
 
 def memory_allocated(device: Any = None) -> int:
@@ -56,19 +31,7 @@ def memory_allocated(device: Any = None) -> int:
     return 0
 
 
-def memory_reserved(device: Any = None) -> int:
-    """Returns 0 bytes."""
-    return 0
-
-
-def max_memory_allocated(device: Any = None) -> int:
-    """Returns 0 bytes."""
-    return 0
-
-
-def max_memory_reserved(device: Any = None) -> int:
-    """Returns 0 bytes."""
-    return 0
+memory_reserved = max_memory_allocated = max_memory_reserved = memory_allocated
 
 
 def mem_get_info(device: Any = None) -> tuple[int, int]:

@@ -49,26 +49,16 @@ class PlatformCPU(PlatformBase):
         """Returns 1."""
         return torch.cpu.device_count()
 
-    def set_device(self, device_index: int) -> None:
-        """Does nothing: there is one device."""
+    def _nothing(self, *arguments: Any) -> None:
+        """Does nothing: there is one device, synchronous, without memory of its own, allocator or profiler."""
 
-    def synchronize(self, device_index: int | None = None) -> None:
-        """Does nothing: CPU work is synchronous."""
+    set_device = synchronize = set_allocator_settings = empty_cache = profiler_start = profiler_stop = _nothing
 
     def manual_seed(self, seed: int) -> None:
         """Seeds torch's CPU generator."""
         device_module.manual_seed(seed)
 
-    def manual_seed_all(self, seed: int) -> None:
-        """Seeds torch's CPU generator."""
-        device_module.manual_seed_all(seed)
-
-    def set_allocator_settings(self, settings: str) -> None:
-        """Does nothing: the settings are those of the CUDA allocator."""
-
-    def empty_cache(self) -> None:
-        """Does nothing."""
-        device_module.empty_cache()
+    manual_seed_all = manual_seed
 
     def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
         """Returns `(None, None)`: CPUs have no compute capability."""
@@ -86,12 +76,6 @@ class PlatformCPU(PlatformBase):
     def nvtx_range(self, msg: str) -> Iterator[None]:
         """Does nothing: there is no device profiler."""
         yield
-
-    def profiler_start(self) -> None:
-        """Does nothing."""
-
-    def profiler_stop(self) -> None:
-        """Does nothing."""
 
     def ray_resource_name(self) -> str:
         """Returns `"GPU"`: verl's resource check counts GPU and NPU only."""

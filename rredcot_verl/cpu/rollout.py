@@ -1,6 +1,5 @@
 """What verl starts and talks to: the replica (in the trainer), its server actor, and the adapter (in each worker)."""
 
-import logging
 import os
 import sys
 from collections.abc import AsyncIterable, Iterable
@@ -10,18 +9,17 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch.distributed.device_mesh import DeviceMesh
+from transformers import AutoModelForCausalLM
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.device import get_device_name
 from verl.workers.config import HFModelConfig, RolloutConfig
 from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica
-from verl.workers.rollout.utils import ensure_async_iterator
 
 from rredcot_verl.cpu import ROLLOUT_NAME
-from rredcot_verl.cpu.model import RolloutModel
-from rredcot_verl.cpu.server import RolloutServer, ServerLimits
-
-logger = logging.getLogger(__name__)
+from rredcot_verl.cpu.language_model import RolloutModel
+from rredcot_verl.cpu.rollout_server import RolloutServer, ServerLimits
+from rredcot_verl.cpu.weight_buckets import in_buckets
 
 
 def check_cpu_run(config: RolloutConfig) -> None:
@@ -37,8 +35,7 @@ def check_cpu_run(config: RolloutConfig) -> None:
             f"rollout.name={ROLLOUT_NAME} runs on CPU only, but verl's device is {device_name!r}. A CPU run is an "
             "explicit choice: set VERL_PLATFORM=cpu in the environment and trainer.device=cpu in the configuration"
         )
-    must_be_one = ("tensor_model_parallel_size", "data_parallel_size", "pipeline_model_parallel_size")
-    for name in must_be_one:
+    for name in ("tensor_model_parallel_size", "data_parallel_size", "pipeline_model_parallel_size"):
         if config.get(name, 1) != 1:
             raise ValueError(f"rollout.name={ROLLOUT_NAME} needs rollout.{name}=1, got {config.get(name)}")
     for name in ("full_determinism", "enable_rollout_routing_replay", "quantization"):
@@ -89,14 +86,14 @@ class CPURolloutServer(RolloutServer):
         check_cpu_run(config)
         model_config = omega_conf_to_dataclass(model_config)
         torch.manual_seed(config.seed + replica_rank)
-        model = RolloutModel.load(
+        model = AutoModelForCausalLM.from_pretrained(
             model_config.local_path,
-            model_config.hf_config,
-            _eos_token_ids(model_config),
-            config.max_num_batched_tokens,
+            config=model_config.hf_config,
+            dtype=torch.float32,
             trust_remote_code=model_config.trust_remote_code,
         )
-        super().__init__(model, _server_limits(config, model_config))
+        rollout_model = RolloutModel(model, _eos_token_ids(model_config), config.max_num_batched_tokens)
+        super().__init__(rollout_model, _server_limits(config, model_config))
 
     async def ready(self) -> bool:
         """Answers once the model is loaded."""
@@ -200,14 +197,6 @@ class CPUServerAdapter(BaseRollout):
         if peft_config is not None:
             raise ValueError(f"rollout.name={ROLLOUT_NAME} cannot load LoRA adapters; set model.lora.merge=true")
         bucket_bytes = self.config.checkpoint_engine.update_weights_bucket_megabytes << 20
-        bucket: list[tuple[str, torch.Tensor]] = []
-        num_bytes = 0
-        async for name, tensor in ensure_async_iterator(weights):
-            bucket.append((name, tensor.detach()))
-            num_bytes += tensor.nbytes
-            if num_bytes >= bucket_bytes:
-                await self.server.load_weights.remote(bucket)
-                bucket, num_bytes = [], 0
-        if bucket:
+        async for bucket in in_buckets(weights, bucket_bytes):
             await self.server.load_weights.remote(bucket)
         await self.server.finish_weight_update.remote(global_steps)

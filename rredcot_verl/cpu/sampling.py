@@ -1,7 +1,7 @@
 """Sampling parameters of the CPU rollout server: what it understands, and a clear refusal of the rest."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from transformers import (
@@ -21,18 +21,6 @@ _ONLY_NEUTRAL = {
     "n": (1,),
     "presence_penalty": (0, None),
     "stop": (None, [], ()),
-}
-_UNDERSTOOD = {
-    "ignore_eos",
-    "logprobs",
-    "max_new_tokens",
-    "max_tokens",
-    "repetition_penalty",
-    "seed",
-    "stop_token_ids",
-    "temperature",
-    "top_k",
-    "top_p",
 }
 
 
@@ -115,7 +103,7 @@ def parse_sampling_params(
             raise ValueError(
                 f"the CPU rollout server does not support sampling parameter {name}={sampling_params[name]!r}"
             )
-    unknown = sorted(params.keys() - _UNDERSTOOD)
+    unknown = sorted(params.keys() - {each.name for each in fields(SamplingParams)} - {"max_new_tokens"})
     if unknown:
         raise ValueError(f"the CPU rollout server does not know sampling parameter(s) {', '.join(unknown)}")
 

@@ -67,7 +67,7 @@ async def compute_score(
         raise ValueError(f"reward_kwargs.reward={reward!r} is not allowed; allowed: {list(_REWARDS)}")
     options = {name: option for name, option in options.items() if name not in VERL_ARGUMENTS}
     judge_program = _judge_of(Options.of(options))
-    tests = _parsed(ground_truth)
+    tests = _parse_text(ground_truth) if isinstance(ground_truth, str) else parse_tests(ground_truth)
     found = find_answer(solution_str, _formats(), Thinking(think_open, think_close, prompt_opens_thinking))
     if found is None:
         num_tests = judge_program.tests_used(tests).num_tests
@@ -112,9 +112,9 @@ class _ProgramJudge:
         self.options = options
         self._threads = ThreadPoolExecutor(options.concurrency(), thread_name_prefix="program-judge")
         if options.sandbox_fusion_url is None:
-            self._judge = functools.partial(judge, settings=options.judge_settings())
+            self._judge = functools.partial(judge, **options.judge_settings())
         else:
-            self._judge = functools.partial(judge_by_service, settings=options.fusion_settings())
+            self._judge = functools.partial(judge_by_service, **options.fusion_settings())
 
     def tests_used(self, tests: CodeTests) -> CodeTests:
         return tests.first(self.options.max_tests)
@@ -137,12 +137,8 @@ def _formats() -> dict[str, AnswerFormat]:
     return formats_of(ElicitationConfig(format="code"))
 
 
-def _parsed(ground_truth: str | Mapping[str, Any]) -> CodeTests:
-    # A group of responses has one ground truth, and reading it compiles every test.
-    return _parsed_text(ground_truth) if isinstance(ground_truth, str) else parse_tests(ground_truth)
-
-
-_parsed_text = functools.lru_cache(maxsize=64)(parse_tests)
+# A group of responses has one ground truth, and reading it compiles every test.
+_parse_text = functools.lru_cache(maxsize=64)(parse_tests)
 
 
 def _result(verdict: Verdict, reward: str, program: str, start: float) -> dict[str, float | str]:

@@ -86,12 +86,8 @@ def parse_tests(ground_truth: str | Mapping[str, Any]) -> CodeTests:
     }
     if limits["memory_limit_mb"] is not None:
         limits["memory_limit_mb"] = math.ceil(limits["memory_limit_mb"])
-    if kind == "stdin":
-        return _stdin_tests(fields, limits)
-    return _call_tests(fields, limits)
-
-
-def _stdin_tests(fields: Mapping[str, Any], limits: dict[str, Any]) -> CodeTests:
+    if kind == "call":
+        return _call_tests(fields, limits)
     inputs, outputs = _texts(fields, "inputs"), _texts(fields, "outputs")
     if len(inputs) != len(outputs):
         raise ValueError(f"tests: {len(inputs)} inputs but {len(outputs)} outputs; one output an input is needed")

@@ -9,14 +9,16 @@ any loop, or none, may call.
 import asyncio
 import atexit
 import concurrent.futures
+import contextlib
 import json
 import os
-import selectors
 import subprocess
 import sys
 import threading
 import time
 from typing import Any
+
+from rredcot_verl.rewards.line_reader import LineReader
 
 # Seconds that a new process has to import the parser; a loaded machine is slow.
 START_TIMEOUT_S = 120.0
@@ -42,7 +44,9 @@ class _Process:
             env=environment,
         )
         self.process_id = self._process.pid
-        self._buffer = b""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._requests, self._replies = self._process.stdin, self._process.stdout
+        self._lines = LineReader(self._replies.fileno())
         try:
             self._read_line(START_TIMEOUT_S)
         except LateOrDeadError as error:
@@ -54,10 +58,9 @@ class _Process:
 
     def call(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         self.num_calls += 1
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
+            self._requests.write(json.dumps(request).encode() + b"\n")
+            self._requests.flush()
         except BrokenPipeError as error:
             raise LateOrDeadError("the process ended") from error
         reply: dict[str, Any] = json.loads(self._read_line(timeout_s))
@@ -66,29 +69,18 @@ class _Process:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                # What was not delivered is of no use any more.
-                try:
-                    stream.close()
-                except BrokenPipeError:
-                    continue
+        self._replies.close()
+        # What was not delivered is of no use any more.
+        with contextlib.suppress(BrokenPipeError):
+            self._requests.close()
 
     def _read_line(self, timeout_s: float) -> bytes:
-        assert self._process.stdout is not None
-        descriptor = self._process.stdout.fileno()
-        deadline = time.monotonic() + timeout_s
-        with selectors.DefaultSelector() as selector:
-            selector.register(descriptor, selectors.EVENT_READ)
-            while b"\n" not in self._buffer:
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise LateOrDeadError(f"no answer within {timeout_s} s")
-                received = os.read(descriptor, 65536)
-                if not received:
-                    raise LateOrDeadError("the process ended")
-                self._buffer += received
-        line, self._buffer = self._buffer.split(b"\n", 1)
-        return line
+        try:
+            return self._lines.read_line(time.monotonic() + timeout_s)
+        except TimeoutError as error:
+            raise LateOrDeadError(f"no answer within {timeout_s} s") from error
+        except EOFError as error:
+            raise LateOrDeadError("the process ended") from error
 
 
 class VerifierProcesses:
@@ -142,21 +134,17 @@ class VerifierProcesses:
 
     def _call(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         process: _Process | None = getattr(self._local, "process", None)
-        if process is None or process.num_calls >= MAX_CALLS:
-            process = self._replace(process)
+        if process is not None and process.num_calls >= MAX_CALLS:
+            self._drop(process)
+            process = None
+        if process is None:
+            process = self._local.process = _Process(self._module)
+            self._processes.add(process)
         try:
             return process.call(request, timeout_s)
         except LateOrDeadError:
             self._drop(process)
             raise
-
-    def _replace(self, old: _Process | None) -> _Process:
-        if old is not None:
-            self._drop(old)
-        process = _Process(self._module)
-        self._processes.add(process)
-        self._local.process = process
-        return process
 
     def _drop(self, process: _Process) -> None:
         self._local.process = None

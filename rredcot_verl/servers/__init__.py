@@ -1,1 +1,1 @@
-"""Rollout servers that score the probes of a trace: subclasses of verl's own servers."""
+"""Rollout servers that read the probes of a trace: subclasses of verl's own servers."""

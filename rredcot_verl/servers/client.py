@@ -6,7 +6,7 @@ and SGLang by requests inside their servers (`rredcot_verl.servers`).
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from rredcot_verl.config.blocks import SelfValueConfig
 from rredcot_verl.probes.elicitation import Probe
@@ -15,20 +15,12 @@ from rredcot_verl.probes.values import ProbeScore
 Generate = Callable[..., Awaitable[Any]]
 """`LLMServerClient.generate(request_id, *, prompt_ids, sampling_params) -> TokenOutput`."""
 
-SCORING_BACKENDS = ("rredcot_cpu", "vllm", "sglang")
-"""Rollout backends that can score; the CPU server's name is `rredcot_cpu`."""
+PROBING_BACKENDS = ("rredcot_cpu", "vllm", "sglang")
+"""Rollout backends that can read probes; the CPU server's name is `rredcot_cpu`."""
 
 
-class ScoringTimeout(RuntimeError):
-    """The server did not score a trace in time."""
-
-
-class Scorer(Protocol):
-    """Scores the probes of one trace."""
-
-    async def score(self, request_id: str, trace_ids: list[int], probes: Sequence[Probe]) -> list[ProbeScore]:
-        """Score probes of a trace; `request_id` routes to the server that holds its prefix."""
-        ...
+class ProbingTimeout(RuntimeError):
+    """The server did not read the probes of a trace in time."""
 
 
 class ProbeReader:
@@ -43,38 +35,35 @@ class ProbeReader:
         self._generate = generate
         self._temperature = temperature
 
-    async def score(self, request_id: str, trace_ids: list[int], probes: Sequence[Probe]) -> list[ProbeScore]:
-        """See `Scorer`.
+    async def read(self, request_id: str, trace_ids: list[int], probes: Sequence[Probe]) -> list[ProbeScore]:
+        """Read the probes of a trace; `request_id` routes to the server that holds its prefix.
 
         Raises:
             RuntimeError: The server's answer does not fit what was asked.
         """
+        requests = [
+            {
+                "position": probe.position,
+                "token_ids": list(probe.token_ids),
+                "scored_from": probe.scored_from,
+                # As it is: probes share it, and what is one object here is sent once.
+                "closing_token_ids": probe.closing_token_ids,
+            }
+            for probe in probes
+        ]
         output = await self._generate(
             request_id=request_id,
             prompt_ids=trace_ids,
-            sampling_params={
-                "temperature": self._temperature,
-                "read_probes": [_to_request(probe) for probe in probes],
-            },
+            sampling_params={"temperature": self._temperature, "read_probes": requests},
         )
         results = output.extra_fields.get("probe_log_probs")
         if results is None:
             raise RuntimeError(
-                "the rollout server generated instead of scoring probes: it is not one of rredcot_verl.servers"
+                "the rollout server generated instead of reading probes: it is not one of rredcot_verl.servers"
             )
         if len(results) != len(probes):
-            raise RuntimeError(f"the rollout server scored {len(results)} of {len(probes)} probes")
+            raise RuntimeError(f"the rollout server read {len(results)} of {len(probes)} probes")
         return [_to_score(probe, result) for probe, result in zip(probes, results, strict=True)]
-
-
-def _to_request(probe: Probe) -> dict[str, Any]:
-    return {
-        "position": probe.position,
-        "token_ids": list(probe.token_ids),
-        "scored_from": probe.scored_from,
-        # As it is: probes share it, and what is one object here is sent once.
-        "closing_token_ids": probe.closing_token_ids,
-    }
 
 
 def _to_score(probe: Probe, result: Mapping[str, Any]) -> ProbeScore:
@@ -84,34 +73,35 @@ def _to_score(probe: Probe, result: Mapping[str, Any]) -> ProbeScore:
     return ProbeScore(
         token_log_probs=result["token_log_probs"],
         closing_log_prob=result["closing_log_prob"],
+        # A server that counts nothing computes the probes and nothing else.
         num_forward_tokens=result.get("num_forward_tokens", expected),
         num_recomputed_tokens=result.get("num_recomputed_tokens", 0),
     )
 
 
-def make_scorer(rollout_name: str, generate: Generate, config: SelfValueConfig, temperature: float) -> Scorer:
-    """The scorer for a rollout backend.
+def make_probe_reader(
+    rollout_name: str, generate: Generate, config: SelfValueConfig, temperature: float
+) -> ProbeReader:
+    """The reader for a rollout backend, with at most `max_concurrency` requests under way.
 
     Raises:
-        ValueError: The backend cannot score.
+        ValueError: The backend cannot read probes.
     """
-    if rollout_name not in SCORING_BACKENDS:
+    if rollout_name not in PROBING_BACKENDS:
         raise ValueError(
-            f"actor_rollout_ref.rollout.name={rollout_name!r} cannot score probes; self_value.engine=rollout works "
-            f"with {list(SCORING_BACKENDS)}"
+            f"actor_rollout_ref.rollout.name={rollout_name!r} cannot read probes; self_value.engine=rollout works "
+            f"with {list(PROBING_BACKENDS)}"
         )
-    return ProbeReader(_limit(generate, config.max_concurrency, config.timeout_s), temperature)
-
-
-def _limit(generate: Generate, max_concurrency: int, timeout_s: float) -> Generate:
-    """At most so many requests under way; the time a request waits for its turn does not count as its own."""
-    slots = asyncio.Semaphore(max_concurrency)
+    slots = asyncio.Semaphore(config.max_concurrency)
 
     async def limited(**request: Any) -> Any:
+        # The time a request waits for its turn does not count as its own.
         async with slots:
             try:
-                return await asyncio.wait_for(generate(**request), timeout_s)
+                return await asyncio.wait_for(generate(**request), config.timeout_s)
             except asyncio.TimeoutError:
-                raise ScoringTimeout(f"no answer within algorithm.rredcot.self_value.timeout_s={timeout_s}") from None
+                raise ProbingTimeout(
+                    f"no answer within algorithm.rredcot.self_value.timeout_s={config.timeout_s}"
+                ) from None
 
-    return limited
+    return ProbeReader(limited, temperature)

@@ -1,4 +1,4 @@
-"""Scoring probes with SGLang: what is asked of it, and how its answers are read. Imports neither sglang nor verl.
+"""Reading probes with SGLang: what is asked of it, and how its answers are read. Imports neither sglang nor verl.
 
 Written against the source of SGLang 0.5.12, the version that verl 0.9.1's `sglang` extra installs; not run with it.
 
@@ -19,7 +19,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from rredcot_verl.servers.probes import Probe, log_sum_exp, longest_prefix_first, parse_probes
+from rredcot_verl.servers.probe_requests import Probe, log_sum_exp, longest_prefix_first, parse_probes
 
 Send = Callable[[dict[str, Any]], Awaitable[Mapping[str, Any]]]
 """Sends the fields of a `GenerateReqInput` and gives SGLang's answer."""
@@ -28,31 +28,27 @@ Send = Callable[[dict[str, Any]], Awaitable[Mapping[str, Any]]]
 _CLIPPED_ID = 0
 
 
-def parse_score_request(sampling_params: Mapping[str, Any], num_prompt_tokens: int) -> list[Probe]:
-    """Reads sampling parameters that hold `read_probes`.
-
-    Args:
-        sampling_params: See `probes.parse_probes`.
-        num_prompt_tokens: Length of the trace, tokens.
+def parse_request(sampling_params: Mapping[str, Any], num_prompt_tokens: int) -> list[Probe]:
+    """`parse_probes`, and what SGLang cannot do.
 
     Raises:
         ValueError: A field is unknown, missing or out of range, or the temperature is not 1.
     """
-    temperature = float(sampling_params.get("temperature", 1.0))
+    probes, temperature = parse_probes(sampling_params, num_prompt_tokens)
     if temperature != 1.0:
         raise ValueError(
             f"SGLang reads log-probabilities of given tokens at temperature 1, read_probes got {temperature}"
         )
-    return parse_probes(sampling_params, num_prompt_tokens)
+    return probes
 
 
 def probe_request(trace_ids: Sequence[int], probe: Probe) -> dict[str, Any]:
-    """The fields of the `GenerateReqInput` that scores a probe."""
+    """The fields of the `GenerateReqInput` that reads a probe."""
     return {
         "input_ids": [*trace_ids[: probe.position], *probe.token_ids],
         "sampling_params": {"max_new_tokens": 0, "temperature": 1.0},
         "return_logprob": True,
-        # The position before the first scored token, the first that is not taken from the cache.
+        # The position before the first token that is read, the first that is not taken from the cache.
         "logprob_start_len": probe.position + probe.scored_from - 1,
         # Any token will do where none is asked for: the list must not be empty.
         "token_ids_logprob": list(probe.closing_token_ids) or [0],
@@ -67,11 +63,8 @@ def read_answer(probe: Probe, answer: Mapping[str, Any]) -> dict[str, Any]:
         answer: With `meta_info`.
 
     Returns:
-        token_log_probs: One for each of the probe's tokens, nats; 0 before `scored_from`.
-        closing_log_prob: Log of the summed probability of the closing tokens, nats; `None` without any.
-        num_forward_tokens: Computed tokens of the probe itself.
-        num_recomputed_tokens: Computed tokens of the trace's prefix. At least 1 with `scored_from` 0: the last prefix
-            token's output is what predicts the first of the probe.
+        See `ProbingServerMixin.generate`. At least one token of the prefix is computed again with `scored_from` 0: its
+        output is what predicts the first of the probe.
 
     Raises:
         RuntimeError: The request was aborted, or the answer is not laid out as SGLang 0.5.12 does it.
@@ -80,7 +73,7 @@ def read_answer(probe: Probe, answer: Mapping[str, Any]) -> dict[str, Any]:
     meta_info = answer["meta_info"]
     finish_reason = meta_info.get("finish_reason") or {}
     if finish_reason.get("type") == "abort":
-        raise RuntimeError(f"SGLang aborted the scoring of a probe: {finish_reason.get('message')}")
+        raise RuntimeError(f"SGLang aborted the reading of a probe: {finish_reason.get('message')}")
     num_cached = meta_info.get("cached_tokens")
     if num_cached is None:
         raise RuntimeError(f"SGLang's answer to a probe has no cached_tokens, only {sorted(meta_info)}")
@@ -94,7 +87,7 @@ def read_answer(probe: Probe, answer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _token_log_probs(probe: Probe, meta_info: Mapping[str, Any]) -> list[float]:
-    # The entry before the first scored token has no value.
+    # The entry before the first token that is read has no value.
     scored = probe.token_ids[probe.scored_from :]
     entries = meta_info.get("input_token_logprobs") or []
     found = [token for _, token, *_ in entries[1:]]
@@ -131,7 +124,7 @@ def _numbers(entries: Sequence[Sequence[Any]]) -> list[float]:
 async def read_probes(
     send: Send, trace_ids: Sequence[int], probes: Sequence[Probe], slots: asyncio.Semaphore
 ) -> list[dict[str, Any]]:
-    """Scores the probes of a trace, one request each.
+    """Reads the probes of a trace, one request each.
 
     The probe with the longest prefix goes first, alone: what the cache has lost of the trace is computed once, for
     all others.
@@ -150,9 +143,9 @@ async def read_probes(
         ValueError: See `read_answer`; or SGLang refused a request (a probe longer than its context, say).
     """
 
-    async def score(probe: Probe) -> dict[str, Any]:
+    async def read(probe: Probe) -> dict[str, Any]:
         async with slots:
             answer = await send(probe_request(trace_ids, probe))
         return read_answer(probe, answer)
 
-    return await longest_prefix_first([(probe.position, functools.partial(score, probe)) for probe in probes])
+    return await longest_prefix_first([(probe.position, functools.partial(read, probe)) for probe in probes])

@@ -7,14 +7,13 @@ from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
 
-from rredcot_verl.servers.vllm_forced import EXTRA_ARG
-from rredcot_verl.servers.vllm_rows import ForcedRequest, replace_rows
+from rredcot_verl.servers.vllm_forced import EXTRA_ARG, ForcedRequest, replace_rows
 
 
 class ForcedAnswers(LogitsProcessor):
     """Forces tokens, and hands over the log-probabilities they and closing tokens would have had.
 
-    A row of a request that forces is replaced; see `vllm_rows.replace_rows`. The rows of others are left alone.
+    A row of a request that forces is replaced; see `vllm_forced.replace_rows`. The rows of others are left alone.
     """
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:

@@ -1,4 +1,4 @@
-"""Scoring probes with vLLM: the request, the two ways to ask vLLM, and the result. Imports neither vllm nor verl.
+"""Reading probes with vLLM: the request, the two ways to ask vLLM, and the result. Imports neither vllm nor verl.
 
 Every probe needs log-probabilities at some places: after its opening, after each token of its answer, at its end. A
 place is the trace's first `position` tokens and what is forced after them. Probes that begin alike share places.
@@ -13,45 +13,45 @@ closing tokens.
 """
 
 import math
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from rredcot_verl.servers.probes import Key, Probe, parse_probes
+from rredcot_verl.servers.probe_requests import Place, Probe, parse_probes
 
 
-@dataclass(frozen=True)
-class PlaceScore:
-    """What vLLM said at a place.
+@dataclass
+class Readings:
+    """What vLLM said.
 
     Attributes:
-        log_probs: Log-probability of each token that a probe has next, nats.
-        closings: For each list of closing tokens the log of their summed probability, nats.
-        num_forward_tokens: Tokens computed after the prefix for the request that read this place; 0 where the request
-            has been counted at another.
-        num_recomputed_tokens: Tokens of the prefix's whole blocks that the cache had lost, likewise.
+        log_probs: By place and token that a probe has next there, its log-probability, nats.
+        closings: By place and list of closing tokens, the log of their summed probability, nats.
+        num_forward_tokens: By place, tokens computed after the prefix for the requests that are counted there.
+        num_recomputed_tokens: By place, tokens of the prefix's whole blocks that the cache had lost, likewise.
     """
 
-    log_probs: Mapping[int, float]
-    closings: Mapping[tuple[int, ...], float]
-    num_forward_tokens: int
-    num_recomputed_tokens: int
+    log_probs: dict[tuple[Place, int], float] = field(default_factory=dict)
+    closings: dict[tuple[Place, tuple[int, ...]], float] = field(default_factory=dict)
+    num_forward_tokens: Counter[Place] = field(default_factory=Counter)
+    num_recomputed_tokens: Counter[Place] = field(default_factory=Counter)
 
 
 Send = Callable[[list[int], dict[str, Any]], Awaitable[Any]]
 """Sends a prompt with fields of `SamplingParams`, and gives the last `RequestOutput`."""
 
-ScorePlaces = Callable[[Send, Sequence[int], Sequence[Probe], float, int], Awaitable[dict[Key, PlaceScore]]]
-"""A way to score: `(send, trace_ids, probes, temperature, block_size)`."""
+ReadPlaces = Callable[[Send, Sequence[int], Sequence[Probe], float, int], Awaitable[Readings]]
+"""A way to read all places of probes: `(send, trace_ids, probes, temperature, block_size)`, see `read_probes`."""
 
 
-def parse_score_request(
+def parse_request(
     sampling_params: Mapping[str, Any], num_prompt_tokens: int, max_model_len: int, vocab_size: int
-) -> list[Probe]:
-    """Reads sampling parameters that hold `read_probes`.
+) -> tuple[list[Probe], float]:
+    """`parse_probes`, and what vLLM could not do.
 
     Args:
-        sampling_params: See `probes.parse_probes`.
+        sampling_params: See `parse_probes`.
         num_prompt_tokens: Length of the trace, tokens.
         max_model_len: Longest sequence of the engine, tokens. It generates one after each probe.
         vocab_size: Tokens must be below it. A logits processor that indexes beyond would end the engine.
@@ -59,28 +59,28 @@ def parse_score_request(
     Raises:
         ValueError: A field is unknown, missing or out of range.
     """
-    probes = parse_probes(sampling_params, num_prompt_tokens)
+    probes, temperature = parse_probes(sampling_params, num_prompt_tokens)
     longest = max((probe.num_tokens for probe in probes), default=0)
     if longest >= max_model_len:
         raise ValueError(f"a probe has {longest} tokens with its prefix, max_model_len={max_model_len} leaves no room")
     used = {token for probe in probes for ids in (probe.token_ids, probe.closing_token_ids) for token in ids}
     if used and not 0 <= min(used) <= max(used) < vocab_size:
         raise ValueError(f"read_probes has tokens from {min(used)} to {max(used)}, the model has {vocab_size}")
-    return probes
+    return probes, temperature
 
 
 async def read_probes(
-    score_places: ScorePlaces,
+    read_places: ReadPlaces,
     send: Send,
     trace_ids: Sequence[int],
     probes: Sequence[Probe],
     temperature: float,
     block_size: int,
 ) -> list[dict[str, Any]]:
-    """Scores the probes of a trace.
+    """Reads the probes of a trace.
 
     Args:
-        score_places: The way to ask.
+        read_places: The way to ask.
         send: Sends one request.
         trace_ids: Prompt and response, tokens.
         probes: In any order.
@@ -88,30 +88,25 @@ async def read_probes(
         block_size: Tokens of a block of the prefix cache, which holds whole blocks only.
 
     Returns:
-        For each probe, in the order given,
-        token_log_probs: One for each of its tokens, nats; 0 before `scored_from`.
-        closing_log_prob: Log of the summed probability of the closing tokens, nats; `None` without any.
-        num_forward_tokens: Tokens computed after the prefix. What several probes share counts for the first.
-        num_recomputed_tokens: Tokens of the prefix's whole blocks that the cache had lost.
+        See `ProbingServerMixin.generate`.
 
     Raises:
         RuntimeError: See `completion_of`.
         ValueError: A log-probability is NaN, or vLLM refused a request.
     """
-    scores = await score_places(send, trace_ids, probes, temperature, block_size)
-    counted: set[Key] = set()
-    return [_read_probe(probe, scores, counted) for probe in probes]
+    readings = await read_places(send, trace_ids, probes, temperature, block_size)
+    return [_result(probe, readings) for probe in probes]
 
 
-def _read_probe(probe: Probe, scores: Mapping[Key, PlaceScore], counted: set[Key]) -> dict[str, Any]:
-    places = [key for key, _ in probe.scored] + ([probe.end] if probe.closing_token_ids else [])
-    new = [scores[key] for key in places if key not in counted]
-    counted.update(places)
+def _result(probe: Probe, readings: Readings) -> dict[str, Any]:
+    closing_ids = probe.closing_token_ids
+    places = [place for place, _ in probe.scored] + ([probe.end] if closing_ids else [])
     return {
-        "token_log_probs": [0.0] * probe.scored_from + [scores[key].log_probs[token] for key, token in probe.scored],
-        "closing_log_prob": (scores[probe.end].closings[probe.closing_token_ids] if probe.closing_token_ids else None),
-        "num_forward_tokens": sum(score.num_forward_tokens for score in new),
-        "num_recomputed_tokens": sum(score.num_recomputed_tokens for score in new),
+        "token_log_probs": [0.0] * probe.scored_from + [readings.log_probs[read] for read in probe.scored],
+        "closing_log_prob": readings.closings[probe.end, closing_ids] if closing_ids else None,
+        # A place counts for the first probe that has it.
+        "num_forward_tokens": sum(readings.num_forward_tokens.pop(place, 0) for place in places),
+        "num_recomputed_tokens": sum(readings.num_recomputed_tokens.pop(place, 0) for place in places),
     }
 
 

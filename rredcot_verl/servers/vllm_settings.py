@@ -1,4 +1,4 @@
-"""Checks of verl's config for runs in which vLLM scores the probes. Imports no vllm: they run before Ray starts."""
+"""Checks of verl's config for runs in which vLLM reads the probes. Imports no vllm: they run before Ray starts."""
 
 import logging
 from typing import Any
@@ -11,7 +11,7 @@ _ROLLOUT = "actor_rollout_ref.rollout"
 
 
 def check(config: DictConfig) -> None:
-    """Check verl's rollout settings. Changes nothing: scoring needs no engine argument.
+    """Check verl's rollout settings. Changes nothing: reading probes needs no engine argument.
 
     Args:
         config: verl's whole config.
@@ -20,25 +20,6 @@ def check(config: DictConfig) -> None:
         ValueError: vLLM would give log-probabilities of another distribution than the one sampled from, or none.
     """
     rollout = config.actor_rollout_ref.rollout
-    _check_features(rollout)
-    _check_distribution(rollout)
-
-
-def warn(config: DictConfig) -> None:
-    """Log what makes scoring slow. To be called once a run."""
-    rollout = config.actor_rollout_ref.rollout
-    if not _engine_value(rollout, "enable_prefix_caching", True):
-        logger.warning("rredcot: %s.enable_prefix_caching=False, so every probe computes its whole prefix", _ROLLOUT)
-    if rollout.data_parallel_size > 1:
-        logger.warning(
-            "rredcot: %s.data_parallel_size=%s: vLLM spreads the probes of a trace over its ranks, each of which "
-            "computes the trace once more; see rredcot's recomputed tokens",
-            _ROLLOUT,
-            rollout.data_parallel_size,
-        )
-
-
-def _check_features(rollout: DictConfig) -> None:
     for key in ("full_determinism", "disaggregation.enabled"):
         if OmegaConf.select(rollout, key):
             raise ValueError(
@@ -51,9 +32,6 @@ def _check_features(rollout: DictConfig) -> None:
             f"{_ROLLOUT}: vLLM gives no log-probabilities of chosen tokens (logprob_token_ids) while it decodes "
             "speculatively; switch mtp.enable_rollout and engine_kwargs.vllm.speculative_config off"
         )
-
-
-def _check_distribution(rollout: DictConfig) -> None:
     mode = _engine_value(rollout, "logprobs_mode", "processed_logprobs")
     if rollout.temperature <= 0:
         raise ValueError(f"{_ROLLOUT}.temperature={rollout.temperature}: probes need a positive temperature")
@@ -65,6 +43,20 @@ def _check_distribution(rollout: DictConfig) -> None:
     if mode not in ("processed_logprobs", "raw_logprobs"):
         raise ValueError(
             f"{_ROLLOUT}.logprobs_mode={mode} gives no log-probabilities; use processed_logprobs, verl's default"
+        )
+
+
+def warn(config: DictConfig) -> None:
+    """Log what makes reading probes slow. To be called once a run."""
+    rollout = config.actor_rollout_ref.rollout
+    if not _engine_value(rollout, "enable_prefix_caching", True):
+        logger.warning("rredcot: %s.enable_prefix_caching=False, so every probe computes its whole prefix", _ROLLOUT)
+    if rollout.data_parallel_size > 1:
+        logger.warning(
+            "rredcot: %s.data_parallel_size=%s: vLLM spreads the probes of a trace over its ranks, each of which "
+            "computes the trace once more; see rredcot's recomputed tokens",
+            _ROLLOUT,
+            rollout.data_parallel_size,
         )
 
 

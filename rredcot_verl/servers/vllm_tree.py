@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rredcot_verl.servers.probes import Key, Probe, log_sum_exp, longest_prefix_first
-from rredcot_verl.servers.vllm_requests import PlaceScore, Send, completion_of, log_probs_of, num_recomputed
+from rredcot_verl.servers.probe_requests import Place, Probe, log_sum_exp, longest_prefix_first
+from rredcot_verl.servers.vllm_requests import Readings, Send, completion_of, log_probs_of, num_recomputed
 
 MAX_TOKEN_IDS = 128
 """Most `logprob_token_ids` vLLM takes in a request (its `MAX_LOGPROB_TOKEN_IDS`)."""
 
 
 @dataclass
-class Place:
+class Question:
     """What is asked at a place: tokens that probes have next, and the closing tokens of probes that end there."""
 
     next_ids: dict[int, None] = field(default_factory=dict)
@@ -32,15 +32,15 @@ class Place:
         return [*self.next_ids, *list(closing)[:room]]
 
 
-def places_of(probes: Sequence[Probe]) -> dict[Key, Place]:
-    """The places at which some probe needs a log-probability."""
-    places: dict[Key, Place] = {}
+def questions_of(probes: Sequence[Probe]) -> dict[Place, Question]:
+    """What is asked at each place at which some probe needs a log-probability."""
+    questions: dict[Place, Question] = {}
     for probe in probes:
-        for key, token in probe.scored:
-            places.setdefault(key, Place()).next_ids[token] = None
+        for place, token in probe.scored:
+            questions.setdefault(place, Question()).next_ids[token] = None
         if probe.closing_token_ids:
-            places.setdefault(probe.end, Place()).closings.append(probe.closing_token_ids)
-    return places
+            questions.setdefault(probe.end, Question()).closings.append(probe.closing_token_ids)
+    return questions
 
 
 def sampling_fields(token_ids: list[int], temperature: float) -> dict[str, Any]:
@@ -59,31 +59,32 @@ def sampling_fields(token_ids: list[int], temperature: float) -> dict[str, Any]:
     }
 
 
-async def score_places(
+async def read_places(
     send: Send, trace_ids: Sequence[int], probes: Sequence[Probe], temperature: float, block_size: int
-) -> dict[Key, PlaceScore]:
-    """See `vllm_requests.ScorePlaces`.
+) -> Readings:
+    """See `vllm_requests.ReadPlaces`.
 
     At most 128 tokens are asked for at a place, the likeliest closing tokens: with more the closing probability is a
     lower bound.
     """
+    readings = Readings()
 
-    async def score(key: Key, place: Place) -> PlaceScore:
-        position, forced = key
+    async def read(place: Place, question: Question) -> None:
+        position, forced = place
         prompt = [*trace_ids[:position], *forced]
-        wanted = place.wanted()
+        wanted = question.wanted()
         log_probs: dict[int, float] = {}
-        recomputed = 0
+        readings.num_forward_tokens[place] = len(forced)
         for start in range(0, len(wanted), MAX_TOKEN_IDS):
             part = wanted[start : start + MAX_TOKEN_IDS]
             output = await send(prompt, sampling_fields(part, temperature))
             log_probs |= zip(part, log_probs_of(completion_of(output, 1).logprobs[0], part), strict=True)
-            recomputed += num_recomputed(len(prompt), position, output, block_size)
-        closings = {
-            ids: log_sum_exp([log_probs[token] for token in ids if token in log_probs]) for ids in place.closings
-        }
-        return PlaceScore(log_probs, closings, len(forced), recomputed)
+            readings.num_recomputed_tokens[place] += num_recomputed(len(prompt), position, output, block_size)
+        readings.log_probs.update(((place, token), log_probs[token]) for token in question.next_ids)
+        for ids in question.closings:
+            known = [log_probs[token] for token in ids if token in log_probs]
+            readings.closings[place, ids] = log_sum_exp(known)
 
-    places = places_of(probes)
-    requests = [(key[0], functools.partial(score, key, place)) for key, place in places.items()]
-    return dict(zip(places, await longest_prefix_first(requests), strict=True))
+    questions = questions_of(probes).items()
+    await longest_prefix_first([(place[0], functools.partial(read, place, asked)) for place, asked in questions])
+    return readings

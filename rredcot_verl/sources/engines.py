@@ -13,7 +13,7 @@ from rredcot_verl.config.schema import PREFIX
 from rredcot_verl.passes.hidden_states import layer_index
 from rredcot_verl.passes.protocol import MODEL_TYPE
 from rredcot_verl.servers import vllm_settings
-from rredcot_verl.servers.client import SCORING_BACKENDS
+from rredcot_verl.servers.client import PROBING_BACKENDS
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +57,9 @@ def apply_choice(config: DictConfig, choice: EngineChoice) -> None:
         if choice.share_prefix:
             config.actor_rollout_ref.model.model_type = MODEL_TYPE
     if choice.engine == "rollout" and choice.what == "probes":
-        from rredcot_verl.servers.registration import use_scoring_servers
+        from rredcot_verl.servers.replicas import use_probing_servers
 
-        use_scoring_servers(config.actor_rollout_ref.rollout.name)
+        use_probing_servers(config.actor_rollout_ref.rollout.name)
         if config.actor_rollout_ref.rollout.name == "vllm":
             vllm_settings.warn(config)
 
@@ -106,8 +106,8 @@ def why_server_cannot_score(config: DictConfig) -> str | None:
             f"with trainer.v1.trainer_mode={mode!r} responses are generated ahead, so the server would read their "
             "probes under older weights than those that compute old_log_prob"
         )
-    if rollout.name not in SCORING_BACKENDS:
-        return f"actor_rollout_ref.rollout.name={rollout.name!r} cannot score probes, only {list(SCORING_BACKENDS)} can"
+    if rollout.name not in PROBING_BACKENDS:
+        return f"actor_rollout_ref.rollout.name={rollout.name!r} cannot score probes, only {list(PROBING_BACKENDS)} can"
     if rollout.name == "vllm":
         try:
             vllm_settings.check(config)

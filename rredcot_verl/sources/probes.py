@@ -13,7 +13,7 @@ from rredcot_verl.passes.probe_codec import encode, num_probe_tokens
 from rredcot_verl.passes.protocol import FIELDS
 from rredcot_verl.probes.elicitation import Probe, Proposal, build_proposals
 from rredcot_verl.probes.values import ProbePlace, self_values, values_of_log_probs
-from rredcot_verl.servers.client import Scorer, make_scorer
+from rredcot_verl.servers.client import ProbeReader, make_probe_reader
 from rredcot_verl.sources.base import NOTHING_REGRESSED, PassRequest, Source, Workers, why_not_regressed
 from rredcot_verl.sources.engines import (
     EngineChoice,
@@ -56,7 +56,7 @@ class Probes(Source):
             self._regression = Regression(settings, self.form if settings.readout.use_probe else None)
         self._reads_hidden = self._regression is not None and settings.readout.use_hidden
         self.payload_fields = (FIELD, HIDDEN_FIELD) if self._reads_hidden else (FIELD,)
-        self._scorer: Scorer | None = None
+        self._reader: ProbeReader | None = None
 
     # Before anything starts
 
@@ -164,13 +164,13 @@ class Probes(Source):
         super().start(tools)
         value = self.settings.self_value
         if value.engine != "actor":
-            self._scorer = make_scorer(tools.rollout_name, tools.generate, value, tools.temperature)
+            self._reader = make_probe_reader(tools.rollout_name, tools.generate, value, tools.temperature)
 
     async def plan(self, response: Response, group: Group, boundaries: list[int]) -> Plan:
         """See `Source`.
 
         Raises:
-            Exception: Whatever the rollout client raises; `ScoringTimeout` for a request that took too long.
+            Exception: Whatever the rollout client raises; `ProbingTimeout` for a request that took too long.
         """
         settings, elicitation = self.settings.self_value, self.tools.elicitation
         members = [
@@ -200,10 +200,10 @@ class Probes(Source):
         if not probes:
             return Plan(record)
         utilities = [proposal.utility for proposal in proposals]
-        if self._scorer is None:
+        if self._reader is None:
             return self._for_the_engine(response, record, probes, utilities)
         trace_ids = response.prompt_ids + response.response_ids
-        scores = await self._scorer.score(response.request_id, trace_ids, probes)
+        scores = await self._reader.read(response.request_id, trace_ids, probes)
         values = from_unit(self_values(self.form, probes, scores, utilities).double(), settings.reward_range)
         return Plan(
             dataclasses.replace(

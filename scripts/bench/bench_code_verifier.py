@@ -24,7 +24,7 @@ from plumbing import machine, parser, save
 
 from rredcot_verl.rewards.code_tests import CodeTests
 from rredcot_verl.rewards.sandbox.client import LAYERS, SandboxConfig, get_server
-from rredcot_verl.rewards.sandbox.judge import JudgeSettings, Verdict, judge
+from rredcot_verl.rewards.sandbox.judge import Verdict, judge
 
 _STDIN = CodeTests("stdin", inputs=("1 2\n",), outputs=("3\n",))
 _STDIN_PROGRAM = "print(sum(map(int, input().split())))"
@@ -77,7 +77,7 @@ def main() -> None:
     print(f"{'':<42} {'runs':>5} {'passed':>6} {'seconds':>8} {'per second':>10}")
 
     def judged(program: str, tests: CodeTests) -> bool:
-        verdict: Verdict = judge(program, tests, JudgeSettings(config))
+        verdict: Verdict = judge(program, tests, config)
         return verdict.num_passed == verdict.num_tests
 
     def plain_start() -> bool:

@@ -37,7 +37,8 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from rredcot_verl.servers import vllm_forced, vllm_tree
-from rredcot_verl.servers.vllm_requests import Probe, ScorePlaces, read_probes
+from rredcot_verl.servers.probe_requests import Probe
+from rredcot_verl.servers.vllm_requests import ReadPlaces, read_probes
 from tests.servers.vllm_server import make_model
 
 NUM_OPENING, NUM_ANSWER, CLOSING = 8, 3, tuple(range(10, 42))
@@ -77,10 +78,10 @@ class Engine:
 def ways(stock: Engine, forcing: Engine) -> dict[str, Way]:
     """The ways to score one probe after a prefix."""
 
-    async def ours(engine: Engine, score_places: ScorePlaces, prefix: list[int], parts: OpeningAndAnswer) -> None:
+    async def ours(engine: Engine, read_places: ReadPlaces, prefix: list[int], parts: OpeningAndAnswer) -> None:
         opening, answer = parts
         probe = Probe(len(prefix), (*opening, *answer), CLOSING, len(opening))
-        (result,) = await read_probes(score_places, engine.send, prefix, [probe], 1.0, engine.block_size)
+        (result,) = await read_probes(read_places, engine.send, prefix, [probe], 1.0, engine.block_size)
         assert result["num_recomputed_tokens"] == 0
 
     async def prompt(prefix: list[int], parts: OpeningAndAnswer) -> None:
@@ -92,8 +93,8 @@ def ways(stock: Engine, forcing: Engine) -> dict[str, Way]:
         await stock.send(prefix + parts[0], {"max_tokens": 1, "detokenize": False})
 
     return {
-        "tree": functools.partial(ours, stock, vllm_tree.score_places),
-        "forced": functools.partial(ours, forcing, vllm_forced.score_places),
+        "tree": functools.partial(ours, stock, vllm_tree.read_places),
+        "forced": functools.partial(ours, forcing, vllm_forced.read_places),
         "prompt": prompt,
         "plain": plain,
     }

@@ -12,8 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from verl.utils.torch_functional import entropy_from_logits, logprobs_from_logits
 
-from rredcot_verl.cpu.scoring import Probe as ServerProbe
-from rredcot_verl.cpu.scoring import read_probes as read_on_server
+from rredcot_verl.cpu.probing import read_probes as read_on_server
 from rredcot_verl.passes.probe_pack import ProbePack, read_probes
 from rredcot_verl.passes.shared_attention import shared_prefix
 from rredcot_verl.probes.elicitation import Probe
@@ -106,13 +105,15 @@ def naive(model: PreTrainedModel, work: Work) -> Tensor:
 
 
 def server(model: PreTrainedModel, work: Work, max_batch_tokens: int) -> Tensor:
-    """The scoring of the embedded CPU rollout server: key-value cache of the traces, probes in batches."""
-    requests = [[ServerProbe(b.position, b.token_ids, b.closing_token_ids) for b in own] for own in work.probes]
-    results = read_on_server(model, work.traces, requests, 1.0, max_batch_tokens)
-    scored_from = work.probes[0][0].scored_from
+    """The reading of the embedded CPU rollout server: key-value cache of the traces, probes in batches."""
+    results = read_on_server(model, work.traces, work.probes, 1.0, max_batch_tokens)
     scores = [
-        [score for probe in own for score in (*probe.token_log_probs[scored_from:], probe.closing_log_prob)]
-        for own in results
+        [
+            score
+            for probe, result in zip(probes, own, strict=True)
+            for score in (*result["token_log_probs"][probe.scored_from :], result["closing_log_prob"])
+        ]
+        for probes, own in zip(work.probes, results, strict=True)
     ]
     return _by_probe(scores, work.probes)
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from rredcot_verl.agent.scorer import ResponseScorer
 from rredcot_verl.config.schema import parse
 from rredcot_verl.probes.elicitation import Proposal
-from rredcot_verl.servers.client import ScoringTimeout
+from rredcot_verl.servers.client import ProbingTimeout
 from rredcot_verl.sources.group import Group, Member
 from rredcot_verl.sources.record import (
     EMPTY,
@@ -123,7 +123,7 @@ def test_a_server_that_does_not_answer():
         await asyncio.sleep(60)
 
     scorer = make_scorer({"self_value": {"timeout_s": 0.05}}, generate)
-    with pytest.raises(ScoringTimeout, match="timeout_s=0.05"):
+    with pytest.raises(ProbingTimeout, match="timeout_s=0.05"):
         credit(scorer, make_response(scorer))
 
 

@@ -12,9 +12,9 @@ from torch.distributed.fsdp import fully_shard
 from verl.workers.rollout.llm_server import FullyAsyncLLMServerClient
 
 from rredcot_verl.cpu.checkpoint_engine import CPUCheckpointEngine
-from rredcot_verl.cpu.model import RolloutModel
+from rredcot_verl.cpu.language_model import RolloutModel
+from rredcot_verl.cpu.rollout_server import RolloutServer, ServerLimits
 from rredcot_verl.cpu.separate_async import CPUDetachActorWorker
-from rredcot_verl.cpu.server import RolloutServer, ServerLimits
 from tests.cpu.test_registration_on_cpu import run_python
 from tests.tiny_model import build_tiny_model
 

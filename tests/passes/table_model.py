@@ -1,4 +1,4 @@
-"""A language model that is a table, and a rollout server of it that scores the probes of traces."""
+"""A language model that is a table, and a rollout server of it that reads the probes of traces."""
 
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -57,7 +57,7 @@ class FakeServer:
             {"request_id": request_id, "prompt_ids": list(prompt_ids), "sampling_params": dict(sampling_params)}
         )
         if self.engine:
-            results = await self.engine.score(prompt_ids, sampling_params, self.max_model_len)
+            results = await self.engine.read_probes(prompt_ids, sampling_params, self.max_model_len)
         else:
             temperature = sampling_params["temperature"]
             results = [self._probe(prompt_ids, probe, temperature) for probe in sampling_params["read_probes"]]

@@ -10,7 +10,7 @@ from rredcot_verl.config.schema import parse
 from rredcot_verl.probes.elicitation import Elicitation, JoinError, Proposal, build_proposals
 from rredcot_verl.probes.values import self_values
 from rredcot_verl.probes.vocabulary import Vocabulary
-from rredcot_verl.servers.client import SCORING_BACKENDS, make_scorer
+from rredcot_verl.servers.client import PROBING_BACKENDS, make_probe_reader
 from tests.passes.table_model import FakeServer, TableModel, utilities
 from tests.probes.tiny_tokenizers import KINDS, byte_level, encode, sentencepiece_like, token
 
@@ -239,7 +239,7 @@ def test_an_answer_that_ends_in_a_brace_counts_as_the_model_writes_it():
     assert len(probes[1].closing_token_ids) > 1
 
 
-@pytest.mark.parametrize("backend", SCORING_BACKENDS)
+@pytest.mark.parametrize("backend", PROBING_BACKENDS)
 @pytest.mark.parametrize("score_opening", [False, True])
 def test_the_probability_of_an_answer_that_ends_in_a_brace_is_the_full_one(backend, score_opening):
     block = {"max_closing_tokens": 64, "score_opening": score_opening}
@@ -254,8 +254,8 @@ def test_the_probability_of_an_answer_that_ends_in_a_brace_is_the_full_one(backe
     # The second answer comes first in the list, but it has one probe a boundary only.
     probes = asked.probes(prompt_ids, ids, [1, len(ids), 99], proposals[::-1], "boxed", 99)
     assert [(probe.state, probe.proposal) for probe in probes] == [(0, 0), (0, 1), (0, 1), (1, 0), (1, 1), (1, 1)]
-    scorer = make_scorer(backend, FakeServer(model).generate, asked.config.self_value, 1.0)
-    scores = asyncio.run(scorer.score("request-1", prompt_ids + ids, probes))
+    reader = make_probe_reader(backend, FakeServer(model).generate, asked.config.self_value, 1.0)
+    scores = asyncio.run(reader.read("request-1", prompt_ids + ids, probes))
 
     def probability(prefix: list[int], forced: list[int], start: int, ends: str) -> float:
         closing = model.any_of([*prefix, *forced], ids_starting_with(tokenizer, ends))

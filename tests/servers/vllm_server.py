@@ -13,7 +13,7 @@ from verl.workers.config import RolloutConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from rredcot_verl.servers.vllm import GENERATION_SHARE, ScoringVLLMHttpServer
+from rredcot_verl.servers.vllm import GENERATION_SHARE, ProbingVLLMHttpServer
 from tests.tiny_model import make_tokenizer
 
 
@@ -44,7 +44,7 @@ def make_model(folder: Path, max_position_embeddings: int = 512, seed: int = 0) 
     return model
 
 
-class LocalServer(ScoringVLLMHttpServer):
+class LocalServer(ProbingVLLMHttpServer):
     """The server's request handling; what verl's constructor and `launch_server` set up is given.
 
     Args:
@@ -60,7 +60,7 @@ class LocalServer(ScoringVLLMHttpServer):
         self._submission_paused, self._rejecting, self._admitting = False, False, 0
         self._resume_event = asyncio.Event()
         self._resume_event.set()
-        self._score_slots = asyncio.Semaphore(max(1, config.max_num_seqs // GENERATION_SHARE))
+        self._probe_slots = asyncio.Semaphore(max(1, config.max_num_seqs // GENERATION_SHARE))
 
 
 @contextlib.asynccontextmanager

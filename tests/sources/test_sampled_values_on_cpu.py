@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from rredcot_verl.config.blocks import MonteCarloConfig
-from rredcot_verl.cpu.model import RolloutModel
-from rredcot_verl.cpu.server import RolloutServer, ServerLimits
+from rredcot_verl.cpu.language_model import RolloutModel
+from rredcot_verl.cpu.rollout_server import RolloutServer, ServerLimits
 from rredcot_verl.sources.continuations import ContinuationSampler, State, TokenBudget
 from rredcot_verl.sources.group import Group
 from rredcot_verl.sources.sampled_values import Estimate, Job, MonteCarlo

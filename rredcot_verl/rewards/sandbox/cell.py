@@ -9,7 +9,6 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
@@ -27,8 +26,8 @@ class Layers:
     """What holds the programs of a server.
 
     Attributes:
-        private_files: A mount namespace with nothing but the interpreter, and a working folder of its own.
-        private_processes: A process namespace for each program: it sees only itself and dies as a whole.
+        private: Namespaces. A mount namespace with nothing but the interpreter, and a working folder of its own; a
+            process namespace for each program: it sees only itself and dies as a whole.
         seccomp: The filter on system calls.
         ruleset: Landlock's rule set, a file descriptor; None where it is not needed or not there.
         uid: User that programs run as: the first of `num_uids`, taken in turn; None: the server's own.
@@ -36,8 +35,7 @@ class Layers:
             `user`, or `unknown` (an older kernel, a namespace).
     """
 
-    private_files: bool
-    private_processes: bool
+    private: bool
     seccomp: bool
     ruleset: int | None
     uid: int | None
@@ -52,10 +50,10 @@ def keep(request: dict[str, Any], files: list[int], layers: Layers, number: int)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
         kernel.set_subreaper()
-        if layers.private_processes:
+        if layers.private:
             kernel.unshare(kernel.CLONE_NEWPID | kernel.CLONE_NEWNS)
         told, tell = os.pipe()
-        started = time.monotonic()
+        deadline = time.monotonic() + request["time_limit_s"]
         pid = os.fork()
         if pid == 0:
             os.close(told)
@@ -63,16 +61,20 @@ def keep(request: dict[str, Any], files: list[int], layers: Layers, number: int)
         os.close(tell)
         for file in files[PAYLOAD:]:
             os.close(file)
-        status = _watch(pid, files[LIFE], started + request["time_limit_s"], layers)
-        status["wall_s"] = time.monotonic() - started
+        status = _watch(pid, files[LIFE], deadline, layers)
         refusal = os.read(told, 4096)
         if refusal:
             status = {"error": refusal.decode(errors="replace")}
     except OSError as error:
         status = {"error": f"the sandbox could not start a program: {error}"}
     finally:
-        os.write(files[STATUS], json.dumps(status).encode())
+        tell_status(files, status)
         os._exit(0)
+
+
+def tell_status(files: list[int], status: dict[str, Any]) -> None:
+    """Report to the judge how a request ended."""
+    os.write(files[STATUS], json.dumps(status).encode() + b"\n")
 
 
 def _watch(pid: int, life: int, deadline: float, layers: Layers) -> dict[str, Any]:
@@ -84,14 +86,13 @@ def _watch(pid: int, life: int, deadline: float, layers: Layers) -> dict[str, An
     events = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
     # Not reaped yet: the number still names this very process.
     os.kill(pid, signal.SIGKILL)
-    _, wait_status, usage = os.wait4(pid, 0)
-    if not layers.private_processes:
+    _, wait_status = os.waitpid(pid, 0)
+    if not layers.private:
         descendants.kill_all()
     return {
         "exit": os.waitstatus_to_exitcode(wait_status),
         "timed_out": not events,
         "cancelled": bool(events) and ended not in [file for file, _ in events],
-        "cpu_s": usage.ru_utime + usage.ru_stime,
     }
 
 
@@ -101,7 +102,7 @@ def _become_program(request: dict[str, Any], files: list[int], layers: Layers, n
         # A process group reaches across process namespaces: the keeper must not be in the program's.
         os.setsid()
         tell, extra, payload = _arrange_files(request, files, tell)
-        _enter(request, layers, number)
+        _enter(request, layers, number, num_files=tell + 1)
     except (OSError, ValueError, RuntimeError) as error:
         os.write(tell, f"the sandbox could not close a program in: {error}".encode())
         os._exit(_EXIT_REFUSED)
@@ -122,16 +123,15 @@ def _arrange_files(request: dict[str, Any], files: list[int], tell: int) -> tupl
     return len(wanted) - 1, list(range(3, 3 + len(extra))), payload
 
 
-def _enter(request: dict[str, Any], layers: Layers, number: int) -> None:
+def _enter(request: dict[str, Any], layers: Layers, number: int, num_files: int) -> None:
     """Limits, working folder, user, rights, filters: in the order in which each is still permitted."""
-    num_files = 3 + len(range(STDERR + 1, request["num_files"])) + 1
     # Before /proc is out of reach.
     threads_before = descendants.count_threads(os.getuid()) if layers.threads_counted == "user" else 0
     # The rule set's own descriptor is needed until the end; it goes when everything else is closed.
     ruleset = None if layers.ruleset is None else os.dup2(layers.ruleset, num_files)
     os.closerange(num_files + (ruleset is not None), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     os.umask(0o077)
-    if layers.private_files:
+    if layers.private:
         size = f"size={request['disk_mb']}m,nr_inodes=1024,mode=777"
         flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
         kernel.mount("tmpfs", WORKING_FOLDER, "tmpfs", flags, size)
@@ -158,12 +158,7 @@ def _enter(request: dict[str, Any], layers: Layers, number: int) -> None:
         os.close(ruleset)
     if layers.seccomp:
         seccomp.install(
-            seccomp.build_filter(
-                own_pid=os.getpid(),
-                may_fork=request["max_processes"] > 1,
-                private_files=layers.private_files,
-                private_processes=layers.private_processes,
-            )
+            seccomp.build_filter(own_pid=os.getpid(), may_fork=request["max_processes"] > 1, private=layers.private)
         )
 
 
@@ -194,6 +189,8 @@ def _run(mode: str, payload: dict[str, Any], extra: list[int]) -> int:
     sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # type: ignore[misc]
     if mode == "main":
         return program.run_main(payload["source"])
-    served: Callable[..., None] = program.serve if mode == "serve" else checker.check
-    served(payload["source"] if mode == "serve" else payload, *extra)
+    if mode == "serve":
+        program.serve(payload["source"], *extra)
+    else:
+        checker.check(payload, *extra)
     return 0

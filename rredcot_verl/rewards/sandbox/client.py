@@ -4,7 +4,6 @@ import fcntl
 import json
 import logging
 import os
-import select
 import socket
 import subprocess
 import sys
@@ -12,16 +11,20 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import rredcot_verl
+from rredcot_verl.rewards.line_reader import LineReader
 
 logger = logging.getLogger(__name__)
 
-_START = "import sys; sys.path.append(sys.argv.pop(1)); from rredcot_verl.rewards.sandbox import server; server.main()"
+_START = (
+    "import sys; sys.path.append(sys.argv.pop(1)); "
+    "from rredcot_verl.rewards.sandbox import fork_server; fork_server.main()"
+)
 _START_TIMEOUT_S = 60.0
 # What a keeper may need beyond the time limit to kill, reap and report.
 _GRACE_S = 10.0
@@ -99,15 +102,11 @@ class Ending:
         exit: Exit status; minus the signal's number if one ended it.
         timed_out: Whether the time limit ended it.
         cancelled: Whether the judge ended it.
-        cpu_s: Seconds of processor time.
-        wall_s: Seconds by the clock.
     """
 
     exit: int
     timed_out: bool
     cancelled: bool
-    cpu_s: float
-    wall_s: float
 
 
 class Cell:
@@ -138,34 +137,17 @@ class Cell:
     def wait(self) -> Ending:
         """Wait for the end. Raises SandboxError if the sandbox could not run it or does not report."""
         if self._ending is None:
-            data = b""
-            while True:
-                if not wait_readable(self._status, self._deadline):
-                    self.cancel()
-                    raise SandboxError("a keeper did not report in time")
-                part = os.read(self._status, 65536)
-                if not part:
-                    break
-                data += part
-            self._ending = _read_ending(data)
+            try:
+                fields = json.loads(LineReader(self._status).read_line(self._deadline))
+            except TimeoutError as error:
+                self.cancel()
+                raise SandboxError("a keeper did not report in time") from error
+            except EOFError as error:
+                raise SandboxError("a keeper ended without a report") from error
+            if "error" in fields:
+                raise SandboxError(fields["error"])
+            self._ending = Ending(**fields)
         return self._ending
-
-
-def wait_readable(file: int, deadline: float) -> bool:
-    """Wait until something can be read (or the other side is gone); False if `time.monotonic()` passes the deadline."""
-    # Not select: it fails on file descriptors above 1023, which a trainer has.
-    poll = select.poll()
-    poll.register(file, select.POLLIN)
-    return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
-
-
-def _read_ending(data: bytes) -> Ending:
-    if not data:
-        raise SandboxError("a keeper ended without a report")
-    fields = json.loads(data)
-    if "error" in fields:
-        raise SandboxError(fields["error"])
-    return Ending(fields["exit"], fields["timed_out"], fields["cancelled"], fields["cpu_s"], fields["wall_s"])
 
 
 _ASK_FOR_FOLDERS = (
@@ -187,6 +169,7 @@ class Server:
     """The bare Python that forks cells. One a process and configuration: see `get_server`.
 
     Attributes:
+        pid: Its process id.
         missing: Layers that could not be had, and why.
     """
 
@@ -202,8 +185,7 @@ class Server:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ExitStack() as if_it_fails, theirs:
             if_it_fails.enter_context(ours)
-            complaints = os.memfd_create("complaints")
-            if_it_fails.callback(os.close, complaints)
+            complaints = closed_with(if_it_fails, os.memfd_create("complaints"))
             try:
                 self._process = subprocess.Popen(
                     command,
@@ -217,6 +199,7 @@ class Server:
                 raise SandboxError(f"python={config.python!r} cannot be started: {error}") from error
             if_it_fails.pop_all()
         self._control = ours
+        self.pid = self._process.pid
         with open(complaints, "rb") as complaint_file:
             self.missing = self._read_hello(complaint_file.fileno())
         self._report_missing()
@@ -250,11 +233,6 @@ class Server:
             logger.warning("The sandbox for untrusted programs runs without some of its layers. %s", told)
 
     @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
-
-    @property
     def alive(self) -> bool:
         """Whether it can run programs."""
         return self._process.poll() is None
@@ -272,26 +250,16 @@ class Server:
             SandboxError: The server is gone.
             OSError: No more files can be opened.
         """
-        request = {
-            "mode": mode,
-            "num_files": 3 + len(files),
-            "time_limit_s": limits.time_limit_s,
-            "memory_mb": limits.memory_mb,
-            "output_mb": limits.output_mb,
-            "disk_mb": limits.disk_mb,
-            "max_processes": limits.max_processes,
-            "max_threads": limits.max_threads,
-        }
+        request = {"mode": mode, **asdict(limits)}
         with ExitStack() as if_it_fails:
             with ExitStack() as theirs:
                 status_reader, status_writer = os.pipe()
-                if_it_fails.callback(os.close, status_reader)
-                theirs.callback(os.close, status_writer)
+                closed_with(if_it_fails, status_reader)
+                closed_with(theirs, status_writer)
                 life_reader, life_writer = os.pipe()
-                if_it_fails.callback(os.close, life_writer)
-                theirs.callback(os.close, life_reader)
-                payload_file = sealed_file(json.dumps(payload).encode())
-                theirs.callback(os.close, payload_file)
+                closed_with(if_it_fails, life_writer)
+                closed_with(theirs, life_reader)
+                payload_file = closed_with(theirs, sealed_file(json.dumps(payload).encode()))
                 sent = [status_writer, life_reader, payload_file, *files]
                 try:
                     socket.send_fds(self._control, [json.dumps(request).encode()], sent)
@@ -310,19 +278,23 @@ class Server:
             self._process.wait()
 
 
+def closed_with(stack: ExitStack, file: int) -> int:
+    """A file descriptor, which is closed with the stack."""
+    stack.callback(os.close, file)
+    return file
+
+
 def pipe_on(stack: ExitStack) -> tuple[int, int]:
     """A pipe, reading end first, that is closed with the stack."""
     reader, writer = os.pipe()
-    stack.callback(os.close, reader)
-    stack.callback(os.close, writer)
-    return reader, writer
+    return closed_with(stack, reader), closed_with(stack, writer)
 
 
 def sealed_file(data: bytes) -> int:
     """A file in memory that nobody can change, at its start; the caller closes it."""
     file = os.memfd_create("sealed", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with ExitStack() as if_it_fails:
-        if_it_fails.callback(os.close, file)
+        closed_with(if_it_fails, file)
         with open(file, "wb", closefd=False) as writer:
             writer.write(data)
         os.lseek(file, 0, os.SEEK_SET)

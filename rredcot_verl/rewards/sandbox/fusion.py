@@ -1,10 +1,10 @@
 """Running programs on a Sandbox Fusion service, through verl's own client."""
 
+import functools
 import json
 import math
 import secrets
 import threading
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -73,62 +73,60 @@ os._exit(0)
 """
 
 
-@dataclass(frozen=True)
-class FusionSettings:
-    """The service.
-
-    Attributes:
-        url: Where it is, e.g. `http://host:8080/run_code`.
-        timeout_s: Seconds for a test, rounded up to whole ones; a problem's own limit replaces it.
-        memory_limit_mb: MiB for a test; a problem's own limit replaces it.
-        slots: How many requests may be under way at one time.
-    """
-
-    url: str
-    timeout_s: float
-    memory_limit_mb: int
-    slots: threading.Semaphore
-
-
-def judge_by_service(program: str, tests: CodeTests, settings: FusionSettings) -> Verdict:
+def judge_by_service(
+    program: str,
+    tests: CodeTests,
+    *,
+    url: str,
+    timeout_s: float,
+    memory_limit_mb: int,
+    slots: threading.Semaphore,
+) -> Verdict:
     """Run a program's tests on the service. Blocks.
+
+    Args:
+        program: Python source.
+        tests: Its tests. A problem's own limits replace those below.
+        url: Where the service is, e.g. `http://host:8080/run_code`.
+        timeout_s: Seconds for a test, rounded up to whole ones.
+        memory_limit_mb: MiB for a test.
+        slots: How many requests may be under way at one time.
 
     Raises:
         SandboxError: The service cannot be reached or failed. Says nothing about the program.
     """
+    # verl, and its HTTP client, are imported only where a service is configured.
+    from verl.utils.reward_score.sandbox_fusion.utils import check_correctness
+
+    word = secrets.token_hex(16)
     if tests.kind == "stdin":
-        metadata = _run(program, list(tests.inputs), tests, settings)
-        expected = list(tests.outputs)
-        failures = [_stdin_failure(run, output) for run, output in zip(metadata, expected, strict=True)]
+        script, inputs = program, list(tests.inputs)
     else:
-        word = secrets.token_hex(16)
-        inputs = [json.dumps(_call_input(program, test, tests, word)) for test in tests.tests]
-        metadata = _run(_checker_script(), inputs, tests, settings)
+        script = _loader() + _CHECKER_SIDE
+        shared: dict[str, Any] = {"program_side": _loader() + _PROGRAM_SIDE, "program": program, "word": word}
+        shared |= {"entry_point": tests.entry_point, "setup": tests.setup}
+        inputs = [json.dumps({**shared, "test": test}) for test in tests.tests]
+    # An output of None: verl's client only runs; what was written is compared here, by one rule for both sandboxes.
+    _, metadata = check_correctness(
+        sandbox_fusion_url=url,
+        in_outs={"inputs": inputs, "outputs": [None] * len(inputs)},
+        generation=script,
+        timeout=math.ceil(tests.time_limit_s or timeout_s),
+        memory_limit_mb=tests.memory_limit_mb or memory_limit_mb,
+        concurrent_semaphore=slots,
+    )
+    for run in metadata:
+        if run["status"] in _SERVICE_FAILURES:
+            raise SandboxError(f"sandbox_fusion_url={url!r}: {run['status']}: {run['api_request_error']}")
+    if tests.kind == "stdin":
+        failures = [_stdin_failure(run, output) for run, output in zip(metadata, tests.outputs, strict=True)]
+    else:
         failures = [_call_failure(run, word) for run in metadata]
     passed = tuple(failure is None for failure in failures)
     first = next((number for number, failure in enumerate(failures) if failure is not None), None)
     detail = "" if first is None else f"test {first}: {failures[first]}"[:_MAX_DETAIL]
     timed_out = any(run["status"] in _TIMEOUTS for run in metadata)
     return Verdict(sum(passed), tests.num_tests, timed_out, detail, passed)
-
-
-def _run(script: str, inputs: list[str], tests: CodeTests, settings: FusionSettings) -> list[dict[str, Any]]:
-    # verl, and its HTTP client, are imported only where a service is configured.
-    from verl.utils.reward_score.sandbox_fusion.utils import check_correctness
-
-    # An output of None: verl's client only runs; what was written is compared here, by one rule for both sandboxes.
-    _, metadata = check_correctness(
-        sandbox_fusion_url=settings.url,
-        in_outs={"inputs": inputs, "outputs": [None] * len(inputs)},
-        generation=script,
-        timeout=math.ceil(tests.time_limit_s or settings.timeout_s),
-        memory_limit_mb=tests.memory_limit_mb or settings.memory_limit_mb,
-        concurrent_semaphore=settings.slots,
-    )
-    for run in metadata:
-        if run["status"] in _SERVICE_FAILURES:
-            raise SandboxError(f"sandbox_fusion_url={settings.url!r}: {run['status']}: {run['api_request_error']}")
-    return list(metadata)
 
 
 def _stdin_failure(run: dict[str, Any], expected: str) -> str | None:
@@ -145,22 +143,8 @@ def _call_failure(run: dict[str, Any], word: str) -> str | None:
     return f"{run['status']}: {(run['stderr'] or '').strip()[-200:]}"
 
 
+@functools.lru_cache
 def _loader() -> str:
     folder = files("rredcot_verl.rewards.sandbox")
     sources = {name: folder.joinpath(f"{name}.py").read_text(encoding="utf-8") for name in _EMBEDDED}
     return _LOADER.format(sources=json.dumps(sources))
-
-
-def _checker_script() -> str:
-    return _loader() + _CHECKER_SIDE
-
-
-def _call_input(program: str, test: str, tests: CodeTests, word: str) -> dict[str, Any]:
-    return {
-        "program_side": _loader() + _PROGRAM_SIDE,
-        "program": program,
-        "entry_point": tests.entry_point,
-        "setup": tests.setup,
-        "test": test,
-        "word": word,
-    }

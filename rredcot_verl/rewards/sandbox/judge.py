@@ -4,21 +4,20 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rredcot_verl.rewards.code_tests import CodeTests
+from rredcot_verl.rewards.line_reader import LineReader
 from rredcot_verl.rewards.sandbox.client import (
     Limits,
     SandboxConfig,
     SandboxError,
-    Server,
+    closed_with,
     get_server,
     pipe_on,
     sealed_file,
-    wait_readable,
 )
 from rredcot_verl.rewards.sandbox.compare import first_difference, outputs_match
 
@@ -28,8 +27,13 @@ _MIB = 2**20
 _MAX_DETAIL = 500
 # One report has at most some 3 kB; more without a newline is no report.
 _MAX_REPORT_BYTES = 65536
+# Timed-out tests after which the others are not tried.
+_MAX_TIMEOUTS = 3
 # For other programs to end and give back what they use.
 _RETRY_PAUSE_S = 0.2
+
+
+_DEFAULT_SANDBOX, _DEFAULT_LIMITS = SandboxConfig(), Limits()
 
 
 @dataclass(frozen=True)
@@ -51,74 +55,63 @@ class Verdict:
     passed: tuple[bool, ...] = ()
 
 
-@dataclass(frozen=True)
-class JudgeSettings:
-    """How programs are judged.
-
-    Attributes:
-        sandbox: What they run with.
-        limits: Limits of a test; a problem's own limits replace time and memory.
-        total_time_limit_s: Seconds for all tests of a program together.
-        max_timeouts: Timed-out tests after which the others are not tried.
-    """
-
-    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
-    limits: Limits = field(default_factory=Limits)
-    total_time_limit_s: float = 60.0
-    max_timeouts: int = 3
-
-    def for_problem(self, tests: CodeTests) -> "JudgeSettings":
-        """With the problem's own limits, where it has them."""
-        limits = replace(
-            self.limits,
-            time_limit_s=tests.time_limit_s or self.limits.time_limit_s,
-            memory_mb=tests.memory_limit_mb or self.limits.memory_mb,
-        )
-        return replace(self, limits=limits)
-
-
-def judge(program: str, tests: CodeTests, settings: JudgeSettings) -> Verdict:
+def judge(
+    program: str,
+    tests: CodeTests,
+    sandbox: SandboxConfig = _DEFAULT_SANDBOX,
+    limits: Limits = _DEFAULT_LIMITS,
+    total_time_limit_s: float = 60.0,
+) -> Verdict:
     """Run a program's tests. Blocks.
+
+    Args:
+        program: Python source. It is not trusted.
+        tests: Its tests.
+        sandbox: What it runs with.
+        limits: Limits of a test; a problem's own limits replace time and memory.
+        total_time_limit_s: Seconds for all tests together.
 
     Raises:
         SandboxError: Programs cannot be run safely here, or the sandbox itself failed.
     """
     try:
-        return _judge_once(program, tests, settings)
+        return _Session(program, tests, sandbox, limits, total_time_limit_s).run()
     except (SandboxError, OSError) as error:
         # Once more: a process or file the kernel had no room for is no reason to stop a training run.
         logger.warning("A program is judged again: %s", error)
     time.sleep(_RETRY_PAUSE_S)
     try:
-        return _judge_once(program, tests, settings)
+        return _Session(program, tests, sandbox, limits, total_time_limit_s).run()
     except OSError as error:
         raise SandboxError(f"the sandbox could not run a program: {error}") from error
-
-
-def _judge_once(program: str, tests: CodeTests, settings: JudgeSettings) -> Verdict:
-    session = _Session(program, tests, settings.for_problem(tests))
-    if tests.kind == "stdin":
-        session.run_stdin_tests()
-    else:
-        session.run_call_tests()
-    return session.verdict()
 
 
 class _Session:
     """The tests of one program."""
 
-    def __init__(self, program: str, tests: CodeTests, settings: JudgeSettings) -> None:
+    def __init__(
+        self, program: str, tests: CodeTests, sandbox: SandboxConfig, limits: Limits, total_time_limit_s: float
+    ) -> None:
         self.program = program
         self.tests = tests
-        self.limits = settings.limits
-        self.server: Server = get_server(settings.sandbox)
-        self.deadline = time.monotonic() + settings.total_time_limit_s
-        self.timeouts_left = settings.max_timeouts
+        # The problem's own limits, where it has them.
+        self.limits = replace(
+            limits,
+            time_limit_s=tests.time_limit_s or limits.time_limit_s,
+            memory_mb=tests.memory_limit_mb or limits.memory_mb,
+        )
+        self.server = get_server(sandbox)
+        self.deadline = time.monotonic() + total_time_limit_s
+        self.timeouts_left = _MAX_TIMEOUTS
         self.timed_out = False
         self.passed = [False] * tests.num_tests
         self.detail = ""
 
-    def verdict(self) -> Verdict:
+    def run(self) -> Verdict:
+        if self.tests.kind == "stdin":
+            self.run_stdin_tests()
+        else:
+            self.run_call_tests()
         return Verdict(sum(self.passed), len(self.passed), self.timed_out, self.detail, tuple(self.passed))
 
     def fail(self, number: int, why: str, timed_out: bool = False) -> None:
@@ -147,9 +140,9 @@ class _Session:
 
     def _run_stdin_test(self, number: int, given: str, expected: str, seconds: float) -> bool:
         with ExitStack() as stack:
-            stdin = stack.enter_context(_closing(sealed_file(given.encode("utf-8", "replace"))))
-            stdout = stack.enter_context(_closing(os.memfd_create("stdout")))
-            stderr = stack.enter_context(_closing(os.memfd_create("stderr")))
+            stdin = closed_with(stack, sealed_file(given.encode("utf-8", "replace")))
+            stdout = closed_with(stack, os.memfd_create("stdout"))
+            stderr = closed_with(stack, os.memfd_create("stderr"))
             limits = replace(self.limits, time_limit_s=seconds)
             with self.server.start("main", {"source": self.program}, limits, [stdin, stdout, stderr]) as cell:
                 ending = cell.wait()
@@ -170,14 +163,9 @@ class _Session:
         return False
 
     def run_call_tests(self) -> None:
-        number = 0
-        while number < len(self.passed):
-            if not self.seconds_left(number):
-                return
-            reached = self._run_call_tests_from(number)
-            if reached is None:
-                return
-            number = reached
+        number: int | None = 0
+        while number is not None and number < len(self.passed) and self.seconds_left(number):
+            number = self._run_call_tests_from(number)
 
     def _run_call_tests_from(self, first: int) -> int | None:
         """Run tests with one process of the program, until it is gone.
@@ -185,26 +173,25 @@ class _Session:
         Returns:
             The first test that was not decided; None if the others need not be tried.
         """
-        seconds = max(0.1, self.deadline - time.monotonic())
-        limits = replace(self.limits, time_limit_s=seconds)
-        payload: dict[str, Any] = {
+        limits = replace(self.limits, time_limit_s=max(0.1, self.deadline - time.monotonic()))
+        payload = {
             "entry_point": self.tests.entry_point,
             "setup": self.tests.setup,
-            "tests": list(self.tests.tests[first:]),
+            "tests": self.tests.tests[first:],
             "first": first,
         }
         with ExitStack() as stack:
             reports = self._start_pair(stack, payload, limits)
-            return self._follow(first, _Reports(reports))
+            return self._follow(first, LineReader(reports, _MAX_REPORT_BYTES))
 
     def _start_pair(self, stack: ExitStack, payload: dict[str, Any], limits: Limits) -> int:
         """Start the program and its checker, joined by two pipes; the checker's reports, a file descriptor."""
-        null = stack.enter_context(_closing(os.open(os.devnull, os.O_RDWR)))
+        null = closed_with(stack, os.open(os.devnull, os.O_RDWR))
         reports_out, reports_in = os.pipe()
-        stack.callback(os.close, reports_out)
+        closed_with(stack, reports_out)
         # All ends but that must be the cells' alone, or neither would see the other's end.
         with ExitStack() as theirs:
-            theirs.callback(os.close, reports_in)
+            closed_with(theirs, reports_in)
             questions_out, questions_in = pipe_on(theirs)
             answers_out, answers_in = pipe_on(theirs)
             program_files = [null, null, null, questions_out, answers_in]
@@ -213,21 +200,26 @@ class _Session:
             stack.enter_context(self.server.start("check", payload, limits, checker_files))
         return reports_out
 
-    def _follow(self, first: int, reports: "_Reports") -> int | None:
-        loaded = reports.next(self.limits.time_limit_s)
+    def _follow(self, first: int, reports: LineReader) -> int | None:
+        try:
+            loaded = _next_report(reports, self.limits.time_limit_s)
+        except TimeoutError:
+            self.fail(first, f"did not load within {self.limits.time_limit_s:.3g} s", timed_out=True)
+            return None
         if loaded is None or not loaded["loaded"]:
-            late = loaded is None and reports.late
-            why = f"did not load within {self.limits.time_limit_s:.3g} s" if late else "did not load"
-            self.fail(first, why if loaded is None else f"did not load: {loaded['detail']}", timed_out=late)
+            self.fail(first, "did not load" if loaded is None else f"did not load: {loaded['detail']}")
             return None
         for number in range(first, len(self.passed)):
             seconds = self.seconds_left(number)
             if not seconds:
                 return None
-            report = reports.next(seconds)
+            try:
+                report = _next_report(reports, seconds)
+            except TimeoutError:
+                self.fail(number, f"more than {seconds:.3g} s", timed_out=True)
+                return number + 1
             if report is None:
-                why = f"more than {seconds:.3g} s" if reports.late else "the checker ended"
-                self.fail(number, why, timed_out=reports.late)
+                self.fail(number, "the checker ended")
                 return number + 1
             self.passed[number] = report["passed"] and not report["gone"]
             if not self.passed[number]:
@@ -237,39 +229,13 @@ class _Session:
         return None
 
 
-@contextmanager
-def _closing(file: int) -> Iterator[int]:
+def _next_report(reports: LineReader, seconds: float) -> dict[str, Any] | None:
+    """The checker's next report; None if it is gone. Raises TimeoutError."""
     try:
-        yield file
-    finally:
-        os.close(file)
-
-
-class _Reports:
-    """Reads the checker's reports.
-
-    Attributes:
-        late: Whether the last one asked for did not come in time.
-    """
-
-    def __init__(self, file: int) -> None:
-        self._file = file
-        self._held = b""
-        self.late = False
-
-    def next(self, seconds: float) -> dict[str, Any] | None:
-        """The next report; None if the checker is gone or late."""
-        deadline = time.monotonic() + seconds
-        while b"\n" not in self._held:
-            ready = wait_readable(self._file, deadline)
-            self.late = not ready
-            part = os.read(self._file, 65536) if ready else b""
-            if not part or len(self._held) > _MAX_REPORT_BYTES:
-                return None
-            self._held += part
-        line, _, self._held = self._held.partition(b"\n")
-        fields: dict[str, Any] = json.loads(line)
-        return fields
+        fields: dict[str, Any] = json.loads(reports.read_line(time.monotonic() + seconds))
+    except EOFError:
+        return None
+    return fields
 
 
 def _last_line(file: int) -> str:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from rredcot_verl.rewards.sandbox.client import Limits, SandboxConfig
-from rredcot_verl.rewards.sandbox.fusion import FusionSettings
-from rredcot_verl.rewards.sandbox.judge import JudgeSettings
 
 
 @dataclass(frozen=True)
@@ -90,28 +88,29 @@ class Options:
             return self.sandbox_fusion_max_concurrent
         return len(os.sched_getaffinity(0))
 
-    def judge_settings(self) -> JudgeSettings:
-        """Settings of the local sandbox."""
-        limits = Limits(
-            time_limit_s=self.time_limit_s,
-            memory_mb=self.memory_limit_mb,
-            output_mb=self.output_limit_mb,
-            disk_mb=self.disk_limit_mb,
-            max_processes=self.max_processes,
-            max_threads=max(64, self.max_processes),
-        )
-        sandbox = SandboxConfig(python=self.python or sys.executable, packages=self.packages)
-        return JudgeSettings(sandbox, limits, self.total_time_limit_s)
+    def judge_settings(self) -> dict[str, Any]:
+        """Settings of the local sandbox: keyword arguments of `judge.judge`."""
+        return {
+            "sandbox": SandboxConfig(python=self.python or sys.executable, packages=self.packages),
+            "limits": Limits(
+                time_limit_s=self.time_limit_s,
+                memory_mb=self.memory_limit_mb,
+                output_mb=self.output_limit_mb,
+                disk_mb=self.disk_limit_mb,
+                max_processes=self.max_processes,
+                max_threads=max(64, self.max_processes),
+            ),
+            "total_time_limit_s": self.total_time_limit_s,
+        }
 
-    def fusion_settings(self) -> FusionSettings:
-        """Settings of the service."""
-        assert self.sandbox_fusion_url is not None
-        return FusionSettings(
-            url=self.sandbox_fusion_url,
-            timeout_s=self.sandbox_fusion_timeout_s or self.time_limit_s,
-            memory_limit_mb=self.sandbox_fusion_memory_limit_mb or self.memory_limit_mb,
-            slots=threading.Semaphore(self.sandbox_fusion_max_concurrent),
-        )
+    def fusion_settings(self) -> dict[str, Any]:
+        """Settings of the service: keyword arguments of `fusion.judge_by_service`."""
+        return {
+            "url": self.sandbox_fusion_url,
+            "timeout_s": self.sandbox_fusion_timeout_s or self.time_limit_s,
+            "memory_limit_mb": self.sandbox_fusion_memory_limit_mb or self.memory_limit_mb,
+            "slots": threading.Semaphore(self.sandbox_fusion_max_concurrent),
+        }
 
 
 def _names(given: object) -> tuple[str, ...]:

@@ -8,7 +8,8 @@ import struct
 from rredcot_verl.rewards.sandbox import kernel
 from rredcot_verl.rewards.sandbox.syscall_numbers import numbers_of
 
-_AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+# Machines there is a table for, and the kernel's number of each.
+MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # x86_64 numbers from here on belong to the x32 interface, which would go around the filter.
 _X32_BIT = 0x40000000
 
@@ -64,7 +65,7 @@ class _Filter:
         self.numbers = numbers_of(machine)
         self.code = [
             _instruction(_LOAD, _ARCH_OFFSET),
-            _instruction(_JUMP_EQUAL, _AUDIT_ARCH[machine], 1, 0),
+            _instruction(_JUMP_EQUAL, MACHINES[machine], 1, 0),
             _instruction(_RETURN, _KILL),
             _instruction(_LOAD, _NR_OFFSET),
         ]
@@ -98,20 +99,15 @@ class _Filter:
         return b"".join([*self.code, _instruction(_RETURN, _ALLOW)])
 
 
-def supported() -> bool:
-    """Whether there is a table for this machine."""
-    return bool(numbers_of(kernel.MACHINE))
-
-
 @functools.lru_cache
-def build_filter(*, own_pid: int, may_fork: bool, private_files: bool, private_processes: bool) -> bytes:
+def build_filter(*, own_pid: int, may_fork: bool, private: bool) -> bytes:
     """The filter's instructions.
 
     Args:
         own_pid: The program's process id, as it sees it: the one process it may signal.
         may_fork: Whether it may start processes. Threads are always allowed.
-        private_files: Whether it has a file system of its own; if not, nothing may be opened for writing.
-        private_processes: Whether it has a process namespace of its own; if not, it may signal only itself.
+        private: Whether it has a file system and a process namespace of its own; if not, nothing may be opened for
+            writing, and it may signal only itself.
     """
     code = _Filter(kernel.MACHINE)
     for name in _NEVER:
@@ -130,10 +126,9 @@ def build_filter(*, own_pid: int, may_fork: bool, private_files: bool, private_p
     code.refuse_unless("prlimit64", 0, [0, own_pid])
     code.refuse_values("fcntl", 1, [_F_SETOWN, _F_SETSIG, _F_SETOWN_EX])
     code.refuse_values("ioctl", 1, [_FIOSETOWN, _SIOCSPGRP])
-    if not private_processes:
+    if not private:
         code.refuse_unless("kill", 0, [own_pid])
         code.refuse_unless("tgkill", 0, [own_pid])
-    if not private_files:
         for name in _CHANGES_FILES:
             code.refuse(name, errno.EACCES)
         code.refuse_bits("open", 1, _WRITING_FLAGS, errno.EACCES)

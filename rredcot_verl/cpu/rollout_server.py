@@ -1,10 +1,10 @@
 """The rollout server: takes requests one by one, answers them in batches, keeps the event loop free.
 
-All torch work runs on one thread, so generation, scoring and weight updates never overlap.
+All torch work runs on one thread, so generation, probes and weight updates never overlap.
 """
 
 import asyncio
-import logging
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,11 +12,9 @@ from typing import Any
 
 from verl.workers.rollout.replica import TokenOutput
 
-from rredcot_verl.cpu.model import RolloutModel
+from rredcot_verl.cpu.language_model import RolloutModel
 from rredcot_verl.cpu.sampling import SamplingParams, parse_sampling_params
-from rredcot_verl.cpu.scoring import Probe, parse_probes
-
-logger = logging.getLogger(__name__)
+from rredcot_verl.servers.probe_requests import parse_probes, refuse_media
 
 # Long enough for requests sent together to arrive over Ray, short against one decoding pass.
 _BATCH_WINDOW_SECONDS = 0.01
@@ -30,7 +28,7 @@ class ServerLimits:
         prompt_length: `rollout.prompt_length`, tokens.
         response_length: `rollout.response_length`, tokens.
         max_model_len: Longest prompt and response together, tokens.
-        context_length: Positions the model has, tokens. Bounds scored probes, which may go beyond a full response.
+        context_length: Positions the model has, tokens. Bounds probes, which may go beyond a full response.
         max_num_seqs: Most sequences in one generation batch.
         ignore_eos: `rollout.ignore_eos`.
         free_cache_engine: Whether `sleep` closes the server until `wake_up`.
@@ -47,14 +45,21 @@ class ServerLimits:
 
 @dataclass(eq=False)
 class _Request:
-    """A request in the queue: a sequence to generate (`params`), a trace with probes to score, or other work."""
+    """A request in the queue.
+
+    Attributes:
+        future: Of its result.
+        compute: Takes the prompts of a batch and their arguments, gives one result for each.
+        prompt_ids: The prompt.
+        argument: What to do with it.
+        key: Requests of one key can share a batch; `None`: a batch of its own.
+    """
 
     future: asyncio.Future
+    compute: Callable[[list[list[int]], list[Any]], list[Any]]
     prompt_ids: list[int]
-    params: SamplingParams | None = None
-    probes: list[Probe] | None = None
-    temperature: float = 1.0
-    work: Callable[[], Any] | None = None
+    argument: Any
+    key: Any
 
 
 class RolloutServer:
@@ -87,35 +92,31 @@ class RolloutServer:
         video_data: list[Any] | None = None,
         **kwargs: Any,
     ) -> TokenOutput:
-        """Generates after a prompt, or scores text.
+        """Generates after a prompt, or reads log-probabilities of text.
 
         Args:
             prompt_ids: Token ids, at least one.
-            sampling_params: As vLLM's. With `prompt_logprobs=0` the prompt is scored at temperature 1, and the answer
-                carries vLLM's fields. With `read_probes` (a list of dicts `position`, `token_ids`,
-                `closing_token_ids`) and `temperature`, continuations of the prompt's prefixes are scored and nothing
-                is generated: `extra_fields["probe_log_probs"]`.
+            sampling_params: As vLLM's. With `prompt_logprobs=0` the prompt is read at temperature 1, and the answer
+                carries vLLM's fields. With `read_probes`, see `parse_probes`, continuations of the prompt's prefixes
+                are read and nothing is generated: `extra_fields["probe_log_probs"]`, see `probing.read_probes`.
             request_id: Not used: requests are not resumed, and no cache outlives one.
             image_data: Refused.
             video_data: Refused.
-            **kwargs: Refused, unless `None` or empty.
+            **kwargs: Refused, unless `None`, 0 or empty.
 
         Returns:
             The tokens, their log-probabilities if asked for, and `extra_fields` with `global_steps` (the weights'
-            version) and `num_cached_tokens`.
+            version) and, for generation, `num_cached_tokens`.
 
         Raises:
             ValueError: The request asks for what this server cannot do.
             RuntimeError: The server is asleep, or closed to new requests.
         """
-        inputs = {"image_data": image_data, "video_data": video_data, **kwargs}
-        refused = sorted(name for name, value in inputs.items() if not _says_nothing(value))
-        if refused:
-            raise ValueError(f"the CPU rollout server takes text only, got {', '.join(refused)}")
+        refuse_media("the CPU rollout server", {"image_data": image_data, "video_data": video_data, **kwargs})
         prompt_ids = [int(token) for token in prompt_ids]
-        max_possible_tokens = self._limits.max_model_len - len(prompt_ids)
         if "read_probes" in sampling_params:
             return await self._read_probes(prompt_ids, sampling_params)
+        max_possible_tokens = self._limits.max_model_len - len(prompt_ids)
         if not prompt_ids or max_possible_tokens < 1:
             raise ValueError(
                 f"a prompt must have from 1 to {self._limits.max_model_len - 1} tokens to leave room for a response, "
@@ -131,7 +132,7 @@ class RolloutServer:
         rest.pop("skip_reading_prefix_cache", None)
         params = parse_sampling_params(rest, default_max_tokens, max_possible_tokens, self._limits.ignore_eos)
         if num_prompt_logprobs is not None:
-            return await self._score_prompt(prompt_ids, params, num_prompt_logprobs)
+            return await self._read_prompt(prompt_ids, params, num_prompt_logprobs)
         return await self._generate(prompt_ids, params)
 
     async def load_weights(self, named_tensors: list[tuple[str, Any]]) -> None:
@@ -178,67 +179,57 @@ class RolloutServer:
         self._rejecting = False
         self._admitting.set()
 
-    async def clear_kv_cache(self) -> None:
-        """Does nothing: no cache outlives a request."""
-
     async def release_kv_cache(self) -> None:
         """Waits for the work in flight; there is no cache to release."""
         await self.wait_for_requests_to_drain()
 
-    async def resume_kv_cache(self) -> None:
-        """Does nothing: there is no cache to restore."""
+    async def clear_kv_cache(self, **kwargs: Any) -> None:
+        """Does nothing: no cache outlives a request, and there is no device profiler."""
 
-    async def start_profile(self, **kwargs: Any) -> None:
-        """Does nothing: there is no device profiler."""
-
-    async def stop_profile(self) -> None:
-        """Does nothing: there is no device profiler."""
+    resume_kv_cache = start_profile = stop_profile = clear_kv_cache
 
     async def _generate(self, prompt_ids: list[int], params: SamplingParams) -> TokenOutput:
-        sequence = await self._submit(prompt_ids, params=params)
-        return TokenOutput(
-            token_ids=sequence.token_ids,
-            log_probs=sequence.log_probs if params.logprobs else None,
-            stop_reason="aborted" if sequence.aborted else "completed",
-            extra_fields=self._extra_fields(num_cached_tokens=0),
-        )
+        # With a repetition penalty the padding token would count as repeated: such prompts must need no padding.
+        length = len(prompt_ids) if params.repetition_penalty != 1 else None
+        key = (params, length) if params.seed is None else None
+        sequence = await self._submit(self._model.generate, prompt_ids, params, key)
+        log_probs = sequence.log_probs if params.logprobs else None
+        return self._output(sequence.token_ids, log_probs, sequence.aborted, num_cached_tokens=0)
 
-    async def _score_prompt(self, prompt_ids: list[int], params: SamplingParams, num_logprobs: int) -> TokenOutput:
+    async def _read_prompt(self, prompt_ids: list[int], params: SamplingParams, num_logprobs: int) -> TokenOutput:
         if num_logprobs != 0:
             raise ValueError(
                 f"prompt_logprobs={num_logprobs!r}: the CPU rollout server supports prompt_logprobs=0 only"
             )
         if params.max_tokens != 1:
             raise ValueError(f"prompt_logprobs needs max_tokens=1 on the CPU rollout server, got {params.max_tokens}")
-        fields, token, log_prob = await self._submit(
-            prompt_ids, work=lambda: self._model.score_prompt(prompt_ids, params)
-        )
-        return TokenOutput(
-            token_ids=[token],
-            log_probs=[log_prob] if params.logprobs else None,
-            stop_reason="completed",
-            extra_fields=self._extra_fields(num_cached_tokens=0, **fields),
-        )
+
+        def read(prompts: list[list[int]], arguments: list[SamplingParams]) -> list[Any]:
+            return [self._model.read_prompt(prompts[0], arguments[0])]
+
+        fields, token, log_prob = await self._submit(read, prompt_ids, params, None)
+        return self._output([token], [log_prob] if params.logprobs else None, num_cached_tokens=0, **fields)
 
     async def _read_probes(self, prompt_ids: list[int], sampling_params: Mapping[str, Any]) -> TokenOutput:
-        unknown = sorted(sampling_params.keys() - {"read_probes", "temperature", "max_tokens"})
-        if unknown:
-            raise ValueError(f"read_probes takes temperature and max_tokens beside it, got {', '.join(unknown)}")
-        probes = parse_probes(sampling_params["read_probes"], len(prompt_ids))
-        longest = max((probe.position + len(probe.token_ids) for probe in probes), default=0)
+        probes, temperature = parse_probes(sampling_params, len(prompt_ids))
+        longest = max((probe.num_tokens for probe in probes), default=0)
         if longest > self._limits.context_length:
             raise ValueError(f"a probe ends at token {longest}, the model has {self._limits.context_length} positions")
-        temperature = float(sampling_params.get("temperature", 1.0))
-        if temperature <= 0:
-            raise ValueError(f"read_probes needs a positive temperature, got {temperature}")
-        fields = await self._submit(prompt_ids, probes=probes, temperature=temperature)
-        return TokenOutput(token_ids=[], stop_reason="completed", extra_fields=self._extra_fields(**fields))
+        read = functools.partial(self._model.read_probes, temperature=temperature)
+        return self._output([], probe_log_probs=await self._submit(read, prompt_ids, probes, ("probes", temperature)))
 
-    def _extra_fields(self, **fields: Any) -> dict[str, Any]:
-        return {"global_steps": self._global_steps, **fields}
+    def _output(
+        self, token_ids: list[int], log_probs: list[float] | None = None, aborted: bool = False, **fields: Any
+    ) -> TokenOutput:
+        return TokenOutput(
+            token_ids=token_ids,
+            log_probs=log_probs,
+            stop_reason="aborted" if aborted else "completed",
+            extra_fields={"global_steps": self._global_steps, **fields},
+        )
 
-    async def _submit(self, prompt_ids: list[int], **kwargs: Any) -> Any:
-        """Queues a request and waits for its result."""
+    async def _submit(self, compute: Callable[..., list[Any]], prompt_ids: list[int], argument: Any, key: Any) -> Any:
+        """Queues a request, see `_Request`, and waits for its result."""
         while not self._admitting.is_set():
             if self._rejecting:
                 raise RuntimeError("the CPU rollout server is closed to new requests until resume_generation")
@@ -247,7 +238,7 @@ class RolloutServer:
             raise RuntimeError(f"the CPU rollout server is asleep ({sorted(self._asleep)}); call wake_up first")
         if self._dispatcher is None:
             self._dispatcher = asyncio.create_task(self._dispatch())
-        request = _Request(asyncio.get_running_loop().create_future(), prompt_ids, **kwargs)
+        request = _Request(asyncio.get_running_loop().create_future(), compute, prompt_ids, argument, key)
         self._in_flight.add(request.future)
         request.future.add_done_callback(self._in_flight.discard)
         self._queue.put_nowait(request)
@@ -267,61 +258,29 @@ class RolloutServer:
                 await self._answer(batch)
 
     async def _answer(self, batch: list[_Request]) -> None:
-        running = asyncio.get_running_loop().run_in_executor(self._executor, lambda: self._compute(batch))
+        prompts, arguments = [request.prompt_ids for request in batch], [request.argument for request in batch]
+        running = asyncio.get_running_loop().run_in_executor(self._executor, batch[0].compute, prompts, arguments)
         # Whatever goes wrong belongs to the requests that caused it; the server goes on.
         await asyncio.wait([running])
         error = running.exception()
-        if error is not None:
-            for request in batch:
-                _resolve(request.future, error=error)
-            return
-        for request, result in zip(batch, running.result(), strict=True):
-            _resolve(request.future, result)
-
-    def _compute(self, batch: list[_Request]) -> list[Any]:
-        first, sequences = batch[0], [request.prompt_ids for request in batch]
-        if first.work is not None:
-            return [first.work()]
-        if first.probes is not None:
-            return self._model.read_probes(sequences, [each.probes or [] for each in batch], first.temperature)
-        return self._model.generate(sequences, [request.params for request in batch])
-
-
-def _resolve(future: asyncio.Future, result: Any = None, error: BaseException | None = None) -> None:
-    # The caller may have gone (its Ray call was cancelled): the future is done then.
-    if future.done():
-        return
-    if error is not None:
-        future.set_exception(error)
-    else:
-        future.set_result(result)
-
-
-def _says_nothing(value: Any) -> bool:
-    return value is None or (isinstance(value, dict | list | tuple) and not value)
+        for number, request in enumerate(batch):
+            # The caller may have gone (its Ray call was cancelled): the future is done then.
+            if request.future.done():
+                continue
+            if error is not None:
+                request.future.set_exception(error)
+            else:
+                request.future.set_result(running.result()[number])
 
 
 def _make_batches(requests: Sequence[_Request], max_num_seqs: int) -> list[list[_Request]]:
-    """Groups requests that can share a batch: of generation, or of scoring; other work is a batch of its own."""
+    """Groups requests that can share a batch, in order of arrival."""
     batches: list[list[_Request]] = []
     open_batches: dict[Any, list[_Request]] = {}
     for request in requests:
-        key = _batch_key(request)
-        batch = open_batches.get(key)
-        if key is None or batch is None or len(batch) >= max_num_seqs:
-            batch = []
+        batch = open_batches.get(request.key) if request.key is not None else None
+        if batch is None or len(batch) >= max_num_seqs:
+            batch = open_batches[request.key] = []
             batches.append(batch)
-            if key is not None:
-                open_batches[key] = batch
         batch.append(request)
     return batches
-
-
-def _batch_key(request: _Request) -> Any:
-    params = request.params
-    if request.probes is not None:
-        return "probes", request.temperature
-    if params is None or params.seed is not None:
-        return None
-    # With a repetition penalty the padding token would count as repeated: such prompts must need no padding.
-    return params, len(request.prompt_ids) if params.repetition_penalty != 1 else None

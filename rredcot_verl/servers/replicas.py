@@ -1,21 +1,21 @@
-"""Puts the rollout servers that score probes in the place of verl's own, for runs that score by the rollout server."""
+"""Puts the rollout servers that read probes in the place of verl's own, for runs whose probes they read."""
 
 import importlib
 
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 
 REPLICAS = {
-    "vllm": ("rredcot_verl.servers.vllm", "ScoringVLLMReplica"),
-    "sglang": ("rredcot_verl.servers.sglang", "ScoringSGLangReplica"),
+    "vllm": ("rredcot_verl.servers.vllm", "ProbingVLLMReplica"),
+    "sglang": ("rredcot_verl.servers.sglang", "ProbingSGLangReplica"),
 }
 """Value of `actor_rollout_ref.rollout.name` -> module and class of its replica."""
 
 
-def use_scoring_servers(rollout_name: str) -> None:
+def use_probing_servers(rollout_name: str) -> None:
     """Make verl start rollout servers that take `read_probes`, from now on, in this process.
 
     To be called in the process that starts the servers (the trainer's), before they are started. They generate as
-    verl's own do. Does nothing for backends without such a server; the embedded CPU server scores anyway.
+    verl's own do. Does nothing for backends without such a server; the embedded CPU server reads probes anyway.
 
     Args:
         rollout_name: `actor_rollout_ref.rollout.name`.

@@ -1,16 +1,16 @@
-"""The rollout server's model: loading, the three kinds of work it does, and in-place weight updates."""
+"""The rollout server's model: the three kinds of work it does, and in-place weight updates."""
 
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from rredcot_verl.cpu.generation import GeneratedSequence, generate_batch, temperature_scaled_log_probs
+from rredcot_verl.cpu.probing import prompt_log_probs, read_probes
 from rredcot_verl.cpu.sampling import SamplingParams
-from rredcot_verl.cpu.scoring import Probe, read_probes, score_prompt
+from rredcot_verl.servers.probe_requests import Probe
 
 
 class RolloutModel:
@@ -20,7 +20,7 @@ class RolloutModel:
         model: The model; it is put into evaluation mode and its generation defaults are cleared, because sampling is
             governed by the request alone.
         eos_token_ids: Tokens that end a sequence.
-        max_batch_tokens: Bound on the tokens, cached ones included, of one batch of scored probes.
+        max_batch_tokens: Bound on the tokens, cached ones included, of one batch of probes.
     """
 
     def __init__(self, model: PreTrainedModel, eos_token_ids: Sequence[int], max_batch_tokens: int):
@@ -31,27 +31,19 @@ class RolloutModel:
         self._max_batch_tokens = max_batch_tokens
         self._updated: set[int] = set()
 
-    @classmethod
-    def load(
-        cls, path: str, config: PretrainedConfig, eos_token_ids: Sequence[int], max_batch_tokens: int, **kwargs: Any
-    ) -> "RolloutModel":
-        """Loads the model in float32 from a local folder."""
-        model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=torch.float32, **kwargs)
-        return cls(model, eos_token_ids, max_batch_tokens)
-
     def generate(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> list[GeneratedSequence]:
         """Samples one continuation of each prompt; see `generate_batch`."""
         return generate_batch(self.model, prompts, params, self.eos_token_ids, self.abort)
 
     @torch.inference_mode()
-    def score_prompt(self, prompt_ids: Sequence[int], params: SamplingParams) -> tuple[dict[str, Any], int, float]:
-        """Scores a prompt at temperature 1 and samples one token after it, as vLLM's `prompt_logprobs=0` does.
+    def read_prompt(self, prompt_ids: Sequence[int], params: SamplingParams) -> tuple[dict[str, Any], int, float]:
+        """Reads a prompt at temperature 1 and samples one token after it, as vLLM's `prompt_logprobs=0` does.
 
         Returns:
             The fields of verl's vLLM server (`prompt_ids` and `prompt_logprobs`, shifted by one: entry i is for token
             i + 1, the last one is a dummy), the sampled token, and its log-probability in nats.
         """
-        log_probs, logits = score_prompt(self.model, prompt_ids)
+        log_probs, logits = prompt_log_probs(self.model, prompt_ids)
         fields = {
             "prompt_ids": [[token] for token in prompt_ids[1:]] + [[0]],
             "prompt_logprobs": [[value] for value in log_probs] + [[0.0]],
@@ -66,23 +58,9 @@ class RolloutModel:
 
     def read_probes(
         self, traces: Sequence[Sequence[int]], probes: Sequence[Sequence[Probe]], temperature: float
-    ) -> list[dict[str, Any]]:
-        """Scores probes of some traces.
-
-        Returns:
-            For each trace `probe_log_probs` (a dict of `token_log_probs` and `closing_log_prob` for each probe),
-            `num_scored_tokens` (tokens of all probes) and `num_cached_tokens` (prefix tokens whose computation the
-            probes share, summed over probes).
-        """
-        scores = read_probes(self.model, traces, probes, temperature, self._max_batch_tokens)
-        return [
-            {
-                "probe_log_probs": [asdict(each) for each in own_scores],
-                "num_scored_tokens": sum(len(probe.token_ids) for probe in own),
-                "num_cached_tokens": sum(probe.position - 1 for probe in own),
-            }
-            for own, own_scores in zip(probes, scores, strict=True)
-        ]
+    ) -> list[list[dict[str, Any]]]:
+        """Reads probes of some traces; see `probing.read_probes`."""
+        return read_probes(self.model, traces, probes, temperature, self._max_batch_tokens)
 
     @torch.no_grad()
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from rredcot_verl.config.schema import parse
-from rredcot_verl.cpu.model import RolloutModel
-from rredcot_verl.cpu.server import RolloutServer, ServerLimits
+from rredcot_verl.cpu.language_model import RolloutModel
+from rredcot_verl.cpu.rollout_server import RolloutServer, ServerLimits
 from rredcot_verl.probes.elicitation import Elicitation, Proposal
 from rredcot_verl.probes.values import self_values
 from rredcot_verl.probes.vocabulary import Vocabulary
@@ -53,17 +53,17 @@ def score(model, trace, probes, temperature=1.0):
         async def generate(request_id, *, prompt_ids, sampling_params):
             return await server.generate(prompt_ids, sampling_params, request_id)
 
-        return await ProbeReader(generate, temperature).score("request", trace, probes)
+        return await ProbeReader(generate, temperature).read("request", trace, probes)
 
     return asyncio.run(run())
 
 
 def score_like_vllm(model, trace, probes, temperature=1.0):
     async def generate(request_id, *, prompt_ids, sampling_params):
-        results = await FakeVLLM(Logits(model), block_size=16).score(prompt_ids, sampling_params)
+        results = await FakeVLLM(Logits(model), block_size=16).read_probes(prompt_ids, sampling_params)
         return SimpleNamespace(extra_fields={"probe_log_probs": results})
 
-    return asyncio.run(ProbeReader(generate, temperature).score("request", trace, probes))
+    return asyncio.run(ProbeReader(generate, temperature).read("request", trace, probes))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -52,7 +52,7 @@ class Layering:
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
-        self._options = options
+        self._packages = options["packages"], options["package_folders"]
         self._disabled = set(options["disabled"])
         self.missing: dict[str, str] = {}
         self._is_root = os.geteuid() == 0
@@ -74,10 +74,9 @@ class Layering:
                     "neither namespaces nor Landlock nor a user of its own can be had: the program could read and "
                     "change what the trainer's user can"
                 )
-            self._try("interpreter", lambda: self._can_read_interpreter(uid))
-            if "interpreter" in self.missing:
+            if not self._try("interpreter", lambda: self._can_read_interpreter(uid)):
                 raise RuntimeError(f"user {uid} cannot read the interpreter: {self.missing['interpreter']}")
-        return cell.Layers(private, private, filtered, ruleset, uid, self._threads_counted(private, uid))
+        return cell.Layers(private, filtered, ruleset, uid, self._threads_counted(private, uid))
 
     def _threads_counted(self, private: bool, uid: int | None) -> Literal["cell", "user", "unknown"]:
         if uid is not None:
@@ -100,9 +99,8 @@ class Layering:
     def _other_uid(self) -> int | None:
         if not self._is_root:
             return None
-        why_not = "disabled" if "uid" in self._disabled else _trial(self._change_uid)
-        if why_not is not None:
-            raise RuntimeError(f"started as root, and no other user can be become ({why_not})")
+        if not self._try("uid", self._change_uid):
+            raise RuntimeError(f"started as root, and no other user can be become ({self.missing['uid']})")
         return _FIRST_UID
 
     @staticmethod
@@ -113,12 +111,10 @@ class Layering:
 
     @staticmethod
     def _seccomp() -> None:
-        if not seccomp.supported():
+        if kernel.MACHINE not in seccomp.MACHINES:
             raise RuntimeError(f"no table of system calls for {kernel.MACHINE}")
         kernel.set_no_new_privileges()
-        seccomp.install(
-            seccomp.build_filter(own_pid=os.getpid(), may_fork=False, private_files=False, private_processes=False)
-        )
+        seccomp.install(seccomp.build_filter(own_pid=os.getpid(), may_fork=False, private=False))
         try:
             socket.socket()
         except PermissionError:
@@ -140,13 +136,10 @@ class Layering:
             for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
                 with open(f"/proc/self/{name}", "w") as file:
                     file.write(text)
-        filesystem.enter_private_root(*self._packages(), cell.WORKING_FOLDER)
-
-    def _packages(self) -> tuple[list[str], list[str]]:
-        return self._options["packages"], self._options["package_folders"]
+        filesystem.enter_private_root(*self._packages, cell.WORKING_FOLDER)
 
     def _ruleset(self) -> int:
-        return landlock.create_ruleset(*filesystem.readable_paths(*self._packages()))
+        return landlock.create_ruleset(*filesystem.readable_paths(*self._packages))
 
     def _landlock(self) -> None:
         ruleset = self._ruleset()
@@ -182,7 +175,7 @@ def _serve(control: socket.socket, layers: cell.Layers) -> None:
                 finally:
                     os._exit(1)
         except OSError as error:
-            os.write(files[cell.STATUS], json.dumps({"error": f"fork: {error}"}).encode())
+            cell.tell_status(files, {"error": f"fork: {error}"})
         for file in files:
             os.close(file)
 
@@ -209,10 +202,10 @@ def main() -> None:
         control.send(json.dumps({"refused": str(error), "missing": layering.missing}).encode())
         return
     control.send(json.dumps({"refused": None, "missing": layering.missing}).encode())
-    if layers.seccomp and layers.private_processes:
+    if layers.seccomp and layers.private:
         # A program is then number 1 of its namespace: one filter, which every cell inherits.
         for may_fork in (False, True):
-            seccomp.build_filter(own_pid=1, may_fork=may_fork, private_files=True, private_processes=True)
+            seccomp.build_filter(own_pid=1, may_fork=may_fork, private=True)
     # Keepers are nobody's to wait for.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     gc.collect()

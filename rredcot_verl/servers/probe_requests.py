@@ -1,4 +1,4 @@
-"""What a scoring server is asked: probes of a trace. Imports neither a server nor verl."""
+"""What a rollout server is asked: probes of a trace. Imports neither a server nor verl."""
 
 import asyncio
 import math
@@ -6,16 +6,16 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-_REQUIRED_FIELDS = {"position", "token_ids"}
-_KNOWN_FIELDS = _REQUIRED_FIELDS | {"closing_token_ids", "scored_from"}
+_FIELDS = {"position", "token_ids"}
+_OPTIONAL_FIELDS = {"closing_token_ids", "scored_from"}
 
-Key = tuple[int, tuple[int, ...]]
-"""A place: length of the prefix, and the tokens forced after it."""
+Place = tuple[int, tuple[int, ...]]
+"""Where something is read: length of the prefix, and the tokens forced after it."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A continuation of a trace's first `position` tokens.
+    """A continuation of a trace's first `position` tokens: what a server needs of `probes.elicitation.Probe`.
 
     Attributes:
         position: Number of the trace's tokens that the probe follows, at least 1.
@@ -30,13 +30,13 @@ class Probe:
     scored_from: int
 
     @property
-    def scored(self) -> list[tuple[Key, int]]:
-        """The place before each scored token, and the token."""
+    def scored(self) -> list[tuple[Place, int]]:
+        """The place before each token that is read, and the token."""
         indices = range(self.scored_from, len(self.token_ids))
         return [((self.position, self.token_ids[:index]), self.token_ids[index]) for index in indices]
 
     @property
-    def end(self) -> Key:
+    def end(self) -> Place:
         """The place after the last token."""
         return self.position, self.token_ids
 
@@ -46,13 +46,16 @@ class Probe:
         return self.position + len(self.token_ids)
 
 
-def parse_probes(sampling_params: Mapping[str, Any], num_prompt_tokens: int) -> list[Probe]:
+def parse_probes(sampling_params: Mapping[str, Any], num_prompt_tokens: int) -> tuple[list[Probe], float]:
     """Reads sampling parameters that hold `read_probes`.
 
     Args:
         sampling_params: `read_probes` (a list of dicts `position`, `token_ids` and, if wanted, `closing_token_ids`
             and `scored_from`), and `temperature` and `max_tokens` if given. Nothing is generated.
         num_prompt_tokens: Length of the trace, tokens.
+
+    Returns:
+        The probes, and the temperature, which divides the logits.
 
     Raises:
         ValueError: A field is unknown, missing or out of range.
@@ -63,14 +66,12 @@ def parse_probes(sampling_params: Mapping[str, Any], num_prompt_tokens: int) -> 
     temperature = float(sampling_params.get("temperature", 1.0))
     if temperature <= 0:
         raise ValueError(f"read_probes needs a positive temperature, got {temperature}")
-    return [
-        _parse_probe(f"read_probes[{index}]", probe, num_prompt_tokens)
-        for index, probe in enumerate(sampling_params["read_probes"])
-    ]
+    given = enumerate(sampling_params["read_probes"])
+    return [_parse_probe(f"read_probes[{index}]", probe, num_prompt_tokens) for index, probe in given], temperature
 
 
 def _parse_probe(name: str, probe: Mapping[str, Any], num_prompt_tokens: int) -> Probe:
-    if not _REQUIRED_FIELDS <= probe.keys() <= _KNOWN_FIELDS:
+    if not _FIELDS <= probe.keys() <= _FIELDS | _OPTIONAL_FIELDS:
         raise ValueError(
             f"{name} must have position, token_ids and, if wanted, closing_token_ids and scored_from; "
             f"got {sorted(probe)}"
@@ -86,15 +87,19 @@ def _parse_probe(name: str, probe: Mapping[str, Any], num_prompt_tokens: int) ->
     return Probe(position, token_ids, tuple(closing_ids), scored_from)
 
 
-def refuse_media(inputs: Mapping[str, Any]) -> None:
-    """Refuses what has no place in scoring.
+def refuse_media(taker: str, inputs: Mapping[str, Any]) -> None:
+    """Refuses inputs that are no text.
+
+    Args:
+        taker: What takes text only, for the message.
+        inputs: By name; what is nothing is let through.
 
     Raises:
         ValueError: Some input is given that is not nothing.
     """
     refused = sorted(name for name, value in inputs.items() if value)
     if refused:
-        raise ValueError(f"read_probes takes text only, got {', '.join(refused)}")
+        raise ValueError(f"{taker} takes text only, got {', '.join(refused)}")
 
 
 def log_sum_exp(values: Sequence[float]) -> float:
