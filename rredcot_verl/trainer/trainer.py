@@ -16,9 +16,9 @@ from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.config.sources import ATTRIBUTIONS, PROBED, SOURCES
 from rredcot_verl.core.metrics import credit_metrics
 from rredcot_verl.core.redistribution import redistribute, return_error
+from rredcot_verl.preflight.at_start import check_data
 from rredcot_verl.probes.elicitation import Elicitation
 from rredcot_verl.probes.vocabulary import Vocabulary
-from rredcot_verl.run.data_check import check_data
 from rredcot_verl.run.engine_choice import EngineChoice, apply_choice, choose_engine
 from rredcot_verl.run.settings import (
     active_settings,

@@ -10,8 +10,8 @@ import pytest
 
 from rredcot_verl.data import code_cases
 from rredcot_verl.data.code_cases import decode_private_tests, split_check
+from rredcot_verl.data.known_sets import SOURCES, by_hub_id, known_names
 from rredcot_verl.data.rows import Unusable
-from rredcot_verl.data.sources import SOURCES, by_hub_id, known_names
 from rredcot_verl.rewards.code_tests import parse_tests
 
 DAPO_PROMPT = (
