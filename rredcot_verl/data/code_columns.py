@@ -128,7 +128,7 @@ def verl_row(row: Row) -> CodeProblem:
 
 
 def tests_column(
-    question: str, tests: str, solutions: str | None = None, id_column: str | None = None
+    question: str, tests: str, solutions: str | None = None, id: str | None = None
 ) -> Callable[[Row], CodeProblem]:
     """A mapping of named columns. `tests` holds tests as `rewards.code_tests` reads them, or a list of asserts.
 
@@ -152,7 +152,7 @@ def tests_column(
         known = row.get(solutions) if solutions else None
         programs = [known] if isinstance(known, str) else list(known or [])
         reads_stdin = isinstance(kind, dict) and kind.get("kind") == "stdin"
-        number = row.get(id_column or "id")
+        number = row.get(id or "id")
         return CodeProblem(
             text, str(given), tuple(map(str, programs)), "" if number is None else str(number), reads_stdin
         )

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from rredcot_verl.data.load import (
 from rredcot_verl.data.preparation import Preparation
 from rredcot_verl.data.rows import Problem, Unusable
 from rredcot_verl.data.tally import Tally
+from rredcot_verl.data.verify import limit_tests
 
 Row = Mapping[str, Any]
 REASONING_GYM = "reasoning-gym:"
@@ -147,36 +149,26 @@ class ReadResult:
     """Problems of one data set, and what became of its rows.
 
     Attributes:
-        problems: The problems.
-        row_numbers: The row each was made of.
+        problems: By number, the rows of which a problem was made.
         num_rows: Rows read.
-        unusable: By reason, the rows of which no problem could be made.
+        unusable: By reason, the others.
         sha256: Digest of the rows as read.
     """
 
-    problems: list[Problem]
-    row_numbers: list[int]
+    problems: dict[int, Problem]
     num_rows: int
-    unusable: dict[str, Tally]
+    unusable: Mapping[str, Tally]
     sha256: str
 
 
-def read_problems(
-    entry: Input, options: Preparation, shorten: Callable[[Problem], Problem] = lambda problem: problem
-) -> ReadResult:
+def read_problems(entry: Input, options: Preparation) -> ReadResult:
     """Read a data set and make problems of its rows.
-
-    Args:
-        entry: The data set.
-        options: How it is read.
-        shorten: Applied to each problem at once, as some hold megabytes of tests.
 
     Raises:
         ValueError: It cannot be read, is empty, or lacks columns; the message says which it has.
     """
-    problems: list[Problem] = []
-    row_numbers: list[int] = []
-    unusable: dict[str, Tally] = {}
+    problems: dict[int, Problem] = {}
+    unusable: defaultdict[str, Tally] = defaultdict(Tally)
     seen: set[int] = set()
     digest = hashlib.sha256()
     to_problem: Callable[[Row], Problem] | None = None
@@ -186,23 +178,25 @@ def read_problems(
             to_problem = _mapping_of(entry, row, options)
         digest.update(json.dumps(row, sort_keys=True, default=str, ensure_ascii=False).encode("utf-8", "replace"))
         try:
-            problem = shorten(to_problem(row))
-            # Some data sets hold every row a hundred times: those are not even kept in memory.
-            key = hash((problem.statement, problem.ground_truth))
-            if key in seen:
-                unusable.setdefault(_SAME_ROW, Tally()).add(f"row {number}", problem.question)
-            else:
-                seen.add(key)
-                problems.append(problem)
-                row_numbers.append(number)
+            # At once, as some hold megabytes of tests.
+            problem = limit_tests(to_problem(row), options.max_tests)
         except Unusable as reason:
-            unusable.setdefault(str(reason), Tally()).add(f"row {number}", dict(row))
+            unusable[str(reason)].add(f"row {number}", dict(row))
+            continue
         except (KeyError, TypeError, AttributeError) as error:
             reason_text = f"a column is missing or of another form ({type(error).__name__}: {error})"
-            unusable.setdefault(reason_text, Tally()).add(f"row {number}", dict(row))
+            unusable[reason_text].add(f"row {number}", dict(row))
+            continue
+        # Some data sets hold every row a hundred times: those are not even kept in memory.
+        key = hash((problem.statement, problem.ground_truth))
+        if key in seen:
+            unusable[_SAME_ROW].add(f"row {number}", problem.question)
+        else:
+            seen.add(key)
+            problems[number] = problem
     if number < 0:
         raise ValueError(f"{entry.name}: no rows")
-    return ReadResult(problems, row_numbers, number + 1, unusable, digest.hexdigest())
+    return ReadResult(problems, number + 1, unusable, digest.hexdigest())
 
 
 def _mapping_of(entry: Input, row: Row, options: Preparation) -> Callable[[Row], Problem]:
@@ -252,6 +246,4 @@ def _by_name(name: str, row: Row, roles: dict[str, str], task: str) -> Callable[
     # Rows of JSON lines may leave out what is optional, the first one too.
     if task == "code" or roles["answer"] != "solution":
         roles.setdefault(_OPTIONAL[task][0], _OPTIONAL[task][0])
-    if task == "math":
-        return math_columns.from_columns(roles["question"], roles["answer"], roles.get("solution"), roles.get("id"))
-    return code_columns.tests_column(roles["question"], roles["tests"], roles.get("solutions"), roles.get("id"))
+    return math_columns.from_columns(**roles) if task == "math" else code_columns.tests_column(**roles)

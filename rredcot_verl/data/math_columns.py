@@ -57,7 +57,7 @@ def verl_row(row: Row) -> MathProblem:
 
 
 def from_columns(
-    question: str, answer: str, solution: str | None = None, id_column: str | None = None
+    question: str, answer: str, solution: str | None = None, id: str | None = None
 ) -> Callable[[Row], MathProblem]:
     """A mapping of named columns. The answer column may hold the answer, or a worked solution with #### or a box.
 
@@ -73,7 +73,7 @@ def from_columns(
             found, worked = last_box(text), worked or text
         elif "####" in text:
             found, worked = text.rpartition("####")[2].strip(), worked or text
-        return _problem(_question_of(row[question]), found, worked, {"id": row.get(id_column or "id")})
+        return _problem(_question_of(row[question]), found, worked, {"id": row.get(id or "id")})
 
     return to_problem
 

@@ -13,7 +13,6 @@ from rredcot_verl.data.duplicates import DuplicateRule
 from rredcot_verl.data.lengths import load_tokenizer
 from rredcot_verl.data.rows import FUNCTION_INSTRUCTION, MATH_INSTRUCTION, STDIN_INSTRUCTION, PromptStyle
 
-TASKS = ("math", "code")
 DATA_SETS, COLUMNS, FILTERS, PROGRAMS = "data sets", "columns and prompts", "filters", "programs"
 _INSTRUCTION = "text after the question, or the whole message where it holds {question}; default: "
 
@@ -24,11 +23,11 @@ def _option(default: Any, group: str, text: str | Mapping[str, str], **argument:
     Args:
         default: Its default; a dictionary or list is copied.
         group: Under which heading it stands.
-        text: Its help, or one for each task.
-        **argument: `flag` (else the field's name), `tasks` (else both), `by_task`: the command line's default where it
-            is another one, and what argparse is given.
+        text: Its help; one for each task that has it, where it is not the same for both.
+        **argument: `flag` (else the field's name), `by_task`: the command line's default where it is another one, and
+            what argparse is given.
     """
-    texts = dict.fromkeys(argument.pop("tasks", TASKS), text) if isinstance(text, str) else text
+    texts = dict.fromkeys(("math", "code"), text) if isinstance(text, str) else text
     flag, defaults = argument.pop("flag", None), argument.pop("by_task", {})
     metadata = {"group": group, "texts": texts, "flag": flag, "defaults": defaults, "argument": argument}
     if isinstance(default, dict):
@@ -103,7 +102,7 @@ class Preparation:
         },
     )
 
-    no_solution: str = _option("keep", PROGRAMS, "rows without a program", tasks=("code",), choices=("keep", "drop"))
+    no_solution: str = _option("keep", PROGRAMS, {"code": "rows without a program"}, choices=("keep", "drop"))
     max_tests: int = _option(
         0, PROGRAMS, {"code": "tests kept of each, the first (default 20; 0: all)"}, type=int, by_task={"code": 20}
     )
@@ -168,7 +167,8 @@ class Preparation:
         read = ("task", "like", "columns", "config", "revision", "limit", "size", "seed")
         given = ("sources", "val", "test", "against", "val_size", "seed")
         return {
-            "read": {name: getattr(self, name) for name in read},
+            # Only tasks of mathematics are made here.
+            "read": {name: getattr(self, name) for name in read} | ({"size": 0} if self.task == "code" else {}),
             **{name: getattr(self, name) for name in given},
             "style": dataclasses.asdict(self.style),
             "rule": dataclasses.asdict(self.rule),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from rredcot_verl.data.manifest import StageLog, file_sha256, write_manifest
 from rredcot_verl.data.preparation import Preparation
 from rredcot_verl.data.rows import build_prompt, build_row, normalise, schema_of
 from rredcot_verl.data.tally import Tally
-from rredcot_verl.data.verify import limit_tests, num_tests, order_solutions, run_solutions, why_unusable
+from rredcot_verl.data.verify import num_tests, order_solutions, run_solutions, why_unusable
 
 Say = Callable[[str], None]
 
@@ -71,12 +72,12 @@ _GROUPS = ("sources", "val", "test", "against")
 
 
 def _read(item: Input, group: str, preparation: Preparation, log: StageLog) -> list[Entry]:
-    result = read_problems(item, preparation, lambda problem: limit_tests(problem, preparation.max_tests))
+    result = read_problems(item, preparation)
     log.add_input(item, group, result.num_rows, result.sha256)
     log.stage(f"{group} {item.name}: read", result.num_rows, len(result.problems), result.unusable)
     return [
         Entry(problem, item.data_source, f"{item.name} {problem.id or f'row {number}'}")
-        for number, problem in zip(result.row_numbers, result.problems, strict=True)
+        for number, problem in result.problems.items()
     ]
 
 
@@ -130,13 +131,13 @@ def split_off(entries: Sequence[Entry], size: float, seed: int) -> list[Entry]:
 
 def _filter(entries: list[Entry], verdicts: Iterable[tuple[str, Any] | None], log: StageLog, stage: str) -> list[Entry]:
     """Keep the entries without a verdict (a reason and an example), and log the others."""
-    dropped: dict[str, Tally] = {}
+    dropped: defaultdict[str, Tally] = defaultdict(Tally)
     kept = []
     for entry, verdict in zip(entries, verdicts, strict=True):
         if verdict is None:
             kept.append(entry)
         else:
-            dropped.setdefault(verdict[0], Tally()).add(entry.label, verdict[1])
+            dropped[verdict[0]].add(entry.label, verdict[1])
     log.stage(stage, len(entries), len(kept), dropped)
     return kept
 
@@ -185,12 +186,12 @@ def _finish(entries: list[Entry], name: str, preparation: Preparation, log: Stag
         entries = _limit_lengths(entries, name, preparation, log)
     if preparation.verify:
         check = why_unusable(preparation.task)
-        reasons = (check(entry.problem.ground_truth) for entry in entries)
-        verdicts = (
-            None if reason is None else ("the verifier cannot use the ground truth", f"{reason}: {truth}")
-            for reason, truth in zip(reasons, (entry.problem.ground_truth for entry in entries), strict=True)
-        )
-        entries = _filter(entries, verdicts, log, f"{name}: ground truth")
+
+        def verdict(entry: Entry) -> tuple[str, Any] | None:
+            reason, truth = check(entry.problem.ground_truth), entry.problem.ground_truth
+            return None if reason is None else ("the verifier cannot use the ground truth", f"{reason}: {truth}")
+
+        entries = _filter(entries, map(verdict, entries), log, f"{name}: ground truth")
     if preparation.task == "code":
         entries = _check_programs(entries, name, preparation, log)
     return entries

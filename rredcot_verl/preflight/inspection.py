@@ -12,7 +12,7 @@ from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.data.lengths import load_tokenizer
 from rredcot_verl.preflight import config_checks, summary
 from rredcot_verl.preflight.composition import compose_as_main_ppo
-from rredcot_verl.preflight.file_checks import check_files, sample_references, with_template
+from rredcot_verl.preflight.file_checks import check_files, sample_references
 from rredcot_verl.preflight.findings import Findings
 from rredcot_verl.preflight.memory import ESTIMATED, ServerMemory, TrainingMemory, server_memory, training_memory
 from rredcot_verl.preflight.model_size import ModelFacts, read_facts, why_no_model
@@ -180,7 +180,7 @@ def _read_model(found: Inspection) -> None:
         try:
             found.facts = read_facts(model)
             path = model.get("tokenizer_path") or model.path
-            found.tokenizer = with_template(found.config, load_tokenizer(path, bool(model.trust_remote_code)))
+            found.tokenizer = load_tokenizer(path, bool(model.trust_remote_code))
         except (OSError, ValueError) as error:
             findings.fault(
                 f"actor_rollout_ref.model.path={model.path} cannot be read: {str(error).strip().splitlines()[0]}\n"

@@ -328,8 +328,10 @@ def _plain(entry: Any) -> Any:
 def _is_empty(entry: Any) -> bool:
     if isinstance(entry, list | tuple):
         return all(map(_is_empty, entry))
-    # NaN stands for nothing in columns that pandas wrote.
-    return entry is None or entry != entry or (isinstance(entry, str) and not entry.strip())
+    if isinstance(entry, float):
+        # NaN stands for nothing in columns that pandas wrote.
+        return entry != entry
+    return entry is None or (isinstance(entry, str) and not entry.strip())
 
 
 def _overlong_advice(rules: RowRules) -> str:

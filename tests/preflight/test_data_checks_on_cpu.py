@@ -18,9 +18,10 @@ from tests.tiny_model import make_tokenizer
 
 MATH = "reward.custom_reward_function.path=pkg://rredcot_verl.rewards.math"
 CODE = "reward.custom_reward_function.path=pkg://rredcot_verl.rewards.code"
+KEY = "algorithm.rredcot.self_value.reference_key"
 PROGRAMS = [
     "algorithm.rredcot.elicitation.format=code",
-    "algorithm.rredcot.self_value.reference_key=extra_info.solutions",
+    f"{KEY}=extra_info.solutions",
 ]
 BETA = "algorithm.rredcot.credit.beta=-1"
 TESTS = json.dumps({"kind": "call", "entry_point": "f", "setup": "", "tests": ["assert f(1) == 2"]})
@@ -41,9 +42,17 @@ def _rows(count: int = 8, start: int = 0) -> list[dict]:
     return [_row(number) for number in range(start, start + count)]
 
 
+CODE_ROWS = [_row(n, reward_model={"style": "rule", "ground_truth": TESTS}) for n in range(9)]
+CODE_DATA = {"train": CODE_ROWS, "val": CODE_ROWS[:2]}
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     return make_tokenizer()
+
+
+def _in_both(kind: str) -> list[str]:
+    return [f"data.{key}: {kind}" for key in ("train_files", "val_files")]
 
 
 def _check(rows, tokenizer, **rules) -> Findings:
@@ -231,26 +240,11 @@ def test_json_lines_are_read_as_verl_does(tmp_path, tokenizer):
         (["data.gen_batch_size=17"], ["fewer_rows_than_batch"], "16 training rows"),
         (["data.train_max_samples=5"], ["fewer_rows_than_batch"], "5 training rows"),
         (["data.max_response_length=6"], ["response_budget_too_short"], "no response could be right"),
-        (["data.max_prompt_length=20"], ["data.train_files: overlong_prompts", "data.val_files: overlong_prompts"], ""),
-        (
-            ["algorithm.rredcot.self_value.reference_key=extra_info.answers"],
-            ["data.train_files: missing_reference", "data.val_files: missing_reference"],
-            "extra_info.answers",
-        ),
-        (
-            [
-                "algorithm.rredcot.elicitation.format=code",
-                "algorithm.rredcot.self_value.reference_key=extra_info.solutions",
-            ],
-            ["nothing_to_probe"],
-            "max_answer_tokens",
-        ),
+        (["data.max_prompt_length=20"], _in_both("overlong_prompts"), ""),
+        ([f"{KEY}=extra_info.answers"], _in_both("missing_reference"), "extra_info.answers"),
+        (PROGRAMS, ["nothing_to_probe"], "max_answer_tokens"),
         (["algorithm.rredcot.credit.beta=-1"], [f"{BETA}: input should be greater than or equal to 0"], BETA),
-        (
-            ["reward.custom_reward_function.path=null"],
-            ["data.train_files: unknown_data_source", "data.val_files: unknown_data_source"],
-            "sums",
-        ),
+        (["reward.custom_reward_function.path=null"], _in_both("unknown_data_source"), "sums"),
     ],
 )
 def test_what_does_not_fit_the_config(tmp_path, tokenizer, overrides, kinds, words):
@@ -267,8 +261,7 @@ def test_what_does_not_fit_the_config(tmp_path, tokenizer, overrides, kinds, wor
 
 
 def test_a_code_run_reads_its_programs(tmp_path, tokenizer):
-    rows = [_row(n, reward_model={"style": "rule", "ground_truth": TESTS}) for n in range(9)]
-    report = _check_files(_config(tmp_path, CODE, *PROGRAMS, train=rows, val=rows[:2]), tokenizer)
+    report = _check_files(_config(tmp_path, CODE, *PROGRAMS, **CODE_DATA), tokenizer)
     assert not report.faults
     assert _kinds(report.warnings) == ["train_val_overlap"] and report.warnings[0].count == 2
 
@@ -287,10 +280,18 @@ def test_filtered_prompts_count_against_the_batch(tmp_path, tokenizer):
     assert _kinds(report.faults) == ["fewer_rows_than_batch"] and "5 training rows" in report.text()
 
 
-def test_data_sources_that_verl_knows_need_no_reward_function(tmp_path, tokenizer):
-    rows = [_row(n, data_source="openai/gsm8k") for n in range(12)]
-    config = _config(tmp_path, "reward.custom_reward_function.path=null", train=rows, val=rows[8:])
+@pytest.mark.parametrize(
+    "source, overrides", [("openai/gsm8k", []), ("apps", []), ("sums", ["reward.reward_manager.source=importlib"])]
+)
+def test_who_needs_no_reward_function(tmp_path, tokenizer, capfd, source, overrides):
+    """verl knows the data source, or the user's own reward manager does; asking verl prints nothing."""
+    rows = [_row(n, data_source=source) for n in range(12)]
+    overrides = ["reward.custom_reward_function.path=null", *overrides]
+    config = _config(tmp_path, *overrides, train=rows, val=rows[8:])
+    capfd.readouterr()
     assert not _check_files(config, tokenizer).faults
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.err + printed.out and "Error" not in printed.out
 
 
 def test_files_elsewhere_and_own_data_sets_are_said_not_to_be_checked(tmp_path, tokenizer):
@@ -330,8 +331,7 @@ def test_arrays_as_parquet_readers_give_them(tokenizer):
     ],
 )
 def test_the_verifier_is_tried_with_its_options(tmp_path, tokenizer, verifier, overrides, kind, words):
-    rows = [_row(n, reward_model={"style": "rule", "ground_truth": TESTS}) for n in range(9)]
-    data = {"train": rows, "val": rows[:2]} if verifier == CODE else {}
+    data = CODE_DATA if verifier == CODE else {}
     report = _check_files(_config(tmp_path, verifier, *(PROGRAMS if data else []), *overrides, **data), tokenizer)
     (finding,) = report.faults
     assert finding.message == kind and words in str(finding)
@@ -356,8 +356,7 @@ def test_verifier_and_probes_look_for_the_same_answer(tmp_path, tokenizer, verif
 
 @pytest.mark.parametrize("verifier", [CODE, MATH])
 def test_a_verifier_with_sound_options_passes_its_trial(tmp_path, tokenizer, verifier):
-    rows = [_row(n, reward_model={"style": "rule", "ground_truth": TESTS}) for n in range(9)]
-    data = {"train": rows, "val": rows[:2]} if verifier == CODE else {}
+    data = CODE_DATA if verifier == CODE else {}
     # A response without a closed thinking block would be wrong.
     thinking = "+reward.custom_reward_function.reward_kwargs.prompt_opens_thinking=true"
     report = _check_files(_config(tmp_path, verifier, *(PROGRAMS if data else []), thinking, **data), tokenizer)
@@ -376,20 +375,6 @@ def test_rows_elsewhere_may_fill_the_batch(tmp_path, tokenizer):
     report = _check_files(_config(tmp_path, files, "data.train_batch_size=17"), tokenizer)
     assert not report.faults
     assert str(report.unchecked[0]) == "data.train_files: hdfs://host/train.parquet is not on this machine"
-
-
-def test_a_reward_manager_of_the_users_own_knows_its_data_sources(tmp_path, tokenizer):
-    overrides = ["reward.custom_reward_function.path=null", "reward.reward_manager.source=importlib"]
-    assert not _check_files(_config(tmp_path, *overrides), tokenizer).faults
-
-
-def test_asking_verl_for_its_data_sources_prints_nothing(tmp_path, tokenizer, capfd):
-    rows = [_row(n, data_source="apps") for n in range(12)]
-    config = _config(tmp_path, "reward.custom_reward_function.path=null", train=rows, val=rows[8:])
-    capfd.readouterr()
-    assert not _check_files(config, tokenizer).faults
-    printed = capfd.readouterr()
-    assert "Traceback" not in printed.err + printed.out and "Error" not in printed.out
 
 
 def test_a_verifier_of_ones_own_may_need_no_ground_truth(tokenizer):

@@ -81,18 +81,6 @@ def test_references_are_sampled_from_json_lines_too(material, tmp_path):
     assert sample_references(config, "reward_model.ground_truth") == []
 
 
-def test_what_data_was_not_checked_is_told(material):
-    found = inspect(_arguments(material, "data.train_files=hdfs://host/not/train.parquet"))
-    unchecked = [finding.message for finding in found.findings.unchecked]
-    assert "data.train_files: hdfs://host/not/train.parquet is not on this machine" in unchecked
-    assert not any("tried" in note for note in unchecked)
-
-
-def test_a_chat_template_of_the_config_is_the_tokenizers(material):
-    found = inspect(_arguments(material, "actor_rollout_ref.model.custom_chat_template='{{ messages[0].content }}'"))
-    assert found.tokenizer.chat_template == "{{ messages[0].content }}"
-
-
 def test_megatron_reads_probes_by_the_server_or_is_warned_about(material):
     config = {"task": "code", "config": "qwen3_8b_megatron"}
     found = inspect(_arguments(material, **config))
