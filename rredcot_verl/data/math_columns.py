@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rredcot_verl.answers.boxed import find_box
-from rredcot_verl.answers.grammar import look_up
+from rredcot_verl.answers.grammar import BOXED, HASH, look_up
 from rredcot_verl.data.rows import MathProblem, Unusable
 
 Row = Mapping[str, Any]
@@ -22,7 +22,7 @@ _DAPO_AFTER = '\n\nRemember to put your answer on its own line after "Answer:".'
 def gsm8k(row: Row) -> MathProblem:
     """GSM8K: the answer stands after #### in the worked solution."""
     solution = str(row["answer"])
-    _, found, answer = solution.rpartition("####")
+    _, found, answer = solution.rpartition(HASH.marker)
     if not found:
         raise Unusable("no #### in the answer")
     # Calculator marks such as <<48/2=24>> are no text that a model should write.
@@ -57,7 +57,7 @@ def verl_row(row: Row) -> MathProblem:
 
 
 def from_columns(
-    question: str, answer: str, solution: str | None = None, id_column: str | None = None
+    question: str, answer: str, solution: str | None = None, id: str | None = None
 ) -> Callable[[Row], MathProblem]:
     """A mapping of named columns. The answer column may hold the answer, or a worked solution with #### or a box.
 
@@ -69,11 +69,11 @@ def from_columns(
         given = _first(row[answer])
         text = "" if given is None else str(given)
         found, worked = text, row.get(solution) if solution else ""
-        if "\\boxed{" in text:
+        if BOXED.marker in text:
             found, worked = last_box(text), worked or text
-        elif "####" in text:
-            found, worked = text.rpartition("####")[2].strip(), worked or text
-        return _problem(_question_of(row[question]), found, worked, {"id": row.get(id_column or "id")})
+        elif HASH.marker in text:
+            found, worked = text.rpartition(HASH.marker)[2].strip(), worked or text
+        return _problem(_question_of(row[question]), found, worked, {"id": row.get(id or "id")})
 
     return to_problem
 

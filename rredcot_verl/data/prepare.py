@@ -2,84 +2,22 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rredcot_verl.data.duplicates import SKETCH, DuplicateIndex, DuplicateRule, index_of
-from rredcot_verl.data.findings import Tally
-from rredcot_verl.data.inputs import Input, ReadOptions, read_problems, resolve
-from rredcot_verl.data.lengths import prompt_lengths
+from rredcot_verl.data.inputs import Input, read_problems, resolve
+from rredcot_verl.data.lengths import Messages, prompt_lengths
 from rredcot_verl.data.load import SUFFIXES
 from rredcot_verl.data.manifest import StageLog, file_sha256, write_manifest
-from rredcot_verl.data.rows import PromptStyle, build_prompt, build_row, normalise, schema_of
-from rredcot_verl.data.verify import limit_tests, num_tests, order_solutions, run_solutions, why_unusable
+from rredcot_verl.data.preparation import Preparation
+from rredcot_verl.data.rows import build_prompt, build_row, normalise, schema_of
+from rredcot_verl.data.tally import Tally
+from rredcot_verl.data.verify import num_tests, order_solutions, run_solutions, why_unusable
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What to prepare.
-
-    Attributes:
-        read: How data sets are read.
-        out: Folder of the files written.
-        sources: Data sets to train on.
-        val: Data sets to validate on; empty: a part of `sources` is split off.
-        test: Data sets written to a file of their own each.
-        against: Data sets that training data must not repeat, not written.
-        val_size: Part of `sources` split off: below 1 a fraction, else a number of rows.
-        seed: Seed of the split.
-        style: How prompts are written.
-        rule: When texts are duplicates.
-        max_prompt_length: Longest prompt, in tokens of `tokenizer`; None: any.
-        tokenizer: A transformers tokenizer, where lengths are limited.
-        tokenizer_path: Where it came from.
-        template_kwargs: What else the chat template is given.
-        verify: Whether the verifier is asked: can it read the ground truth, does a reference program pass?
-        keep_unsolved: Whether code problems without any reference program are kept.
-        max_tests: Tests kept of a code problem, the first; 0: all.
-        max_solutions: Reference programs kept of a code problem.
-        max_tried: Reference programs run of a code problem.
-        num_workers: Reference programs run at once.
-        verifier_options: Options of the code verifier, as training will set them in `reward_kwargs`.
-    """
-
-    read: ReadOptions
-    out: Path
-    sources: Sequence[str] = ()
-    val: Sequence[str] = ()
-    test: Sequence[str] = ()
-    against: Sequence[str] = ()
-    val_size: float = 0.0
-    seed: int = 0
-    style: PromptStyle = field(default_factory=PromptStyle)
-    rule: DuplicateRule = field(default_factory=DuplicateRule)
-    max_prompt_length: int | None = None
-    tokenizer: Any = None
-    tokenizer_path: str | None = None
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    verify: bool = True
-    keep_unsolved: bool = True
-    max_tests: int = 0
-    max_solutions: int = 4
-    max_tried: int = 8
-    num_workers: int = 2
-    verifier_options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not (self.sources or self.val or self.test):
-            raise ValueError("nothing to prepare: name a data set with --source, --val or --test")
-        if self.val_size and not self.sources:
-            raise ValueError(f"--val-size {self.val_size:g} splits --source, and none is given")
-        if self.val_size and self.val:
-            raise ValueError(f"--val-size {self.val_size:g} and --val {' '.join(self.val)}: give one of them")
-        if self.val_size < 0 or (self.val_size > 1 and self.val_size != int(self.val_size)):
-            raise ValueError(f"--val-size {self.val_size:g}: a fraction below 1 or a whole number of rows")
-        if self.max_prompt_length is not None and self.tokenizer is None:
-            raise ValueError("--max-prompt-length counts tokens: give --tokenizer, too")
 
 
 @dataclass
@@ -91,11 +29,11 @@ class Entry:
     label: str
 
 
-def prepare(settings: Settings, say: Say = lambda line: None) -> dict[str, Any]:
+def prepare(preparation: Preparation, say: Say = lambda line: None) -> dict[str, Any]:
     """Prepare data sets as parquet files in verl's schema, with a manifest.
 
     Args:
-        settings: What to prepare.
+        preparation: What to prepare.
         say: Called with lines for the user while it runs.
 
     Returns:
@@ -105,68 +43,68 @@ def prepare(settings: Settings, say: Say = lambda line: None) -> dict[str, Any]:
         ValueError: A data set cannot be read, or nothing of one is left.
     """
     log = StageLog(say)
-    groups = {group: [resolve(name, settings.read) for name in getattr(settings, group)] for group in _GROUPS}
+    groups = {group: [resolve(name, preparation) for name in getattr(preparation, group)] for group in _GROUPS}
     held_out: dict[str, list[Entry]] = {}
     for group in ("val", "test"):
         for entry in groups[group]:
             key = "val" if group == "val" else f"test_{_file_stem(entry.name)}"
             if group == "test" and key in held_out:
                 raise ValueError(f"--test: two data sets for {key}.parquet; rename a file, or prepare them apart")
-            held_out.setdefault(key, []).extend(_held_out(entry, key, settings, log))
-    against = [entry for item in groups["against"] for entry in _read(item, "against", settings, log)]
-    train = [entry for item in groups["sources"] for entry in _read(item, "train", settings, log)]
+            held_out.setdefault(key, []).extend(_held_out(entry, key, preparation, log))
+    against = [entry for item in groups["against"] for entry in _read(item, "against", preparation, log)]
+    train = [entry for item in groups["sources"] for entry in _read(item, "train", preparation, log)]
     files: dict[str, list[Entry]] = dict(held_out)
     if groups["sources"]:
-        files |= _train_files(train, [*against, *(e for part in held_out.values() for e in part)], settings, log)
+        files |= _train_files(train, [*against, *(e for part in held_out.values() for e in part)], preparation, log)
     empty = [name for name, entries in files.items() if not entries]
     if empty:
         raise ValueError(f"nothing is left for {', '.join(empty)}:\n{log.why_empty()}")
-    outputs = {name: _write(entries, name, settings) for name, entries in sorted(files.items())}
-    older = sorted(path.name for path in settings.out.glob("*.parquet") if path.stem not in outputs)
+    outputs = {name: _write(entries, name, preparation) for name, entries in sorted(files.items())}
+    older = sorted(path.name for path in preparation.out.glob("*.parquet") if path.stem not in outputs)
     if older:
-        say(f"from an earlier run, not checked against these rows: {', '.join(older)} in {settings.out}")
+        say(f"from an earlier run, not checked against these rows: {', '.join(older)} in {preparation.out}")
     if groups["sources"] and "val" not in outputs and "val.parquet" not in older:
         say("no val.parquet: verl needs validation data, --val or --val-size gives some")
-    return write_manifest(settings, log, outputs)
+    return write_manifest(preparation, log, outputs)
 
 
 _GROUPS = ("sources", "val", "test", "against")
 
 
-def _read(item: Input, group: str, settings: Settings, log: StageLog) -> list[Entry]:
-    result = read_problems(item, settings.read, lambda problem: limit_tests(problem, settings.max_tests))
+def _read(item: Input, group: str, preparation: Preparation, log: StageLog) -> list[Entry]:
+    result = read_problems(item, preparation)
     log.add_input(item, group, result.num_rows, result.sha256)
     log.stage(f"{group} {item.name}: read", result.num_rows, len(result.problems), result.unusable)
     return [
         Entry(problem, item.data_source, f"{item.name} {problem.id or f'row {number}'}")
-        for number, problem in zip(result.row_numbers, result.problems, strict=True)
+        for number, problem in result.problems.items()
     ]
 
 
-def _held_out(item: Input, name: str, settings: Settings, log: StageLog) -> list[Entry]:
+def _held_out(item: Input, name: str, preparation: Preparation, log: StageLog) -> list[Entry]:
     """Validation and test sets: checked as training data is, but only exact repetitions are dropped."""
-    entries = _read(item, name, settings, log)
-    exact = dataclasses.replace(settings.rule, containment=2.0)
-    return _finish(_distinct(entries, exact, name, log), name, settings, log)
+    entries = _read(item, name, preparation, log)
+    exact = dataclasses.replace(preparation.rule, containment=2.0)
+    return _finish(_distinct(entries, exact, name, log), name, preparation, log)
 
 
 def _train_files(
-    train: list[Entry], held_out: list[Entry], settings: Settings, log: StageLog
+    train: list[Entry], held_out: list[Entry], preparation: Preparation, log: StageLog
 ) -> dict[str, list[Entry]]:
-    train = _distinct(train, settings.rule, "train", log)
-    train = _decontaminate(train, held_out, settings.rule, "held-out data", log)
-    train = _finish(train, "train", settings, log)
-    if not settings.val_size:
+    train = _distinct(train, preparation.rule, "train", log)
+    train = _decontaminate(train, held_out, preparation.rule, "held-out data", log)
+    train = _finish(train, "train", preparation, log)
+    if not preparation.val_size:
         return {"train": train}
-    val = split_off(train, settings.val_size, settings.seed)
+    val = split_off(train, preparation.val_size, preparation.seed)
     if train and not val:
         raise ValueError(
-            f"--val-size {settings.val_size:g}: none of {len(train)} rows was drawn; give a number of rows"
+            f"--val-size {preparation.val_size:g}: none of {len(train)} rows was drawn; give a number of rows"
         )
     chosen = {id(entry) for entry in val}
     rest = [entry for entry in train if id(entry) not in chosen]
     log.stage("train: split off for validation", len(train), len(rest), {})
-    rest = _decontaminate(rest, val, settings.rule, "the validation split", log)
+    rest = _decontaminate(rest, val, preparation.rule, "the validation split", log)
     return {"train": rest, "val": val}
 
 
@@ -193,13 +131,13 @@ def split_off(entries: Sequence[Entry], size: float, seed: int) -> list[Entry]:
 
 def _filter(entries: list[Entry], verdicts: Iterable[tuple[str, Any] | None], log: StageLog, stage: str) -> list[Entry]:
     """Keep the entries without a verdict (a reason and an example), and log the others."""
-    dropped: dict[str, Tally] = {}
+    dropped: defaultdict[str, Tally] = defaultdict(Tally)
     kept = []
     for entry, verdict in zip(entries, verdicts, strict=True):
         if verdict is None:
             kept.append(entry)
         else:
-            dropped.setdefault(verdict[0], Tally()).add(entry.label, verdict[1])
+            dropped[verdict[0]].add(entry.label, verdict[1])
     log.stage(stage, len(entries), len(kept), dropped)
     return kept
 
@@ -242,51 +180,52 @@ def _decontaminate(
     return _filter(entries, map(verdict, entries), log, f"train: in {what}")
 
 
-def _finish(entries: list[Entry], name: str, settings: Settings, log: StageLog) -> list[Entry]:
+def _finish(entries: list[Entry], name: str, preparation: Preparation, log: StageLog) -> list[Entry]:
     """Filters that need more than the question: length, ground truth, reference programs; the cheap ones first."""
-    if settings.max_prompt_length is not None:
-        entries = _limit_lengths(entries, name, settings, log)
-    if settings.verify:
-        check = why_unusable(settings.read.task)
-        reasons = (check(entry.problem.ground_truth) for entry in entries)
-        verdicts = (
-            None if reason is None else ("the verifier cannot use the ground truth", f"{reason}: {truth}")
-            for reason, truth in zip(reasons, (entry.problem.ground_truth for entry in entries), strict=True)
-        )
-        entries = _filter(entries, verdicts, log, f"{name}: ground truth")
-    if settings.read.task == "code":
-        entries = _check_programs(entries, name, settings, log)
+    if preparation.max_prompt_length is not None:
+        entries = _limit_lengths(entries, name, preparation, log)
+    if preparation.verify:
+        check = why_unusable(preparation.task)
+
+        def verdict(entry: Entry) -> tuple[str, Any] | None:
+            reason, truth = check(entry.problem.ground_truth), entry.problem.ground_truth
+            return None if reason is None else ("the verifier cannot use the ground truth", f"{reason}: {truth}")
+
+        entries = _filter(entries, map(verdict, entries), log, f"{name}: ground truth")
+    if preparation.task == "code":
+        entries = _check_programs(entries, name, preparation, log)
     return entries
 
 
-def _limit_lengths(entries: list[Entry], name: str, settings: Settings, log: StageLog) -> list[Entry]:
-    limit = settings.max_prompt_length
+def _limit_lengths(entries: list[Entry], name: str, preparation: Preparation, log: StageLog) -> list[Entry]:
+    limit = preparation.max_prompt_length
     assert limit is not None
-    prompts = (build_prompt(entry.problem, settings.style) for entry in entries)
-    lengths = prompt_lengths(settings.tokenizer, prompts, settings.template_kwargs)
+    lengths = _lengths((build_prompt(entry.problem, preparation.style) for entry in entries), preparation)
     verdicts = (None if n <= limit else (f"prompt longer than {limit} tokens", f"{n} tokens") for n in lengths)
     return _filter(entries, verdicts, log, f"{name}: prompt length")
 
 
-def _check_programs(entries: list[Entry], name: str, settings: Settings, log: StageLog) -> list[Entry]:
-    if not settings.keep_unsolved:
+def _lengths(prompts: Iterable[Messages], preparation: Preparation) -> Iterator[int]:
+    return prompt_lengths(preparation.loaded_tokenizer, prompts, preparation.chat_template_kwargs)
+
+
+def _check_programs(entries: list[Entry], name: str, preparation: Preparation, log: StageLog) -> list[Entry]:
+    if preparation.no_solution == "drop":
         verdicts = (None if e.problem.solutions else ("no reference program", e.problem.question) for e in entries)
         entries = _filter(entries, verdicts, log, f"{name}: reference programs")
     solved = [entry for entry in entries if entry.problem.solutions]
-    if not settings.verify:
-        for entry in solved:
-            kept = order_solutions(entry.problem.solutions)[: settings.max_solutions]
-            entry.problem = dataclasses.replace(entry.problem, solutions=tuple(kept))
-        return entries
-    problems = [entry.problem for entry in solved]
-    limits = settings.max_solutions, settings.max_tried, settings.num_workers
-    results = run_solutions(problems, *limits, settings.verifier_options, log.progress)
+    if preparation.verify:
+        results = run_solutions([entry.problem for entry in solved], preparation, log.progress)
+    else:
+        results = [(order_solutions(e.problem.solutions)[: preparation.max_solutions], "") for e in solved]
     failed = {}
-    for entry, result in zip(solved, results, strict=True):
-        if result.problem is None:
-            failed[id(entry)] = result.detail
+    for entry, (programs, detail) in zip(solved, results, strict=True):
+        if programs or not preparation.verify:
+            entry.problem = dataclasses.replace(entry.problem, solutions=tuple(programs))
         else:
-            entry.problem = result.problem
+            failed[id(entry)] = detail
+    if not preparation.verify:
+        return entries
     reason = "no reference program passes the tests"
     verdicts = ((reason, failed[id(entry)]) if id(entry) in failed else None for entry in entries)
     return _filter(entries, verdicts, log, f"{name}: reference programs run")
@@ -299,27 +238,28 @@ def _file_stem(name: str) -> str:
     return "".join(character if character.isalnum() or character in "-_" else "_" for character in stem).strip("_")
 
 
-def _write(entries: list[Entry], name: str, settings: Settings) -> dict[str, Any]:
+def _write(entries: list[Entry], name: str, preparation: Preparation) -> dict[str, Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     split = name.partition("_")[0]
     rows = [
-        build_row(entry.problem, settings.style, entry.data_source, split, index) for index, entry in enumerate(entries)
+        build_row(entry.problem, preparation.style, entry.data_source, split, number)
+        for number, entry in enumerate(entries)
     ]
-    settings.out.mkdir(parents=True, exist_ok=True)
-    path = settings.out / f"{name}.parquet"
-    pq.write_table(pa.Table.from_pylist(rows, schema_of(settings.read.task)), path, compression="zstd")
+    preparation.out.mkdir(parents=True, exist_ok=True)
+    path = preparation.out / f"{name}.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema_of(preparation.task)), path, compression="zstd")
     sources = {entry.data_source for entry in entries}
     output: dict[str, Any] = {
         "num_rows": len(rows),
         "num_rows_by_data_source": {s: sum(e.data_source == s for e in entries) for s in sorted(sources)},
         "sha256": file_sha256(path),
     }
-    if settings.tokenizer is not None:
-        lengths = sorted(prompt_lengths(settings.tokenizer, (row["prompt"] for row in rows), settings.template_kwargs))
+    if preparation.loaded_tokenizer is not None:
+        lengths = sorted(_lengths((row["prompt"] for row in rows), preparation))
         output["prompt_tokens"] = {"median": lengths[len(lengths) // 2], "longest": lengths[-1]}
-    if settings.read.task == "code":
+    if preparation.task == "code":
         output["num_tests"] = sum(num_tests(entry.problem) for entry in entries)
         output["num_rows_without_solution"] = sum(not entry.problem.solutions for entry in entries)
     return output

@@ -4,11 +4,12 @@ import asyncio
 import dataclasses
 import functools
 import importlib
+import itertools
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
+from rredcot_verl.data.preparation import Preparation
 from rredcot_verl.data.rows import CodeProblem, Problem
 
 Run = Callable[..., Awaitable[Any]]
@@ -25,19 +26,6 @@ def why_unusable(task: str) -> Callable[[str], str | None]:
     return function
 
 
-@dataclass(frozen=True)
-class Checked:
-    """A code problem after its reference programs ran.
-
-    Attributes:
-        problem: The problem with the programs that passed, the shortest first; None where none did.
-        detail: What the first program that failed got.
-    """
-
-    problem: CodeProblem | None
-    detail: str = ""
-
-
 def limit_tests(problem: Problem, max_tests: int) -> Problem:
     """The problem with its first `max_tests` tests; all of them for 0. What is no code problem stays as it is."""
     tests = json.loads(problem.ground_truth) if isinstance(problem, CodeProblem) else None
@@ -51,81 +39,62 @@ def limit_tests(problem: Problem, max_tests: int) -> Problem:
 
 
 def run_solutions(
-    problems: Sequence[CodeProblem],
-    max_solutions: int,
-    max_tried: int,
-    num_workers: int,
-    options: Mapping[str, Any],
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Checked]:
+    problems: Sequence[CodeProblem], preparation: Preparation, progress: Callable[[int, int], None]
+) -> list[tuple[list[str], str]]:
     """Run the reference programs of every problem in the verifier's sandbox.
 
     Args:
-        problems: Problems with at least one program each.
-        max_solutions: Programs kept, at most.
-        max_tried: Programs run, at most; the shortest first, as short answers are the ones that can be probed.
-        num_workers: Programs run at once.
-        options: Options of the verifier, as `reward.custom_reward_function.reward_kwargs` holds them.
+        problems: Problems with at least one program each; the shortest are run, as short answers can be probed.
+        preparation: How many are run and kept, and the verifier's options.
         progress: Called with the number of problems done, and of all.
 
     Returns:
-        One entry a problem, in order.
+        For each problem the programs that passed, and what the first one that failed got.
 
     Raises:
         ValueError: Programs cannot be run safely here, or an option is not one of the verifier's.
     """
     from rredcot_verl.rewards.code import SandboxError, run_program
 
+    num_workers = max(1, preparation.workers)
     # The reward is the training's choice and no option of the run itself.
-    chosen = {name: option for name, option in options.items() if name != "reward"} | {"max_concurrency": num_workers}
-    run: Run = functools.partial(run_program, **chosen)
+    options = {name: option for name, option in preparation.verifier_kwargs.items() if name != "reward"}
+    run: Run = functools.partial(run_program, **(options | {"max_concurrency": num_workers}))
+
+    async def run_all() -> list[tuple[list[str], str]]:
+        turn, done = asyncio.Semaphore(num_workers), itertools.count(1)
+
+        async def try_one(problem: CodeProblem) -> tuple[list[str], str]:
+            # In turn, as the tests of a problem may hold megabytes.
+            async with turn:
+                result = await _try_solutions(problem, preparation, run)
+            progress(next(done), len(problems))
+            return result
+
+        return await asyncio.gather(*map(try_one, problems))
+
     try:
-        return asyncio.run(_run_all(problems, max_solutions, max_tried, num_workers, run, progress))
+        return asyncio.run(run_all())
     except SandboxError as error:
         raise ValueError(f"reference programs cannot be run here: {error}; --no-verify leaves them unrun") from error
 
 
-async def _run_all(
-    problems: Sequence[CodeProblem],
-    max_solutions: int,
-    max_tried: int,
-    num_workers: int,
-    run: Run,
-    progress: Callable[[int, int], None],
-) -> list[Checked]:
-    waiting = iter(enumerate(problems))
-    results: list[Checked] = [Checked(None)] * len(problems)
-    done = 0
-
-    async def work() -> None:
-        nonlocal done
-        for number, problem in waiting:
-            results[number] = await _check(problem, max_solutions, max_tried, run)
-            done += 1
-            progress(done, len(problems))
-
-    await asyncio.gather(*(work() for _ in range(num_workers)))
-    return results
-
-
-async def _check(problem: CodeProblem, max_solutions: int, max_tried: int, run: Run) -> Checked:
+async def _try_solutions(problem: CodeProblem, preparation: Preparation, run: Run) -> tuple[list[str], str]:
     from rredcot_verl.rewards.code_tests import parse_tests
 
     tests = parse_tests(problem.ground_truth)
     passed: list[str] = []
     detail = ""
-    for program in order_solutions(problem.solutions)[:max_tried]:
+    for program in order_solutions(problem.solutions)[: preparation.max_tried]:
         verdict = await run(program, tests)
         if verdict.num_passed == verdict.num_tests:
             passed.append(program)
         elif not detail:
             late = ", timed out" if verdict.timed_out else ""
             detail = f"{verdict.num_passed} of {verdict.num_tests} tests passed{late}: {verdict.detail}"
-        if len(passed) == max_solutions:
+        if len(passed) == preparation.max_solutions:
             break
-    if not passed:
-        return Checked(None, detail)
-    return Checked(dataclasses.replace(problem, solutions=tuple(passed)), detail)
+    return passed, detail
 
 
 def order_solutions(solutions: Iterable[str]) -> list[str]:

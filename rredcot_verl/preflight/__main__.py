@@ -15,18 +15,18 @@ def main(arguments: Sequence[str]) -> int:
     # verl and transformers warn about what they lack on a machine without GPUs.
     warnings.simplefilter("ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from rredcot_verl.preflight.run import inspect, page
-    from rredcot_verl.preflight.table import bullets
+    from rredcot_verl.preflight.findings import Findings
+    from rredcot_verl.preflight.inspection import inspect, page
 
     try:
         found = inspect(arguments)
+        findings, text = found.findings, page(found)
     except ValueError as error:
-        sys.stdout.write(bullets("Faults (1)", [str(error)]) + "\n\npreflight: not ready\n")
-        return 1
-    # Estimates add warnings, so the page is made before the faults are counted.
-    text = page(found)
+        findings = Findings()
+        findings.fault(str(error))
+        text = f"{findings.text()}\n\npreflight: not ready"
     sys.stdout.write(text + "\n")
-    return 1 if found.findings.faults else 0
+    return 1 if findings.faults else 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.preflight.findings import Findings
 from rredcot_verl.preflight.quiet import quiet
-from rredcot_verl.run.settings import active_settings, unread_settings
+from rredcot_verl.run.settings import active_settings, run_source, unread_settings
 
 _RAISED_BY_VERL = (AssertionError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, HydraException)
 _MODEL = "actor_rollout_ref.model"
@@ -56,21 +57,18 @@ def check_values(config: DictConfig, findings: Findings) -> bool:
     except OmegaConfBaseException as error:
         findings.fault(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}")
         return False
-    findings.fault(*(f"{key} is not set" for key in missing))
-    return _check_numbers(config, findings) and not missing
-
-
-def _check_numbers(config: DictConfig, findings: Findings) -> bool:
-    """False where a number is none, or a count is not positive. Keys that the training engine has not are left out."""
-    before = len(findings.faults)
+    num_faults = len(findings.faults)
+    for key in missing:
+        findings.fault(f"{key} is not set")
     for key in (*_COUNTS, *_NUMBERS):
         value = OmegaConf.select(config, key, throw_on_missing=False)
         if key in _NUMBERS:
             if not isinstance(value, int | float):
                 findings.fault(f"{key}={value!r}: expected a number")
+        # The training engine may have no such key.
         elif value is not None and not (isinstance(value, int) and value > 0):
             findings.fault(f"{key}={value!r}: expected a positive whole number")
-    return len(findings.faults) == before
+    return len(findings.faults) == num_faults
 
 
 def check_settings(config: DictConfig, findings: Findings) -> RREDCoTConfig | None:
@@ -78,9 +76,10 @@ def check_settings(config: DictConfig, findings: Findings) -> RREDCoTConfig | No
     try:
         settings = active_settings(config)
     except ValueError as error:
-        findings.fault(*str(error).splitlines())
+        for line in str(error).splitlines():
+            findings.fault(line)
         return None
-    for key in unread_settings(config, settings) if settings is not None else []:
+    for key in unread_settings(config, settings, run_source(config, settings)) if settings is not None else []:
         findings.warn(f"{key}: algorithm.adv_estimator={config.algorithm.adv_estimator} does not read it")
     return settings
 
@@ -102,17 +101,15 @@ def check_with_verl(config: DictConfig, findings: Findings, *, with_model: bool)
     def validate() -> None:
         validate_config(config, need_reference_policy(config), need_critic(config))
 
-    attempts: list[tuple[str, Callable[[], Any]]] = [("validate_config", validate)]
-    for key in _DATACLASSES:
-        if key == _MODEL and not with_model:
-            continue
+    attempts: dict[str, Callable[[], Any]] = {"validate_config": validate}
+    for key in _DATACLASSES if with_model else _DATACLASSES[:-1]:
         node = copy.deepcopy(OmegaConf.select(config, key))
         if key == _MODEL:
             with open_dict(node):
                 node.load_tokenizer = False
-        attempts.append((key, functools.partial(omega_conf_to_dataclass, node)))
+        attempts[key] = functools.partial(omega_conf_to_dataclass, node)
     good = with_model
-    for name, attempt in attempts:
+    for name, attempt in attempts.items():
         with quiet():
             try:
                 attempt()
@@ -181,7 +178,7 @@ def check_placement(config: DictConfig, findings: Findings) -> None:
     if actor.strategy == "megatron":
         megatron = actor.megatron
         sizes = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
-        group = _product(megatron[size] for size in sizes)
+        group = math.prod(megatron[size] for size in sizes)
         if num_gpus % group:
             findings.fault(f"{num_gpus} training GPUs are no multiple of {' * '.join(sizes)}={group} of actor.megatron")
             return
@@ -218,44 +215,18 @@ def check_lengths(config: DictConfig, max_length: int | None, findings: Findings
                 f"actor_rollout_ref.rollout.max_model_len={rollout.max_model_len} is longer than the model's "
                 f"{max_length}"
             )
-    budgets = [("actor.ppo_max_token_len_per_gpu", actor.use_dynamic_bsz, actor.ppo_max_token_len_per_gpu)]
-    budgets.append(
-        (
-            "rollout.log_prob_max_token_len_per_gpu",
-            rollout.log_prob_use_dynamic_bsz,
-            rollout.log_prob_max_token_len_per_gpu,
-        )
+    passes = (
+        ("actor.ppo_max_token_len_per_gpu", actor.use_dynamic_bsz),
+        ("rollout.log_prob_max_token_len_per_gpu", rollout.log_prob_use_dynamic_bsz),
     )
-    for key, dynamic, budget in budgets:
+    for key, dynamic in passes:
+        budget = OmegaConf.select(config.actor_rollout_ref, key)
         # Megatron's context parallelism and Ulysses split a pass over several GPUs.
         if dynamic and budget * _gpus_per_pass(actor) < longest:
             findings.fault(f"{said} does not fit into a pass of actor_rollout_ref.{key}={budget}")
-
-
-def check_reward(config: DictConfig, findings: Findings) -> bool:
-    """The custom verifier, if there is one, can be loaded; whether that is so."""
-    from verl.utils.import_utils import load_extern_object
-
-    chosen = config.reward.custom_reward_function
-    if not chosen.path:
-        return True
-    with quiet():
-        try:
-            load_extern_object(chosen.path, chosen.name)
-        except (ImportError, FileNotFoundError, AttributeError, RuntimeError, SyntaxError) as error:
-            findings.fault(f"reward.custom_reward_function: {chosen.path}:{chosen.name} cannot be loaded: {error}")
-            return False
-    return True
 
 
 def _gpus_per_pass(actor: DictConfig) -> int:
     if actor.strategy == "megatron":
         return int(actor.megatron.context_parallel_size)
     return max(1, int(actor.get("ulysses_sequence_parallel_size") or 1))
-
-
-def _product(numbers: Any) -> int:
-    result = 1
-    for number in numbers:
-        result *= number
-    return result

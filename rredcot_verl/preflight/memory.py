@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from rredcot_verl.preflight.model import ModelFacts, lora_rank
+from rredcot_verl.preflight.model_size import ModelFacts, lora_rank
 
 GIB = 1 << 30
 ESTIMATED = ("fsdp", "fsdp2", "megatron")

@@ -3,15 +3,14 @@
 from omegaconf import DictConfig
 
 from rredcot_verl.config.schema import RREDCoTConfig
-from rredcot_verl.config.sources import ATTRIBUTIONS, MONTE_CARLO, SOURCES
-from rredcot_verl.data.checks import files_of
-from rredcot_verl.preflight.data_checks import num_rows
+from rredcot_verl.preflight.file_checks import files_of, num_rows
 from rredcot_verl.preflight.memory import SERVER_OVERHEAD_GIB, ServerMemory, TrainingMemory
-from rredcot_verl.preflight.model import ModelFacts, lora_rank
+from rredcot_verl.preflight.model_size import ModelFacts, lora_rank
 from rredcot_verl.preflight.probe_budget import ProbeBudget
 from rredcot_verl.preflight.table import Row, count, percent, plural
-from rredcot_verl.run.engine_choice import EngineChoice
 from rredcot_verl.run.settings import run_source
+from rredcot_verl.sources.engines import EngineChoice
+from rredcot_verl.sources.registry import SOURCES
 
 
 def settings_rows(config: DictConfig, facts: ModelFacts | None) -> list[Row]:
@@ -67,35 +66,18 @@ def credit_rows(config: DictConfig, settings: RREDCoTConfig | None, choice: Engi
         ours = config.algorithm.adv_estimator in SOURCES
         why = "its settings are faulty, see below" if ours else "verl's own, algorithm.rredcot is not used"
         return [("credit", f"{config.algorithm.adv_estimator}: {why}")]
-    value, cuts, credit = settings.self_value, settings.segmentation, settings.credit
-    source = run_source(config)
+    source, cuts, credit = run_source(config, settings), settings.segmentation, settings.credit
     strength = f", beta {credit.beta:g}" if credit.form == "reweight" else ""
     rows = [
         ("credit", f"{config.algorithm.adv_estimator}: {credit.form}{strength}"),
         ("segments", f"{cuts.method}, at most {cuts.num_segments} of at least {cuts.min_tokens} tokens"),
-        ("values", _values(source, settings)),
+        ("values", source.describe()),
     ]
-    if settings.reads_references(source):
-        rows.append(("references", value.reference_key))
+    if source.reads_references():
+        rows.append(("references", settings.self_value.reference_key))
     if choice is not None:
         rows.append(("read by", f"{choice.label}: {choice.reason}"))
     return rows
-
-
-def _values(source: str, settings: RREDCoTConfig) -> str:
-    """Where the segments' values come from, in words."""
-    value, samples = settings.self_value, settings.monte_carlo
-    if source == MONTE_CARLO:
-        return f"Monte Carlo, {samples.num_rollouts} continuations from every boundary: dear"
-    if source in ATTRIBUTIONS:
-        return f"{source} of the {settings.attribution.target} answer"
-    if value.form == "hidden":
-        return f"regression on the hidden state of layer {settings.readout.layer}, no probes"
-    calibrated = "" if value.calibration == "none" else f", {value.calibration} calibration"
-    return (
-        f"probes: {value.proposals}, at most {value.max_proposals} answers of {value.max_answer_tokens} tokens; "
-        f"{value.form} value{calibrated}; format {settings.elicitation.format}"
-    )
 
 
 def memory_rows(training: TrainingMemory, server: ServerMemory, config: DictConfig) -> list[Row]:
@@ -138,32 +120,19 @@ def probe_rows(config: DictConfig, budget: ProbeBudget, choice: EngineChoice) ->
     if budget.typical is not None:
         rows.append(("probes, typical", f"{said(budget.typical)} (references of {budget.answer_tokens} tokens)"))
     if budget.prefix_passes:
-        rows.append(
-            (
-                "separate sequences",
-                f"up to {budget.prefix_passes:.0f} more forward passes over every trace",
-            )
-        )
+        text = f"up to {budget.prefix_passes:.0f} more forward passes over every trace"
+        rows.append(("separate sequences", text))
     elif not by_actor:
-        rows.append(
-            ("hidden", "requests run while other responses are generated; none of it is in the training passes")
-        )
+        text = "requests run while other responses are generated; none of it is in the training passes"
+        rows.append(("hidden", text))
     rows.append(("not probed", "groups that are all right or all wrong have no advantage and cost nothing"))
     return rows
 
 
-def continuation_rows(config: DictConfig, settings: RREDCoTConfig) -> list[Row]:
-    """Tokens that Monte Carlo generates for a response, beside the response's own."""
-    samples, longest = settings.monte_carlo, config.data.max_response_length
-    num_boundaries = settings.segmentation.num_segments
-    # Were all boundaries at the start.
-    most = samples.num_rollouts * longest * num_boundaries
-    if samples.max_tokens is not None:
-        most = min(most, samples.num_rollouts * num_boundaries * samples.max_tokens)
-    if samples.max_total_tokens is not None:
-        most = min(most, samples.max_total_tokens)
-    text = f"{count(int(most))} tokens for a response of full length, {most / longest:.0f} times its own"
-    return [("continuations, at most", text)]
+def continuation_row(config: DictConfig, most: int) -> Row:
+    """Tokens that are generated for a response, beside the response's own, at most."""
+    times = most / config.data.max_response_length
+    return "continuations, at most", f"{count(most)} tokens for a response of full length, {times:.0f} times its own"
 
 
 def _engine(actor: DictConfig) -> str:

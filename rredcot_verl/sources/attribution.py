@@ -73,7 +73,7 @@ class Attribution(Source):
 
     def describe(self) -> str:
         """See `Source`."""
-        return f"weights of the segments for the {self.settings.attribution.target} answer"
+        return f"{self.name} of the {self.settings.attribution.target} answer"
 
     def way_out(self) -> str:
         """See `Source`."""

@@ -68,6 +68,8 @@ class Source:
     """Whether the last segment is credited with R - v_{K-1}; otherwise with 0, as R is then no end of the values."""
     weighs: ClassVar[bool] = False
     """Whether it shares R - b out by weights, so that its values are no forecast."""
+    reads_probes: ClassVar[bool] = False
+    """Whether its cost is that of probes."""
     needs_all: bool = False
     """Whether all rollouts of a prompt must be there, or two with different rewards are enough."""
     segments_uniform_groups: ClassVar[bool] = False
@@ -113,6 +115,11 @@ class Source:
     def describe(self) -> str:
         """What is measured, in words, for the dry run."""
         return self.name
+
+    def most_generated_tokens(self, max_response_length: int) -> int:
+        """Most tokens that are generated for a response beside its own."""
+        del max_response_length
+        return 0
 
     def way_out(self) -> str:
         """What to look at where no response of a step could be measured."""

@@ -48,8 +48,7 @@ class HiddenStates(Source):
 
     def describe(self) -> str:
         """See `Source`."""
-        readout = self.settings.readout
-        return f"hidden states of layer {readout.layer}, {readout.dim} features"
+        return f"regression on the hidden state of layer {self.settings.readout.layer}, no probes"
 
     async def plan(self, response: Response, group: Group, boundaries: list[int]) -> Plan:
         """See `Source`."""

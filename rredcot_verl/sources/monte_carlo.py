@@ -97,7 +97,14 @@ class MonteCarlo(Source):
 
     def describe(self) -> str:
         """See `Source`."""
-        return f"{self.settings.monte_carlo.num_rollouts} continuations from every boundary"
+        return f"Monte Carlo, {self.settings.monte_carlo.num_rollouts} continuations from every boundary: dear"
+
+    def most_generated_tokens(self, max_response_length: int) -> int:
+        """See `Source`: as if all boundaries were at the start of a response of full length."""
+        block, num_boundaries = self.settings.monte_carlo, self.settings.segmentation.num_segments
+        longest = min(block.max_tokens or max_response_length, max_response_length)
+        most = block.num_rollouts * num_boundaries * longest
+        return most if block.max_total_tokens is None else min(most, block.max_total_tokens)
 
     def start(self, tools: AgentTools) -> None:
         """See `Source`."""

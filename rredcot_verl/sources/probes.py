@@ -45,6 +45,7 @@ class Probes(Source):
     """
 
     default_form = "joint"
+    reads_probes = True
 
     def __init__(self, settings: RREDCoTConfig, name: str) -> None:
         super().__init__(settings, name)
@@ -148,7 +149,10 @@ class Probes(Source):
         """See `Source`."""
         value = self.settings.self_value
         calibrated = "" if self._regression is None else f", {value.calibration} calibration"
-        return f"at most {value.max_proposals} answers a boundary ({value.proposals}), {self.form} value{calibrated}"
+        return (
+            f"probes: {value.proposals}, at most {value.max_proposals} answers of {value.max_answer_tokens} tokens; "
+            f"{self.form} value{calibrated}; format {self.settings.elicitation.format}"
+        )
 
     def way_out(self) -> str:
         """See `Source`."""

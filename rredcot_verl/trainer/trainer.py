@@ -16,9 +16,9 @@ from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer
 from rredcot_verl.config.schema import PREFIX, RREDCoTConfig
 from rredcot_verl.core.metrics import credit_metrics
 from rredcot_verl.core.redistribution import SegmentBatch, redistribute, return_error
+from rredcot_verl.preflight.at_start import check_data
 from rredcot_verl.probes.elicitation import Elicitation
 from rredcot_verl.probes.vocabulary import Vocabulary
-from rredcot_verl.run.data_check import check_data
 from rredcot_verl.run.settings import (
     active_settings,
     parse_block,

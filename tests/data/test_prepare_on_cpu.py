@@ -13,10 +13,10 @@ import pytest
 
 from rredcot_verl.data.cli import main, parser
 from rredcot_verl.data.duplicates import DuplicateRule, index_of
-from rredcot_verl.data.inputs import ReadOptions
-from rredcot_verl.data.prepare import Settings, prepare
-from rredcot_verl.data.rows import PromptStyle, schema_of
-from rredcot_verl.data.sources import SOURCES
+from rredcot_verl.data.known_sets import SOURCES
+from rredcot_verl.data.preparation import Preparation
+from rredcot_verl.data.prepare import prepare
+from rredcot_verl.data.rows import schema_of
 from rredcot_verl.rewards import code
 from tests.tiny_model import make_tokenizer
 
@@ -40,9 +40,8 @@ def _jsonl(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def _settings(tmp_path: Path, *sources: Path | str, task: str = "math", **changed) -> Settings:
-    read = changed.pop("read", ReadOptions(task))
-    return Settings(read, changed.pop("out", tmp_path / "out"), tuple(map(str, sources)), **changed)
+def _settings(tmp_path: Path, *sources: Path | str, task: str = "math", **changed) -> Preparation:
+    return Preparation(task, **({"out": tmp_path / "out", "sources": tuple(map(str, sources))} | changed))
 
 
 def _rows(path: Path) -> list[dict]:
@@ -66,7 +65,7 @@ def test_what_is_not_of_this_run_is_said(tmp_path):
 
 def test_rows_have_verls_schema(tmp_path):
     file = _jsonl(tmp_path / "sheep.jsonl", _math_rows(3))
-    prepare(_settings(tmp_path, file, style=PromptStyle(system="Be brief.")))
+    prepare(_settings(tmp_path, file, system="Be brief."))
     table = pq.read_table(tmp_path / "out/train.parquet")
     assert table.schema.equals(schema_of("math"))
     row = table.to_pylist()[1]
@@ -91,7 +90,7 @@ def test_rows_have_verls_schema(tmp_path):
 )
 def test_instruction(tmp_path, instruction, content):
     file = _jsonl(tmp_path / "a.jsonl", _math_rows(1))
-    prepare(_settings(tmp_path, file, style=PromptStyle(instruction)))
+    prepare(_settings(tmp_path, file, instruction=instruction))
     (row,) = _rows(tmp_path / "out/train.parquet")
     assert row["prompt"][0]["content"] == content.format(q=LONG.format(a=0, b=1, c=7))
 
@@ -230,8 +229,8 @@ def test_repeated_rows_and_contradicting_answers(tmp_path):
 def test_other_numbers_are_another_problem_unless_told_otherwise(tmp_path):
     file = _jsonl(tmp_path / "a.jsonl", _math_rows(10))
     assert prepare(_settings(tmp_path, file))["outputs"]["train.parquet"]["num_rows"] == 10
-    loose = DuplicateRule(ngram=3, containment=0.3, same_numbers=False)
-    assert prepare(_settings(tmp_path, file, rule=loose))["outputs"]["train.parquet"]["num_rows"] == 1
+    loose = {"ngram": 3, "containment": 0.3, "same_numbers": False}
+    assert prepare(_settings(tmp_path, file, **loose))["outputs"]["train.parquet"]["num_rows"] == 1
 
 
 def test_a_benchmark_loses_no_near_duplicates(tmp_path):
@@ -243,6 +242,7 @@ def test_a_benchmark_loses_no_near_duplicates(tmp_path):
 
 def test_long_prompts_are_dropped_by_the_tokens_of_the_chat_template(tmp_path):
     tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
     rows = _math_rows(3)
     rows[1]["problem"] += " x" * 200
     # One token a character: the template adds the rest.
@@ -252,9 +252,9 @@ def test_long_prompts_are_dropped_by_the_tokens_of_the_chat_template(tmp_path):
         settings = _settings(
             tmp_path,
             _jsonl(tmp_path / "a.jsonl", rows),
-            tokenizer=tokenizer,
+            tokenizer=str(tmp_path / "tokenizer"),
             max_prompt_length=limit,
-            style=PromptStyle(""),
+            instruction="",
         )
         if kept:
             manifest = prepare(settings)
@@ -297,7 +297,7 @@ CODE_ROWS = [
 
 def test_programs_are_run_and_rows_that_none_passes_are_dropped_with_the_reason(tmp_path):
     file = _jsonl(tmp_path / "mbpp.jsonl", CODE_ROWS)
-    settings = _settings(tmp_path, file, task="code", read=ReadOptions("code", like="mbpp"))
+    settings = _settings(tmp_path, file, task="code", like="mbpp")
     manifest = prepare(settings)
     (row,) = _rows(tmp_path / "out/train.parquet")
     assert row["data_source"] == "google-research-datasets/mbpp"
@@ -325,7 +325,7 @@ def test_passing_programs_are_kept_the_shortest_first(tmp_path):
         "num_tests": 4,
         "num_rows_without_solution": 1,
     }
-    only = prepare(_settings(tmp_path, file, task="code", keep_unsolved=False, max_solutions=1))
+    only = prepare(_settings(tmp_path, file, task="code", no_solution="drop", max_solutions=1))
     assert only["outputs"]["train.parquet"]["num_rows"] == 1
     assert _rows(tmp_path / "out/train.parquet")[0]["extra_info"]["solutions"] == [short]
 
@@ -432,7 +432,7 @@ def test_named_columns_and_other_names_for_them(tmp_path):
     rows = [{"Frage": "Was ist 1+1?", "Antwort": 2, "Weg": "1+1=2"}]
     file = _jsonl(tmp_path / "a.jsonl", rows)
     columns = {"question": "Frage", "answer": "Antwort", "solution": "Weg"}
-    prepare(_settings(tmp_path, file, read=ReadOptions("math", columns=columns)))
+    prepare(_settings(tmp_path, file, columns=columns))
     (row,) = _rows(tmp_path / "out/train.parquet")
     assert row["reward_model"]["ground_truth"] == "2" and row["extra_info"]["solution"] == "1+1=2"
     # Found by name; the answer may be a worked solution.

@@ -8,12 +8,13 @@ import datasets
 import pytest
 from omegaconf import OmegaConf
 
-from rredcot_verl.data.checks import check_rows
 from rredcot_verl.data.cli import main
+from rredcot_verl.data.known_sets import SOURCES
 from rredcot_verl.data.rows import PromptStyle, build_row
-from rredcot_verl.data.sources import SOURCES
+from rredcot_verl.preflight.findings import Findings
+from rredcot_verl.preflight.row_checks import RowRules, check_rows
 from rredcot_verl.rewards import code, math
-from tests.data.test_sources_on_cpu import CODE_ROWS
+from tests.data.test_known_sets_on_cpu import CODE_ROWS
 from tests.tiny_model import make_tokenizer
 
 
@@ -100,14 +101,10 @@ def test_code_programs(load, tmp_path, capsys):
         assert (result["score"], result["fraction"]) == (1.0, 1.0)
         empty = _score(code, row, "```python\nx = 1\n```\n")
         assert empty["score"] == 0.0
-    report = check_rows(
-        (dict(row) for row in train.dataframe),
-        make_tokenizer(),
-        verifier="code",
-        max_prompt_length=4000,
-        reference_key="extra_info.solutions",
-    )
-    assert not report.errors and not report.warnings
+    findings = Findings()
+    rules = RowRules("code", 4000, reference_key="extra_info.solutions")
+    check_rows((dict(row) for row in train.dataframe), make_tokenizer(), rules, findings)
+    assert not findings.faults and not findings.warnings
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from rredcot_verl.config.schema import parse
 from rredcot_verl.passes.probe_pack import count_probe_tokens
 from rredcot_verl.preflight.composition import compose_as_main_ppo
 from rredcot_verl.preflight.memory import GIB, server_memory, training_memory
-from rredcot_verl.preflight.model import read_facts
+from rredcot_verl.preflight.model_size import read_facts
 from rredcot_verl.preflight.probe_budget import probe_budget
 from rredcot_verl.probes.elicitation import Elicitation, Proposal
 from rredcot_verl.probes.vocabulary import Vocabulary

@@ -1,63 +1,29 @@
-"""Attribution from the response to the weights in its record: which answer, which segments, what travels."""
+"""Weights of segments: which answer, which segments, what travels, and what becomes of the weights."""
 
-import asyncio
 import copy
-import dataclasses
 
 import pytest
-import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf, open_dict
-from tensordict import TensorDict
-from transfer_queue import KVBatchMeta
 
-from rredcot_verl.config.schema import parse
-from rredcot_verl.passes.attribution import attention_attribution, gradient_attribution, leave_one_out_attribution
-from rredcot_verl.passes.attribution_protocol import ATTENTION, GRADIENT, OPTIONS, PLANS, WEIGHTS
-from rredcot_verl.passes.attribution_task import NO_PLAN, AttributionPlan, decode_plan, encode_plan
-from rredcot_verl.passes.protocol import PASS
-from rredcot_verl.probes.elicitation import Elicitation
-from rredcot_verl.probes.vocabulary import Vocabulary
-from rredcot_verl.run.capabilities import why_no_attribution
-from rredcot_verl.sources import attribution as attribution_pass
-from rredcot_verl.sources.attribution import (
-    AttributionPass,
-    AttributionSource,
-    num_tokens,
-    weighed,
-    without_attribution,
-)
-from rredcot_verl.sources.record import NO_PROPOSAL, PLANNED, SCORED, TOO_LONG, CreditRecord
+from rredcot_verl.passes.attribution_task import AttributionPlan, decode_plan, encode_plan
+from rredcot_verl.passes.leave_one_out import leave_one_out_tasks, leave_one_out_weights
+from rredcot_verl.sources.base import PassRequest
+from rredcot_verl.sources.record import Record, Status
 from rredcot_verl.sources.response import Response
-from rredcot_verl.trainer import batch as batch_module
-from tests.fake_queue import stand_in
-from tests.passes.architectures import build_model, random_traces
+from tests.passes.architectures import build_model, plain_log_probs, random_traces
 from tests.probes.tiny_tokenizers import byte_level, encode
+from tests.sources.world import PROMPT, TEMPERATURE, Agent, SequenceWorkers, World, source_of
 
-SOURCES = ("attention_attribution", "gradient_attribution", "leave_one_out")
+ATTENTION, GRADIENT, LEFT_OUT = SOURCES = ("attention_attribution", "gradient_attribution", "leave_one_out")
 TOKENIZER = byte_level()
-PROMPT = encode(TOKENIZER, "What is 12 + 3?\n")
 FIRST, SECOND = "First, 12 + 3 = 15.\n\n", "Wait, let me see, but so 3.\n"
 ANSWER = "So the answer is \\boxed{15}.\n"
+REFERENCE = {"attribution": {"target": "reference"}}
 
 
-def make_source(source="attention_attribution", max_length=10**6, **block) -> AttributionSource:
-    settings = parse(block)
-    return AttributionSource(settings, source, Elicitation(Vocabulary(TOKENIZER), settings), max_length)
-
-
-def make_response(source: AttributionSource, ids: list[int], **fields) -> Response:
-    defaults = {
-        "prompt_ids": PROMPT,
-        "response_ids": ids,
-        "response_mask": [1] * len(ids),
-        "log_probs": None,
-        "reward": 1.0,
-        "references": "72",
-        "request_id": "request-1",
-        "answer": source.elicitation.read(ids) if ids else None,
-    }
-    return Response(**(defaults | fields))
+def plan_of(agent: Agent, response: Response, boundaries: list[int]) -> AttributionPlan | None:
+    return agent.source.plan_for_answer(response, boundaries)
 
 
 def offsets(*texts: str) -> tuple[list[int], list[int]]:
@@ -88,11 +54,11 @@ def segments_of(plan: AttributionPlan, response: Response) -> list[str]:
 
 @pytest.mark.parametrize("after", ["", "Is it \\box? 3 but 4.\n" * 3])
 def test_the_responses_own_answer(after):
-    source = make_source()
+    agent = Agent("attention_attribution")
     ids, starts = offsets(FIRST, SECOND, "So the answer is ", "\\boxed{15}.\n", after)
-    response = make_response(source, ids)
+    response = agent.response(response_ids=ids, references="72")
     assert response.answer.start == starts[3]
-    plan = source.plan(response, starts)
+    plan = plan_of(agent, response, starts)
     before, answer = text_of(plan, response)
     assert (before, answer) == (TOKENIZER.decode(PROMPT) + FIRST + SECOND + "So the answer is \\boxed{", "15")
     # The segment with the answer, and what follows it, are not there.
@@ -102,28 +68,28 @@ def test_the_responses_own_answer(after):
 
 def test_tokens_that_hold_more_than_the_answer():
     """A brace around the answer may be part of its first or last token: the token is the answer's."""
-    source = make_source()
+    agent = Agent("attention_attribution")
     ids, starts = offsets(FIRST, "It is ", "\\boxed{\\frac{1}{2}}\n")
-    response = make_response(source, ids)
-    assert text_of(source.plan(response, starts), response)[1] == "{\\frac{1}{2}}\n"
+    response = agent.response(response_ids=ids, references="72")
+    assert text_of(plan_of(agent, response, starts), response)[1] == "{\\frac{1}{2}}\n"
     ids, starts = offsets(FIRST, "Answer: 4\n")
-    response = make_response(source, ids)
-    assert text_of(source.plan(response, starts), response)[1].strip() == "4"
+    response = agent.response(response_ids=ids, references="72")
+    assert text_of(plan_of(agent, response, starts), response)[1].strip() == "4"
 
 
 def test_a_segment_that_the_answer_cuts_in_two_is_the_answers():
-    source = make_source()
+    agent = Agent("attention_attribution")
     ids, starts = offsets(FIRST, SECOND + ANSWER)
-    response = make_response(source, ids)
+    response = agent.response(response_ids=ids, references="72")
     assert starts[1] < response.answer.start < starts[2]
-    assert segments_of(source.plan(response, starts), response) == [FIRST]
+    assert segments_of(plan_of(agent, response, starts), response) == [FIRST]
 
 
 def test_the_reference_answer_in_place_of_the_responses_own():
-    source = make_source(attribution={"target": "reference"})
+    agent = Agent("attention_attribution", REFERENCE)
     ids, starts = offsets(FIRST, SECOND, "So the answer is ", "\\boxed{15}.\n")
-    response = make_response(source, ids)
-    plan = source.plan(response, starts)
+    response = agent.response(response_ids=ids, references="72")
+    plan = plan_of(agent, response, starts)
     before, answer = text_of(plan, response)
     assert (before, answer) == (TOKENIZER.decode(PROMPT) + FIRST + SECOND + "So the answer is \\boxed{", "72")
     assert segments_of(plan, response) == [FIRST, SECOND, "So the answer is "]
@@ -132,13 +98,13 @@ def test_the_reference_answer_in_place_of_the_responses_own():
 @pytest.mark.parametrize("end", ["<|im_end|>", ""])
 def test_the_reference_answer_after_a_response_without_one(end):
     """Before the token that ends the turn, and in the format that other responses use."""
-    source = make_source(attribution={"target": "reference"})
+    agent = Agent("attention_attribution", REFERENCE)
     ids, starts = offsets(FIRST, SECOND)
     ids = [*ids, *([TOKENIZER.convert_tokens_to_ids(end)] if end else [])]
-    response = make_response(source, ids)
+    response = agent.response(response_ids=ids, references="72")
     assert response.answer is None
-    source.elicitation.read(encode(TOKENIZER, ANSWER))
-    plan = source.plan(response, [*starts[:-1], len(ids)])
+    agent.tools.elicitation.read(encode(TOKENIZER, ANSWER))
+    plan = plan_of(agent, response, [*starts[:-1], len(ids)])
     before, answer = text_of(plan, response)
     assert before == TOKENIZER.decode(PROMPT) + FIRST + SECOND + "The final answer is \\boxed{"
     assert answer == "72" and segments_of(plan, response) == [FIRST, SECOND]
@@ -146,188 +112,129 @@ def test_the_reference_answer_after_a_response_without_one(end):
 
 @pytest.mark.parametrize("references", [None, "", [], {"tests": 1}, "日本"])
 def test_a_reference_that_is_none_or_cannot_be_written(references):
-    source = make_source(attribution={"target": "reference"})
+    agent = Agent("attention_attribution", REFERENCE)
     ids, starts = offsets(FIRST, ANSWER)
-    response = make_response(source, ids, references=references)
+    response = agent.response(response_ids=ids, references=references)
     writable = references == "日本"
-    assert (source.plan(response, starts) is None) != writable
+    assert (plan_of(agent, response, starts) is None) != writable
     second = dataclasses.replace(response, references=["", "72"])
-    assert text_of(source.plan(second, starts), second)[1] == "72"
-
-
-def record_of(source, response, boundaries) -> CreditRecord:
-    return asyncio.run(source.record(response, None, boundaries))
+    assert text_of(plan_of(agent, second, starts), second)[1] == "72"
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_the_record_waits_for_the_training_engine(name):
-    source = make_source(name)
-    ids, starts = offsets(FIRST, SECOND, "So the answer is ", "\\boxed{15}.\n")
-    response = make_response(source, ids)
-    record = record_of(source, response, starts)
-    plan = source.plan(response, starts)
-    assert record.status == PLANNED and record.segment_boundaries == starts
-    assert decode_plan(record.attribution) == plan and record.weights == [] == record.self_values
-    assert record.num_probes == (4 if name == "leave_one_out" else 1)
-    length = len(PROMPT) + starts[3] + len(encode(TOKENIZER, "\\boxed{15"))
-    parts = [length - (end - start) for start, end in zip(starts[:3], starts[1:4], strict=True)]
-    expected = {
-        "attention_attribution": length,
-        "gradient_attribution": 2 * length,
-        "leave_one_out": length + sum(parts),
-    }
+def test_the_plan_is_left_for_the_training_engine(name):
+    agent = Agent(name)
+    response = agent.response(FIRST + SECOND + ANSWER)
+    plan = agent.record(response)
+    record, cuts = plan.record, plan.record.segment_boundaries
+    assert record.status is Status.SCORED and record.measuring_seconds == 0.0
+    assert set(plan.rows) == set(agent.source.payload_fields)
+    found = decode_plan(plan.rows[agent.source.payload_fields[0]])
+    assert found == plan_of(agent, response, cuts)
+    parts = [after - before for before, after in zip(found.boundaries, found.boundaries[1:], strict=False)]
+    assert record.payload == {"num_weights": len(parts)} and len(parts) < len(cuts) - 1
+    assert record.num_probes == (1 + len(parts) if name == LEFT_OUT else 1)
+    # The whole trace once; forward and backward; once more without each segment.
+    length = found.num_tokens
+    expected = {ATTENTION: length, GRADIENT: 2 * length, LEFT_OUT: (1 + len(parts)) * length - sum(parts)}
     assert record.num_probe_tokens == expected[name]
-    assert record_of(make_source(name, max_length=length), response, starts).status == PLANNED
-    assert record_of(make_source(name, max_length=length - 1), response, starts).status == TOO_LONG
+    for room, status in ((length, Status.SCORED), (length - 1, Status.TOO_LONG)):
+        limited = Agent(name, max_length=room).record(response)
+        assert limited.record.status is status and bool(limited.rows) == (status is Status.SCORED)
 
 
 def test_integrated_gradients_cost_their_steps():
-    settings = parse({"attribution": {"gradient": "integrated_gradients", "num_steps": 5}}).attribution
-    plan = AttributionPlan(20, (), (2, 9), 12, 14)
-    assert num_tokens(plan, "gradient_attribution", settings) == 5 * 2 * 20
+    block = {"attribution": {"gradient": "integrated_gradients", "num_steps": 5}}
+    plan = Agent(GRADIENT, block).record()
+    assert plan.record.num_probe_tokens == 5 * Agent(GRADIENT).record().record.num_probe_tokens
 
 
 @pytest.mark.parametrize("text", [FIRST + SECOND, "\\boxed{15}" + FIRST, "<think>" + FIRST + ANSWER])
 def test_without_an_answer_or_anything_before_it_there_is_one_segment(text):
-    source = make_source()
-    ids, starts = offsets(text)
-    record = record_of(source, make_response(source, ids), starts)
-    assert record.status == NO_PROPOSAL and record.segment_boundaries == [] == record.attribution
+    agent = Agent(ATTENTION)
+    plan = agent.record(agent.response(text))
+    assert plan.record.status is Status.NO_PROPOSAL and plan.record.segment_boundaries == [] and not plan.rows
 
 
 LENGTHS = (24, 30, 6, 1)
 TRACES = random_traces(LENGTHS)
 KEYS = ["a_0_0", "a_1_0", "b_0_0", "pad_0_0"]
-PLANS_OF = [AttributionPlan(20, (), (3, 8, 14), 17, 20), AttributionPlan(25, (4, 5, 6), (2, 12, 12, 25), 26, 28)]
+PLANS = [AttributionPlan(20, (), (3, 8, 14), 17, 20), AttributionPlan(25, (4, 5, 6), (2, 12, 12, 25), 26, 28)]
 RECORDS = [
-    CreditRecord(PLANNED, segment_boundaries=[0, 5, 11, 16, 21], attribution=encode_plan(PLANS_OF[0])),
-    CreditRecord(PLANNED, segment_boundaries=[0, 10, 10, 23], attribution=encode_plan(PLANS_OF[1])),
-    CreditRecord(NO_PROPOSAL),
+    Record(Status.SCORED, [0, 5, 11, 16, 21], {"num_weights": 2}),
+    Record(Status.SCORED, [0, 10, 11, 23], {"num_weights": 3}),
+    Record(Status.NO_PROPOSAL),
     None,
 ]
-TEMPERATURE = 0.7
 
 
-@pytest.fixture(scope="module")
-def model():
-    return build_model("qwen3-untied")
+def make_world(monkeypatch, records=RECORDS, **columns) -> World:
+    return World(monkeypatch, records, KEYS, [1.0, 0.0, 1.0, 0.0], [21, 23, 4, 1], **columns)
 
 
-@pytest.fixture
-def queue(monkeypatch):
-    return stand_in(monkeypatch, (batch_module, attribution_pass), KEYS, TRACES)
+REQUESTS = [
+    (ATTENTION, {"layers": "last"}, PassRequest("attention", ("last",), fuses=False)),
+    (GRADIENT, {}, PassRequest("gradient", ("input_x_gradient", 8), fuses=False)),
+    (GRADIENT, {"gradient": "integrated_gradients", "num_steps": 2}, ("integrated_gradients", 2)),
+]
 
 
-def make_batch(fields=None) -> KVBatchMeta:
-    extra_info = {"temperature": 0.1, "global_steps": 3}
-    return KVBatchMeta(keys=KEYS, tags=[{}] * 4, partition_id="train", fields=fields, extra_info=extra_info)
+@pytest.mark.parametrize("name, block, request_", REQUESTS)
+def test_what_the_training_engine_is_told(monkeypatch, name, block, request_):
+    source = source_of(name, attribution=block)
+    (asked,) = source.passes(make_world(monkeypatch).recorded())
+    assert request_ in (asked, asked.options) and not asked.fuses
+    source.measure(make_world(monkeypatch).recorded(), None)
 
 
-class Workers:
-    """verl's actor workers: an engine that weighs segments, and log-probabilities of whole sequences."""
-
-    def __init__(self, model, stored) -> None:
-        self.model, self.stored, self.seen = model, stored, []
-
-    def compute_log_prob(self, data):
-        if isinstance(data, KVBatchMeta):
-            return self._weigh(data)
-        return self._log_probs(data)
-
-    def _weigh(self, batch: KVBatchMeta) -> None:
-        self.seen.append(dict(batch.extra_info))
-        plans = [decode_plan(row.tolist()) for row in self.stored[PLANS].unbind()]
-        rows = []
-        for trace, plan in zip(TRACES, plans, strict=True):
-            rows.append(torch.tensor(self._weights(plan.task(trace), batch.extra_info) if plan else [0.0]))
-        self.stored[WEIGHTS] = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
-        batch.extra_info = {"of the worker": 1}
-
-    def _weights(self, task, extra_info) -> list[float]:
-        if extra_info[PASS] == ATTENTION:
-            return attention_attribution(self.model, [task], layers=extra_info[OPTIONS][0])[0]
-        method, num_steps = extra_info[OPTIONS]
-        temperature = extra_info["temperature"]
-        return gradient_attribution(self.model, [task], method=method, num_steps=num_steps, temperature=temperature)[0]
-
-    @torch.no_grad()
-    def _log_probs(self, data: TensorDict) -> dict:
-        log_probs = []
-        for row in data["input_ids"].unbind():
-            logits = self.model(row.unsqueeze(0)).logits[0].float() / data["temperature"]
-            log_probs.append(logits.log_softmax(-1)[torch.arange(len(row)), torch.cat([row[1:], row[:1]])])
-        self.seen.append(len(data))
-        return {"log_probs": torch.nested.as_nested_tensor(log_probs, layout=torch.jagged)}
+@pytest.mark.parametrize("name", SOURCES)
+def test_shares_of_the_outcome_by_weight(monkeypatch, name):
+    """b = 0.5: R - b is shared by the segments before the answer; the others get nothing."""
+    source = source_of(name)
+    world = make_world(monkeypatch).put(**{source.result_fields[0]: [[1.0, 3.0], [0.0, 0.0, 2.0], [0.0], [0.0]]})
+    values = source.values(world.rows())
+    assert values == [[0.5, 0.625, 1.0, 1.0], [0.5, 0.5, 0.5], [], []]
+    # Where no segment weighs anything, nothing is said of them.
+    world.put(**{source.result_fields[0]: [[0.0, 0.0], [1.0, 1.0, 2.0], [0.0], [0.0]]})
+    assert source.values(world.rows()) == [[], [0.5, 0.375, 0.25], [], []]
 
 
-def make_pass(workers, source, num_ranks=1, **settings) -> AttributionPass:
-    return AttributionPass(workers, source, parse({"attribution": settings}).attribution, num_ranks, TEMPERATURE, 10)
-
-
-EXPECTED = {
-    ("attention_attribution", "all"): lambda model, task: attention_attribution(model, [task]),
-    ("attention_attribution", "last"): lambda model, task: attention_attribution(model, [task], layers="last"),
-    ("gradient_attribution", "all"): lambda model, task: gradient_attribution(model, [task], temperature=TEMPERATURE),
-    ("leave_one_out", "all"): lambda model, task: leave_one_out_attribution(model, [task], temperature=TEMPERATURE),
-}
-
-
-@pytest.mark.parametrize("source, layers", EXPECTED)
 @pytest.mark.parametrize("num_ranks", [1, 3])
-def test_weights_reach_the_records(queue, model, source, layers, num_ranks):
-    workers = Workers(model, queue)
-    batch = make_batch(["input_ids"])
-    make_pass(workers, source, num_ranks, layers=layers).run(batch, RECORDS)
-    assert batch.extra_info == {"temperature": 0.1, "global_steps": 3}
-    records = weighed(batch, RECORDS)
-    assert [record and record.status for record in records] == [SCORED, SCORED, NO_PROPOSAL, None]
-    for record, before, plan, trace in zip(records[:2], RECORDS, PLANS_OF, TRACES, strict=False):
-        assert dataclasses.replace(record, status=PLANNED, weights=[]) == before
-        (expected,) = EXPECTED[source, layers](model, plan.task(trace))
-        padding = len(record.segment_boundaries) - 1 - len(expected)
-        assert record.weights == pytest.approx([*expected, *[0.0] * padding], abs=1e-4)
-        assert len(record.weights) == len(record.segment_boundaries) - 1
-    assert any(records[1].weights)
-    assert records[0].weights[-2:] == [0.0, 0.0]
-    assert without_attribution(batch).fields == ["input_ids"]
-    if source == "leave_one_out":
-        # Three sequences for the first row, four for the second, filled up to a multiple of the ranks.
-        assert workers.seen == [7 if num_ranks == 1 else 9] and PLANS not in queue
-    else:
-        assert [row.tolist() for row in queue[PLANS].unbind()[2:]] == [list(NO_PLAN)] * 2
+def test_leave_one_out_by_sequences(monkeypatch, num_ranks):
+    """Against the whole trace's log-probability of the answer and that without each segment, one at a time."""
+    model, source = build_model("qwen3-untied"), source_of(LEFT_OUT)
+    payloads = [encode_plan(plan) for plan in PLANS] + [[-1], [-1]]
+    world = make_world(monkeypatch, input_ids=TRACES, **{source.payload_fields[0]: payloads})
+    workers = SequenceWorkers(model, num_ranks)
+    source.measure(world.recorded(), workers.as_workers())
+    found = world.column(source.result_fields[0])
+    for weights, plan, trace in zip(found, PLANS, TRACES, strict=False):
+        log_probs = [
+            plain_log_probs(model, list(task.token_ids), TEMPERATURE)[task.answer_from - 1 : task.answer_to - 1]
+            for task in leave_one_out_tasks(plan.task(trace))
+        ]
+        assert weights == pytest.approx(leave_one_out_weights([each.sum().item() for each in log_probs]), abs=1e-4)
+        assert len(weights) == len(plan.boundaries) - 1
+    assert any(found[0] + found[1]) and found[2:] == [[0.0], [0.0]]
+    # Three sequences for the first row, four for the second, filled up to a multiple of the ranks.
+    assert [len(call) for call in workers.calls] == [7 if num_ranks == 1 else 9]
+    assert source.passes(world.recorded()) == ()
 
 
-def test_what_the_training_engine_is_told(queue, model):
-    workers = Workers(model, queue)
-    make_pass(workers, "attention_attribution", layers="last").run(make_batch(), RECORDS)
-    make_pass(workers, "gradient_attribution", gradient="integrated_gradients", num_steps=2).run(make_batch(), RECORDS)
-    of_both = {
-        "calculate_entropy": False,
-        "compute_loss": False,
-        "temperature": TEMPERATURE,
-        "global_steps": 3,
-    }
-    assert workers.seen == [
-        of_both | {PASS: ATTENTION, OPTIONS: ("last",)},
-        of_both | {PASS: GRADIENT, OPTIONS: ("integrated_gradients", 2)},
-    ]
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_batch_in_which_nothing_waits(monkeypatch, name):
+    world, source = make_world(monkeypatch, [Record(Status.NO_PROPOSAL)] * 3 + [None]), source_of(name)
+    source.measure(world.recorded(), None)
+    assert source.passes(world.recorded()) == () and source.values(world.rows()) == [[]] * 4
 
 
-@pytest.mark.parametrize("source", SOURCES)
-def test_a_batch_in_which_nothing_waits(queue, model, source):
-    records = [CreditRecord(NO_PROPOSAL)] * 3 + [None]
-    assert weighed(make_batch(), records) == records
-    # The pass is harmless all the same.
-    make_pass(Workers(model, queue), source).run(make_batch(), records)
-    assert weighed(make_batch(), records) == records
-
-
+@pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("bad", [[0.5], [0.5, float("nan")], [0.5, -0.1], [0.5, float("inf")], [0.1, 0.2, 0.3]])
-def test_weights_that_are_none_stop_the_training(queue, bad):
-    rows = [torch.tensor(bad), torch.zeros(3), torch.zeros(1), torch.zeros(1)]
-    queue[WEIGHTS] = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+def test_weights_that_are_none_stop_the_training(monkeypatch, name, bad):
+    source = source_of(name)
+    world = make_world(monkeypatch).put(**{source.result_fields[0]: [bad, [0.0] * 3, [0.0], [0.0]]})
     with pytest.raises(RuntimeError, match="for the segments of a_0_0, expected 2"):
-        weighed(make_batch(), RECORDS)
+        source.values(world.rows())
 
 
 @pytest.fixture(scope="module")
@@ -349,17 +256,23 @@ OBSTACLES = [
 ]
 
 
+@pytest.mark.parametrize("name", SOURCES)
+def test_who_measures(config, name, caplog):
+    choice = source_of(name).choose_engine(config)
+    assert (choice.engine, choice.share_prefix) == ("actor", name != LEFT_OUT)
+    (said,) = caplog.records
+    assert said.getMessage().startswith(f"rredcot: {name}: {choice.what}, by actor; ")
+
+
 @pytest.mark.parametrize("key, value, refused", OBSTACLES)
 def test_engines_that_cannot_are_named_before_the_run(config, key, value, refused):
     config = copy.deepcopy(config)
-    assert [why_no_attribution(config, source) for source in SOURCES] == [None] * 3
     with open_dict(config):
         OmegaConf.update(config, key, value, force_add=True)
-    for source in SOURCES:
-        reason = why_no_attribution(config, source)
-        assert (reason is None) == (source not in refused)
-        if reason is not None:
-            assert f"adv_estimator={source}" in reason and f"{key}={value}" in reason.replace(
-                "ulysses_sequence_parallel_size=2", f"{key}=2"
-            )
-            assert "leave_one_out runs on any engine" in reason
+    for name in SOURCES:
+        if name not in refused:
+            source_of(name).choose_engine(config)
+            continue
+        with pytest.raises(ValueError, match=f"adv_estimator={name} needs.*leave_one_out runs on any engine") as error:
+            source_of(name).choose_engine(config)
+        assert f"{key.rpartition('.')[2]}={value}" in str(error.value)

@@ -3,25 +3,25 @@
 import importlib.util
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import DictConfig
 
 from rredcot_verl.config.schema import RREDCoTConfig
-from rredcot_verl.config.sources import MONTE_CARLO
-from rredcot_verl.data.checks import with_template
 from rredcot_verl.data.lengths import load_tokenizer
-from rredcot_verl.preflight import config_checks, data_checks, summary
+from rredcot_verl.preflight import config_checks, summary
 from rredcot_verl.preflight.composition import compose_as_main_ppo
+from rredcot_verl.preflight.file_checks import check_files, sample_references
 from rredcot_verl.preflight.findings import Findings
 from rredcot_verl.preflight.memory import ESTIMATED, ServerMemory, TrainingMemory, server_memory, training_memory
-from rredcot_verl.preflight.model import ModelFacts, read_facts, why_no_model
+from rredcot_verl.preflight.model_size import ModelFacts, read_facts, why_no_model
 from rredcot_verl.preflight.probe_budget import probe_budget
 from rredcot_verl.preflight.quiet import quiet
-from rredcot_verl.preflight.table import Row, bullets, section
-from rredcot_verl.run.engine_choice import EngineChoice, choose_engine
+from rredcot_verl.preflight.table import Row, section
+from rredcot_verl.preflight.verifier_checks import check_loads
 from rredcot_verl.run.settings import run_source
+from rredcot_verl.sources.engines import EngineChoice
 
 GPU_MEMORY = "GPU_MEMORY_GIB"
 """Environment variable: memory of a GPU for the estimates, in GiB."""
@@ -36,20 +36,20 @@ class Inspection:
     Attributes:
         config: verl's whole config.
         findings: What the checks found.
-        readable: Its values are set and can be resolved.
         settings: RREDCoT's own; None for a run without it.
         facts: The model's sizes.
         tokenizer: The policy's.
         choice: Who reads the probes.
+        sections: Settings and estimates for people.
     """
 
     config: DictConfig
     findings: Findings
-    readable: bool = False
     settings: RREDCoTConfig | None = None
     facts: ModelFacts | None = None
     tokenizer: Any = None
     choice: EngineChoice | None = None
+    sections: list[str] = field(default_factory=list)
 
 
 def inspect(arguments: Sequence[str]) -> Inspection:
@@ -63,8 +63,7 @@ def inspect(arguments: Sequence[str]) -> Inspection:
     """
     found = Inspection(compose_as_main_ppo(arguments), Findings())
     config, findings = found.config, found.findings
-    found.readable = config_checks.check_values(config, findings)
-    if not found.readable:
+    if not config_checks.check_values(config, findings):
         return found
     _read_model(found)
     found.settings = config_checks.check_settings(config, findings)
@@ -73,77 +72,68 @@ def inspect(arguments: Sequence[str]) -> Inspection:
     config_checks.check_placement(config, findings)
     config_checks.check_lengths(config, found.facts.max_length if found.facts else None, findings)
     # The check of the rows asks the verifier.
-    if config_checks.check_reward(config, findings):
-        data_checks.check_data(config, found.tokenizer, findings)
+    if check_loads(config, findings):
+        with quiet():
+            check_files(config, found.tokenizer, findings)
     if found.settings is not None and model_is_good:
         with quiet():
-            found.choice = choose_engine(config, found.settings)
+            found.choice = run_source(config, found.settings).choose_engine(config)
     _note_missing_packages(config, findings)
+    rows = summary.settings_rows(config, found.facts) + summary.credit_rows(config, found.settings, found.choice)
+    found.sections.append(section("Settings", rows))
+    if found.facts is not None:
+        found.sections.append(_estimates(found, found.facts))
     return found
 
 
 def page(found: Inspection) -> str:
     """The whole text: settings, estimates, and what was found."""
+    num_warnings = len(found.findings.warnings)
+    verdict = "preflight: ok, nothing was started"
+    if found.findings.faults:
+        verdict = "preflight: not ready"
+    elif num_warnings:
+        verdict = f"preflight: no faults, {num_warnings} worth a look; nothing was started"
+    parts = [*found.sections, found.findings.text(("unchecked", "warning", "fault")), verdict]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _estimates(found: Inspection, facts: ModelFacts) -> str:
     config, findings = found.config, found.findings
-    parts = []
-    if found.readable:
-        rows = summary.settings_rows(config, found.facts) + summary.credit_rows(config, found.settings, found.choice)
-        parts.append(section("Settings", rows))
-        if found.facts is not None:
-            parts.append(_estimates(found))
-    if findings.unchecked:
-        parts.append(bullets("Not checked on this machine", findings.unchecked))
-    if findings.warnings:
-        parts.append(bullets("Worth a look", findings.warnings))
-    if findings.faults:
-        parts.append(bullets(f"Faults ({len(findings.faults)})", findings.faults))
-    parts.append("preflight: not ready" if findings.faults else _verdict(len(findings.warnings)))
-    return "\n\n".join(parts)
-
-
-def _verdict(num_warnings: int) -> str:
-    if num_warnings:
-        return f"preflight: no faults, {num_warnings} worth a look; nothing was started"
-    return "preflight: ok, nothing was started"
-
-
-def _estimates(found: Inspection) -> str:
-    config, facts = found.config, found.facts
-    assert facts is not None
     rows: list[Row] = []
     title = "Estimates; formulas in rredcot_verl/preflight, nothing was measured"
     strategy = str(config.actor_rollout_ref.actor.strategy)
     if strategy not in ESTIMATED:
-        found.findings.skip(f"memory: there are no formulas for actor_rollout_ref.actor.strategy={strategy}")
+        findings.skip(f"memory: there are no formulas for actor_rollout_ref.actor.strategy={strategy}")
     elif config.trainer.device != "cpu":
-        gpu = _gpu_memory(found.findings)
+        gpu = _gpu_memory(findings)
         training, server = training_memory(config, facts), server_memory(config, facts, gpu)
-        _judge_memory(config, training, server, gpu, found.findings)
+        _judge_memory(config, training, server, gpu, findings)
         rows += summary.memory_rows(training, server, config)
         title = f"{title}; GPUs of {gpu:g} GiB ({GPU_MEMORY})"
-    source = run_source(config)
-    if found.settings is not None and source == MONTE_CARLO:
-        rows += summary.continuation_rows(config, found.settings)
-    if (
-        found.settings is not None
-        and found.settings.reads_probes(source)
-        and found.choice is not None
-        and found.tokenizer is not None
-    ):
-        value, choice = found.settings.self_value, found.choice
-        separate = choice.engine == "actor" and not choice.share_prefix
-        references = data_checks.sample_references(config, value.reference_key)
-        budget = probe_budget(
-            found.settings, found.tokenizer, references, shared=choice.share_prefix, separate=separate
-        )
-        rows += summary.probe_rows(config, budget, choice)
-        if separate:
-            found.findings.warn(
-                f"probes are scored in sequences of their own, up to {budget.prefix_passes:.0f} more forward passes "
-                "over every trace; FSDP can share prefixes, and with trainer.v1.trainer_mode=sync the rollout server "
-                "can read them"
-            )
+    if found.settings is not None:
+        source = run_source(config, found.settings)
+        generated = source.most_generated_tokens(config.data.max_response_length)
+        if generated:
+            rows.append(summary.continuation_row(config, generated))
+        if source.reads_probes and found.choice is not None and found.tokenizer is not None:
+            rows += _probe_rows(config, found.settings, found.choice, found.tokenizer, findings)
     return section(title, rows)
+
+
+def _probe_rows(
+    config: DictConfig, settings: RREDCoTConfig, choice: EngineChoice, tokenizer: Any, findings: Findings
+) -> list[Row]:
+    separate = choice.engine == "actor" and not choice.share_prefix
+    references = sample_references(config, settings.self_value.reference_key)
+    budget = probe_budget(settings, tokenizer, references, shared=choice.share_prefix, separate=separate)
+    if separate:
+        findings.warn(
+            f"probes are scored in sequences of their own, up to {budget.prefix_passes:.0f} more forward passes over "
+            "every trace; FSDP can share prefixes, and with trainer.v1.trainer_mode=sync the rollout server can read "
+            "them"
+        )
+    return summary.probe_rows(config, budget, choice)
 
 
 def _judge_memory(
@@ -191,7 +181,7 @@ def _read_model(found: Inspection) -> None:
         try:
             found.facts = read_facts(model)
             path = model.get("tokenizer_path") or model.path
-            found.tokenizer = with_template(found.config, load_tokenizer(path, bool(model.trust_remote_code)))
+            found.tokenizer = load_tokenizer(path, bool(model.trust_remote_code))
         except (OSError, ValueError) as error:
             findings.fault(
                 f"actor_rollout_ref.model.path={model.path} cannot be read: {str(error).strip().splitlines()[0]}\n"

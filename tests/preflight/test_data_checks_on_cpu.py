@@ -9,16 +9,21 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_module
 
-from rredcot_verl.data.checks import check_files, check_rows, verifier_of
-from rredcot_verl.data.findings import NUM_EXAMPLES
+from rredcot_verl.data.tally import NUM_EXAMPLES
+from rredcot_verl.preflight.file_checks import check_files
+from rredcot_verl.preflight.findings import Findings
+from rredcot_verl.preflight.row_checks import RowRules, check_rows
+from rredcot_verl.preflight.verifier_checks import verifier_of
 from tests.tiny_model import make_tokenizer
 
 MATH = "reward.custom_reward_function.path=pkg://rredcot_verl.rewards.math"
 CODE = "reward.custom_reward_function.path=pkg://rredcot_verl.rewards.code"
+KEY = "algorithm.rredcot.self_value.reference_key"
 PROGRAMS = [
     "algorithm.rredcot.elicitation.format=code",
-    "algorithm.rredcot.self_value.reference_key=extra_info.solutions",
+    f"{KEY}=extra_info.solutions",
 ]
+BETA = "algorithm.rredcot.credit.beta=-1"
 TESTS = json.dumps({"kind": "call", "entry_point": "f", "setup": "", "tests": ["assert f(1) == 2"]})
 
 
@@ -37,23 +42,38 @@ def _rows(count: int = 8, start: int = 0) -> list[dict]:
     return [_row(number) for number in range(start, start + count)]
 
 
+CODE_ROWS = [_row(n, reward_model={"style": "rule", "ground_truth": TESTS}) for n in range(9)]
+CODE_DATA = {"train": CODE_ROWS, "val": CODE_ROWS[:2]}
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     return make_tokenizer()
 
 
-def _check(rows, tokenizer, **options):
-    return check_rows(rows, tokenizer, **({"verifier": "math", "max_prompt_length": 200} | options))
+def _in_both(kind: str) -> list[str]:
+    return [f"data.{key}: {kind}" for key in ("train_files", "val_files")]
+
+
+def _check(rows, tokenizer, **rules) -> Findings:
+    findings = Findings()
+    check_rows(rows, tokenizer, RowRules(**({"verifier": "math", "max_prompt_length": 200} | rules)), findings)
+    return findings
+
+
+def _check_files(config, tokenizer) -> Findings:
+    findings = Findings()
+    check_files(config, tokenizer, findings)
+    return findings
 
 
 def _kinds(findings) -> list[str]:
-    return [finding.kind for finding in findings]
+    return [finding.message for finding in findings]
 
 
 def test_sound_rows_pass(tokenizer):
     report = _check(_rows(), tokenizer, reference_key="reward_model.ground_truth")
-    assert (report.errors, report.warnings, report.num_rows) == ([], [], 8)
-    assert "8 of 8 ground truths tried" in report.text()
+    assert _kinds(report.found) == ["8 rows, 8 of 8 ground truths tried with the math verifier"]
 
 
 @pytest.mark.parametrize(
@@ -75,11 +95,10 @@ def test_sound_rows_pass(tokenizer):
 def test_faulty_rows_are_counted_and_shown(tokenizer, changed, kind, words):
     rows = [*_rows(4), *(_row(number, **changed) for number in range(4, 9))]
     report = _check(rows, tokenizer)
-    (finding,) = [finding for finding in report.errors if finding.kind == kind]
+    (finding,) = [finding for finding in report.faults if finding.message == kind]
     assert finding.count == 5
-    assert [where for where, _ in finding.examples] == ["row 4", "row 5", "row 6"][:NUM_EXAMPLES]
-    assert words in finding.text()
-    assert kind in report.text()
+    assert [example.partition(":")[0] for example in finding.examples] == ["row 4", "row 5", "row 6"][:NUM_EXAMPLES]
+    assert words in str(finding)
 
 
 @pytest.mark.parametrize(
@@ -92,71 +111,71 @@ def test_faulty_rows_are_counted_and_shown(tokenizer, changed, kind, words):
 )
 def test_odd_rows_are_warned_of(tokenizer, changed, kind):
     report = _check([*_rows(4), _row(9, **changed)], tokenizer)
-    assert not report.errors
+    assert not report.faults
     (finding,) = report.warnings
-    assert finding.kind.startswith(kind) and finding.count == 1 and finding.examples[0][0] == "row 4"
+    assert finding.message.startswith(kind) and finding.count == 1 and finding.examples[0].startswith("row 4: ")
 
 
 def test_missing_columns_are_named_with_those_there_and_the_likely_mapping(tokenizer):
     report = _check([{"question": "1+1", "answer": "2"}] * 3, tokenizer)
-    (finding,) = report.errors
-    assert finding.kind == "missing_columns"
+    (finding,) = report.faults
+    assert finding.message == "missing_columns"
     for part in ("['answer', 'question']", "prompt from 'question'", "ground_truth from 'answer'", "prepare_math.py"):
-        assert part in finding.text()
-    (finding,) = _check(_rows(2), tokenizer, prompt_key="messages").errors
-    assert "data.prompt_key=messages, but there is a column 'prompt'" in finding.text()
+        assert part in str(finding)
+    (finding,) = _check(_rows(2), tokenizer, prompt_key="messages").faults
+    assert "data.prompt_key=messages, but there is a column 'prompt'" in str(finding)
 
 
 def test_no_rows(tokenizer):
-    assert _kinds(_check([], tokenizer).errors) == ["no_rows"]
+    assert _kinds(_check([], tokenizer).faults) == ["no_rows"]
 
 
 def test_references_that_the_probes_need(tokenizer):
     rows = [_row(1), _row(2, extra_info={"index": 1}), _row(3, extra_info={"index": 2, "solutions": [""]})]
     report = _check(rows, tokenizer, reference_key="extra_info.solutions")
-    (finding,) = report.errors
-    assert finding.kind == "missing_reference" and finding.count == 2
-    assert "reference_key=extra_info.solutions" in finding.text()
+    (finding,) = report.faults
+    assert finding.message == "missing_reference" and finding.count == 2
+    assert "reference_key=extra_info.solutions" in str(finding)
 
 
 def test_code_tests_are_parsed_with_their_verifier(tokenizer):
     good = _row(1, reward_model={"style": "rule", "ground_truth": TESTS})
     bad = _row(2, reward_model={"style": "rule", "ground_truth": "assert f(1) == 2"})
     report = _check([good, bad], tokenizer, verifier="code")
-    (finding,) = report.errors
-    assert finding.kind == "unusable_ground_truth" and finding.count == 1 and "not JSON" in finding.text()
+    (finding,) = report.faults
+    assert finding.message == "unusable_ground_truth" and finding.count == 1 and "not JSON" in str(finding)
 
 
 def test_a_sample_of_ground_truths_is_fair_and_said_to_be_one(tokenizer):
     rows = [
         _row(n, reward_model={"style": "rule", "ground_truth": "proof"}) if n >= 200 else _row(n) for n in range(400)
     ]
-    report = _check(rows, tokenizer, max_rows=40)
-    (finding,) = report.errors
+    report = _check(rows, tokenizer, max_tried=40)
+    (finding,) = report.faults
     assert 10 <= finding.count <= 30
-    assert "40 of 400 ground truths tried" in finding.text()
+    assert "40 of 400 ground truths tried" in str(finding)
 
 
 def test_a_tokenizer_without_chat_template(tokenizer):
     bare = make_tokenizer()
     bare.chat_template = None
-    (finding,) = _check(_rows(), bare).errors
-    assert finding.kind == "no_chat_template" and "custom_chat_template" in finding.text()
-    assert "not checked" in _check(_rows(), None).text()
+    (finding,) = _check(_rows(), bare).faults
+    assert finding.message == "no_chat_template" and "custom_chat_template" in str(finding)
+    assert _kinds(_check(_rows(), None).unchecked) == ["chat template and prompt lengths: no tokenizer given"]
 
 
 def test_a_chat_template_of_the_config_counts(tmp_path):
     bare = make_tokenizer()
     template, bare.chat_template = bare.chat_template, None
-    assert "data.train_files: no_chat_template" in _kinds(check_files(_config(tmp_path), bare).errors)
+    assert "data.train_files: no_chat_template" in _kinds(_check_files(_config(tmp_path), bare).faults)
     config = _config(tmp_path)
     config.actor_rollout_ref.model.custom_chat_template = template
-    assert not check_files(config, bare).errors
+    assert not _check_files(config, bare).faults
     assert bare.chat_template is None
 
 
-@pytest.mark.parametrize("max_rows", [None, 4])
-def test_long_prompts_are_measured_as_verl_does(tokenizer, max_rows):
+@pytest.mark.parametrize("max_measured", [512, 4])
+def test_long_prompts_are_measured_as_verl_does(tokenizer, max_measured):
     rows = _rows(20)
     rows[7]["prompt"][0]["content"] += "?" * 30
     rows[9]["prompt"][0]["content"] += "?" * 40
@@ -164,18 +183,16 @@ def test_long_prompts_are_measured_as_verl_does(tokenizer, max_rows):
         len(tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True)["input_ids"]) for row in rows
     ]
     limit = sorted(lengths)[-3]
-    report = _check(rows, tokenizer, max_prompt_length=limit, max_rows=max_rows)
-    (finding,) = report.errors
-    assert finding.kind == "overlong_prompts" and finding.count == 2
-    assert f"the longest {max(lengths)}" in finding.text() and finding.examples[0] == (
-        "row 9",
-        f"{max(lengths)} tokens",
-    )
-    assert "filter_overlong_prompts=True" in finding.text()
+    report = _check(rows, tokenizer, max_prompt_length=limit, max_measured=max_measured)
+    (finding,) = report.faults
+    assert finding.message == "overlong_prompts" and finding.count == 2
+    assert f"the longest {max(lengths)}" in str(finding)
+    assert finding.examples[0] == f"row 9: {max(lengths)} tokens"
+    assert "filter_overlong_prompts=True" in str(finding)
     for option in ("filters_overlong", "truncates"):
-        report = _check(rows, tokenizer, max_prompt_length=limit, max_rows=max_rows, **{option: True})
-        assert not report.errors and _kinds(report.warnings) == ["overlong_prompts"]
-    assert not _check(rows, tokenizer, max_prompt_length=max(lengths), max_rows=max_rows).errors
+        report = _check(rows, tokenizer, max_prompt_length=limit, max_measured=max_measured, **{option: True})
+        assert not report.faults and _kinds(report.warnings) == ["overlong_prompts"]
+    assert not _check(rows, tokenizer, max_prompt_length=max(lengths), max_measured=max_measured).faults
 
 
 def _config(tmp_path: Path, *overrides: str, train=None, val=None):
@@ -199,15 +216,17 @@ def _config(tmp_path: Path, *overrides: str, train=None, val=None):
 
 
 def test_sound_files_pass(tmp_path, tokenizer):
-    report = check_files(_config(tmp_path), tokenizer)
-    assert (report.errors, report.warnings, report.num_rows) == ([], [], 20)
+    report = _check_files(_config(tmp_path), tokenizer)
+    assert (report.faults, report.warnings) == ([], [])
+    notes = [note.message.partition(",")[0] for note in report.of("note")]
+    assert notes == ["data.train_files: 16 rows", "data.val_files: 4 rows"]
 
 
 def test_json_lines_are_read_as_verl_does(tmp_path, tokenizer):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in _rows(9)))
-    report = check_files(_config(tmp_path, f"data.train_files=[{file}]"), tokenizer)
-    assert not report.errors and report.num_rows == 13
+    report = _check_files(_config(tmp_path, f"data.train_files=[{file}]"), tokenizer)
+    assert not report.faults and "data.train_files: 9 rows" in report.text()
 
 
 @pytest.mark.parametrize(
@@ -221,26 +240,11 @@ def test_json_lines_are_read_as_verl_does(tmp_path, tokenizer):
         (["data.gen_batch_size=17"], ["fewer_rows_than_batch"], "16 training rows"),
         (["data.train_max_samples=5"], ["fewer_rows_than_batch"], "5 training rows"),
         (["data.max_response_length=6"], ["response_budget_too_short"], "no response could be right"),
-        (["data.max_prompt_length=20"], ["data.train_files: overlong_prompts", "data.val_files: overlong_prompts"], ""),
-        (
-            ["algorithm.rredcot.self_value.reference_key=extra_info.answers"],
-            ["data.train_files: missing_reference", "data.val_files: missing_reference"],
-            "extra_info.answers",
-        ),
-        (
-            [
-                "algorithm.rredcot.elicitation.format=code",
-                "algorithm.rredcot.self_value.reference_key=extra_info.solutions",
-            ],
-            ["nothing_to_probe"],
-            "max_answer_tokens",
-        ),
-        (["algorithm.rredcot.credit.beta=-1"], ["settings"], "credit.beta"),
-        (
-            ["reward.custom_reward_function.path=null"],
-            ["data.train_files: unknown_data_source", "data.val_files: unknown_data_source"],
-            "sums",
-        ),
+        (["data.max_prompt_length=20"], _in_both("overlong_prompts"), ""),
+        ([f"{KEY}=extra_info.answers"], _in_both("missing_reference"), "extra_info.answers"),
+        (PROGRAMS, ["nothing_to_probe"], "max_answer_tokens"),
+        (["algorithm.rredcot.credit.beta=-1"], [f"{BETA}: input should be greater than or equal to 0"], BETA),
+        (["reward.custom_reward_function.path=null"], _in_both("unknown_data_source"), "sums"),
     ],
 )
 def test_what_does_not_fit_the_config(tmp_path, tokenizer, overrides, kinds, words):
@@ -251,21 +255,20 @@ def test_what_does_not_fit_the_config(tmp_path, tokenizer, overrides, kinds, wor
     if "max_answer_tokens" in words:
         # A reference program of 27 characters, a token each.
         config.algorithm.rredcot.self_value.max_answer_tokens = 20
-    report = check_files(config, tokenizer)
-    assert _kinds(report.errors) == kinds
+    report = _check_files(config, tokenizer)
+    assert _kinds(report.faults) == kinds
     assert words in report.text()
 
 
 def test_a_code_run_reads_its_programs(tmp_path, tokenizer):
-    rows = [_row(n, reward_model={"style": "rule", "ground_truth": TESTS}) for n in range(9)]
-    report = check_files(_config(tmp_path, CODE, *PROGRAMS, train=rows, val=rows[:2]), tokenizer)
-    assert not report.errors
+    report = _check_files(_config(tmp_path, CODE, *PROGRAMS, **CODE_DATA), tokenizer)
+    assert not report.faults
     assert _kinds(report.warnings) == ["train_val_overlap"] and report.warnings[0].count == 2
 
 
 def test_a_run_without_probes_needs_no_references_and_no_opening(tmp_path, tokenizer):
     config = _config(tmp_path, "algorithm.adv_estimator=grpo", "data.max_response_length=8")
-    assert not check_files(config, tokenizer).errors
+    assert not _check_files(config, tokenizer).faults
 
 
 def test_filtered_prompts_count_against_the_batch(tmp_path, tokenizer):
@@ -273,21 +276,29 @@ def test_filtered_prompts_count_against_the_batch(tmp_path, tokenizer):
     for row in rows[:5]:
         row["prompt"][0]["content"] += "?" * 100
     config = _config(tmp_path, "data.max_prompt_length=80", "data.filter_overlong_prompts=True", train=rows)
-    report = check_files(config, tokenizer)
-    assert _kinds(report.errors) == ["fewer_rows_than_batch"] and "5 training rows" in report.text()
+    report = _check_files(config, tokenizer)
+    assert _kinds(report.faults) == ["fewer_rows_than_batch"] and "5 training rows" in report.text()
 
 
-def test_data_sources_that_verl_knows_need_no_reward_function(tmp_path, tokenizer):
-    rows = [_row(n, data_source="openai/gsm8k") for n in range(12)]
-    config = _config(tmp_path, "reward.custom_reward_function.path=null", train=rows, val=rows[8:])
-    assert not check_files(config, tokenizer).errors
+@pytest.mark.parametrize(
+    "source, overrides", [("openai/gsm8k", []), ("apps", []), ("sums", ["reward.reward_manager.source=importlib"])]
+)
+def test_who_needs_no_reward_function(tmp_path, tokenizer, capfd, source, overrides):
+    """verl knows the data source, or the user's own reward manager does; asking verl prints nothing."""
+    rows = [_row(n, data_source=source) for n in range(12)]
+    overrides = ["reward.custom_reward_function.path=null", *overrides]
+    config = _config(tmp_path, *overrides, train=rows, val=rows[8:])
+    capfd.readouterr()
+    assert not _check_files(config, tokenizer).faults
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.err + printed.out and "Error" not in printed.out
 
 
 def test_files_elsewhere_and_own_data_sets_are_said_not_to_be_checked(tmp_path, tokenizer):
-    report = check_files(_config(tmp_path, "data.train_files=hdfs://host/train.parquet"), tokenizer)
-    assert not report.errors and "hdfs://host/train.parquet is not on this machine" in report.text()
-    report = check_files(_config(tmp_path, "data.custom_cls.path=my.py", "data.custom_cls.name=My"), tokenizer)
-    assert not report.errors and report.num_rows == 0 and "data.custom_cls" in report.text()
+    report = _check_files(_config(tmp_path, "data.train_files=hdfs://host/train.parquet"), tokenizer)
+    assert not report.faults and "hdfs://host/train.parquet is not on this machine" in report.text()
+    report = _check_files(_config(tmp_path, "data.custom_cls.path=my.py", "data.custom_cls.name=My"), tokenizer)
+    assert not report.faults and not report.of("note") and "data.custom_cls" in report.text()
 
 
 @pytest.mark.parametrize(
@@ -305,7 +316,7 @@ def test_which_verifier(tmp_path, path, verifier):
 
 def test_arrays_as_parquet_readers_give_them(tokenizer):
     row = _row(1, prompt=np.array([{"role": "user", "content": "1+1"}], dtype=object))
-    assert not _check([row], tokenizer).errors
+    assert not _check([row], tokenizer).faults
 
 
 @pytest.mark.parametrize(
@@ -320,18 +331,17 @@ def test_arrays_as_parquet_readers_give_them(tokenizer):
     ],
 )
 def test_the_verifier_is_tried_with_its_options(tmp_path, tokenizer, verifier, overrides, kind, words):
-    rows = [_row(n, reward_model={"style": "rule", "ground_truth": TESTS}) for n in range(9)]
-    data = {"train": rows, "val": rows[:2]} if verifier == CODE else {}
-    report = check_files(_config(tmp_path, verifier, *(PROGRAMS if data else []), *overrides, **data), tokenizer)
-    (finding,) = report.errors
-    assert finding.kind == kind and words in finding.text()
+    data = CODE_DATA if verifier == CODE else {}
+    report = _check_files(_config(tmp_path, verifier, *(PROGRAMS if data else []), *overrides, **data), tokenizer)
+    (finding,) = report.faults
+    assert finding.message == kind and words in str(finding)
 
 
 @pytest.mark.parametrize(
     "verified, probed, where",
     [
         ("boxed", "boxed", None),
-        ("hash", "boxed", "errors"),
+        ("hash", "boxed", "faults"),
         ("auto", "boxed", "warnings"),
         ("boxed", "auto", "warnings"),
     ],
@@ -339,56 +349,41 @@ def test_the_verifier_is_tried_with_its_options(tmp_path, tokenizer, verifier, o
 def test_verifier_and_probes_look_for_the_same_answer(tmp_path, tokenizer, verified, probed, where):
     key = "reward.custom_reward_function.reward_kwargs.answer_format"
     config = _config(tmp_path, f"+{key}={verified}", f"algorithm.rredcot.elicitation.format={probed}")
-    report = check_files(config, tokenizer)
-    found = {name for name in ("errors", "warnings") if "answer_format" in _kinds(getattr(report, name))}
+    report = _check_files(config, tokenizer)
+    found = {name for name in ("faults", "warnings") if "answer_format" in _kinds(getattr(report, name))}
     assert found == ({where} if where else set())
 
 
 @pytest.mark.parametrize("verifier", [CODE, MATH])
 def test_a_verifier_with_sound_options_passes_its_trial(tmp_path, tokenizer, verifier):
-    rows = [_row(n, reward_model={"style": "rule", "ground_truth": TESTS}) for n in range(9)]
-    data = {"train": rows, "val": rows[:2]} if verifier == CODE else {}
+    data = CODE_DATA if verifier == CODE else {}
     # A response without a closed thinking block would be wrong.
     thinking = "+reward.custom_reward_function.reward_kwargs.prompt_opens_thinking=true"
-    report = check_files(_config(tmp_path, verifier, *(PROGRAMS if data else []), thinking, **data), tokenizer)
-    assert not report.errors
+    report = _check_files(_config(tmp_path, verifier, *(PROGRAMS if data else []), thinking, **data), tokenizer)
+    assert not report.faults
 
 
 def test_a_caller_with_an_event_loop(tmp_path, tokenizer):
     async def check():
-        return check_files(_config(tmp_path), tokenizer)
+        return _check_files(_config(tmp_path), tokenizer)
 
-    assert not asyncio.run(check()).errors
+    assert not asyncio.run(check()).faults
 
 
 def test_rows_elsewhere_may_fill_the_batch(tmp_path, tokenizer):
     files = f"data.train_files=[{tmp_path}/train.parquet,hdfs://host/train.parquet]"
-    report = check_files(_config(tmp_path, files, "data.train_batch_size=17"), tokenizer)
-    assert not report.errors
-    assert report.unchecked == ["data.train_files: hdfs://host/train.parquet is not on this machine"]
-
-
-def test_a_reward_manager_of_the_users_own_knows_its_data_sources(tmp_path, tokenizer):
-    overrides = ["reward.custom_reward_function.path=null", "reward.reward_manager.source=importlib"]
-    assert not check_files(_config(tmp_path, *overrides), tokenizer).errors
-
-
-def test_asking_verl_for_its_data_sources_prints_nothing(tmp_path, tokenizer, capfd):
-    rows = [_row(n, data_source="apps") for n in range(12)]
-    config = _config(tmp_path, "reward.custom_reward_function.path=null", train=rows, val=rows[8:])
-    capfd.readouterr()
-    assert not check_files(config, tokenizer).errors
-    printed = capfd.readouterr()
-    assert "Traceback" not in printed.err + printed.out and "Error" not in printed.out
+    report = _check_files(_config(tmp_path, files, "data.train_batch_size=17"), tokenizer)
+    assert not report.faults
+    assert str(report.unchecked[0]) == "data.train_files: hdfs://host/train.parquet is not on this machine"
 
 
 def test_a_verifier_of_ones_own_may_need_no_ground_truth(tokenizer):
     rows = [*_rows(4), *(_row(number, reward_model={"style": "model"}) for number in range(4, 9))]
     report = _check(rows, tokenizer, verifier=None)
-    assert not report.errors
+    assert not report.faults
     assert _kinds(report.warnings) == ["missing_ground_truth"] and report.warnings[0].count == 5
     report = _check(rows, tokenizer, verifier=None, reference_key="reward_model.ground_truth")
-    assert _kinds(report.errors) == ["missing_reference"]
+    assert _kinds(report.faults) == ["missing_reference"]
 
 
 def test_calls_of_tools_need_no_content(tokenizer):
@@ -398,20 +393,20 @@ def test_calls_of_tools_need_no_content(tokenizer):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.content or m.tool_calls | tojson }}{% endfor %}"
     report = _check([*_rows(4), _row(9, prompt=prompt)], tokenizer)
-    assert (report.errors, report.warnings) == ([], [])
+    assert (report.faults, report.warnings) == ([], [])
     # The call counts for the length.
     report = _check([*_rows(4), _row(9, prompt=prompt)], tokenizer, max_prompt_length=40)
-    assert _kinds(report.errors) == ["overlong_prompts"] and report.errors[0].examples[0][0] == "row 4"
+    assert _kinds(report.faults) == ["overlong_prompts"] and report.faults[0].examples[0].startswith("row 4: ")
 
 
-@pytest.mark.parametrize("num_unusable, severity", [(1, "warnings"), (19, "warnings"), (20, "errors")])
+@pytest.mark.parametrize("num_unusable, severity", [(1, "warnings"), (19, "warnings"), (20, "faults")])
 def test_few_unusable_ground_truths_are_a_warning(tokenizer, num_unusable, severity):
     proof = {"style": "rule", "ground_truth": "proof"}
     rows = [_row(n, reward_model=proof) if n < num_unusable else _row(n) for n in range(200)]
     report = _check(rows, tokenizer)
     (finding,) = getattr(report, severity)
-    assert finding.kind == "unusable_ground_truth" and finding.count == num_unusable
-    assert len(report.errors) + len(report.warnings) == 1
+    assert finding.message == "unusable_ground_truth" and finding.count == num_unusable
+    assert len(report.faults) + len(report.warnings) == 1
 
 
 def test_prompts_that_the_chat_template_refuses(tmp_path):
@@ -421,11 +416,11 @@ def test_prompts_that_the_chat_template_refuses(tmp_path):
     system = [
         _row(n, prompt=[{"role": "system", "content": "Sum"}, {"role": "user", "content": str(n)}]) for n in range(16)
     ]
-    report = check_files(_config(tmp_path, train=system), tokenizer)
-    assert _kinds(report.errors) == ["data.train_files: prompt_not_renderable"]
-    assert report.errors[0].count == 16 and "no system role" in report.text()
-    report = check_files(_config(tmp_path, train=[*system[:3], *_rows(8, 20)]), tokenizer)
-    assert not report.errors
+    report = _check_files(_config(tmp_path, train=system), tokenizer)
+    assert _kinds(report.faults) == ["data.train_files: prompt_not_renderable"]
+    assert report.faults[0].count == 16 and "no system role" in report.text()
+    report = _check_files(_config(tmp_path, train=[*system[:3], *_rows(8, 20)]), tokenizer)
+    assert not report.faults
     assert _kinds(report.warnings) == ["data.train_files: prompt_not_renderable"] and report.warnings[0].count == 3
 
 
@@ -435,6 +430,6 @@ def test_a_refusal_that_depends_on_the_content():
     tokenizer.chat_template = refusal + tokenizer.chat_template
     # Only prompts that may be too long are written out.
     (finding,) = [
-        found for found in _check(_rows(8), tokenizer, max_prompt_length=10).warnings if "render" in found.kind
+        found for found in _check(_rows(8), tokenizer, max_prompt_length=10).warnings if "render" in found.message
     ]
-    assert finding.count == 1 and finding.examples[0][0] == "row 5"
+    assert finding.count == 1 and finding.examples[0].startswith("row 5: ")

@@ -62,8 +62,9 @@ def test_a_missing_ground_truth_stops_with_counts_and_examples(tmp_path, model):
         assert words in str(error.value)
 
 
-def test_the_check_can_be_left_out(tmp_path, model):
-    start(tmp_path, model, lose_ground_truths, "algorithm.rredcot.check_data=false")
+@pytest.mark.parametrize("override", ["algorithm.rredcot.check_data=false", "algorithm.adv_estimator=grpo"])
+def test_the_check_can_be_left_out_and_grpo_runs_are_verls_own(tmp_path, model, override):
+    start(tmp_path, model, lose_ground_truths, override)
 
 
 def test_what_is_only_odd_is_logged(tmp_path, model, caplog):
@@ -71,7 +72,3 @@ def test_what_is_only_odd_is_logged(tmp_path, model, caplog):
         start(tmp_path, model)
     # Both files hold the same sums.
     assert "train_val_overlap (16 rows)" in caplog.text
-
-
-def test_grpo_runs_are_verls_own(tmp_path, model):
-    start(tmp_path, model, lose_ground_truths, "algorithm.adv_estimator=grpo")

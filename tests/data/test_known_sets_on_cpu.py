@@ -1,7 +1,6 @@
 """The table of known data sets: every mapping on a row as the data set has it."""
 
 import base64
-import io
 import json
 import pickle
 import zlib
@@ -10,8 +9,8 @@ import pytest
 
 from rredcot_verl.data import code_cases
 from rredcot_verl.data.code_cases import decode_private_tests, split_check
+from rredcot_verl.data.known_sets import SOURCES, by_hub_id, known_names
 from rredcot_verl.data.rows import Unusable
-from rredcot_verl.data.sources import SOURCES, by_hub_id, known_names
 from rredcot_verl.rewards.code_tests import parse_tests
 
 DAPO_PROMPT = (
@@ -273,8 +272,3 @@ def test_cases_of_a_named_function(program, passes):
 
 def test_hub_ids_are_known_in_any_case():
     assert by_hub_id("OPENAI/GSM8K") is SOURCES["gsm8k"] and by_hub_id("a/b") is None
-
-
-def test_the_unpickler_reads_plain_data():
-    plain = {"a": [1, 2.5, "x", None, (True, b"y")]}
-    assert code_cases._PlainUnpickler(io.BytesIO(pickle.dumps(plain))).load() == plain
