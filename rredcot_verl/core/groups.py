@@ -29,7 +29,8 @@ class GroupStatistics:
 
     def mean_of_others(self) -> Tensor:
         """`(bs,)` mean outcome of the group's other rollouts; 0 for a group of one."""
-        return (self.count * self.mean - self.outcomes) / (self.count - 1).clamp(min=1)
+        others = (self.count * self.mean - self.outcomes) / (self.count - 1).clamp(min=1)
+        return others.masked_fill(self.count == 1, 0.0)
 
 
 def group_statistics(outcomes: Tensor, index: Sequence[Hashable], final_rows: Tensor | None = None) -> GroupStatistics:
