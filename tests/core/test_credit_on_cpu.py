@@ -11,23 +11,16 @@ from verl.trainer.ppo import core_algos
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, get_adv_estimator_fn
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
-from rredcot_verl.config.schema import RREDCoTConfig, parse
-from rredcot_verl.core.advantage import EPSILON, group_statistics, reweight, segment_td
+from rredcot_verl.core.credit import EPSILON, CreditRule, reweight, segment_td
+from rredcot_verl.core.groups import group_statistics
 from rredcot_verl.core.redistribution import SegmentBatch, expand_to_tokens, redistribute, return_error
-from rredcot_verl.trainer.estimator import (
-    SegmentContext,
-    compute_credit,
-    compute_rredcot_advantage,
-    segment_context,
-)
+from rredcot_verl.sources.queue import final_rows
+from rredcot_verl.trainer import estimator
+from rredcot_verl.trainer.estimator import Segmented, compute_credit, compute_rredcot_advantage, with_segments
 
 
-def algorithm(std: bool = True, gamma: float = 1.0, lam: float = 1.0):
-    return OmegaConf.create({"norm_adv_by_std_in_grpo": std, "gamma": gamma, "lam": lam})
-
-
-def settings(reward_range=(0.0, 1.0), **credit) -> RREDCoTConfig:
-    return parse({"credit": credit, "self_value": {"reward_range": reward_range}})
+def algorithm(std: bool = True):
+    return OmegaConf.create({"norm_adv_by_std_in_grpo": std})
 
 
 def random_batch(seed: int, max_segments: int = 6, bs: int = 12, width: int = 40, holes: bool = True, levels: int = 3):
@@ -56,13 +49,15 @@ def outcome_rewards(outcomes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return rewards
 
 
-def through_the_estimator(segments, mask, index, config, block, final_rows=None):
-    """Advantages as verl gets them: redistribution, `compute_credit`, then the registered estimator in its context."""
-    final_rows = torch.arange(len(index)) if final_rows is None else final_rows
-    found = compute_credit(segments, final_rows, index, mask, config, block)
-    with segment_context(SegmentContext(segments, found.segment_advantages)):
+def segmented(segments, finals=None, **rule) -> Segmented:
+    return Segmented(segments, torch.arange(len(segments.outcomes)) if finals is None else finals, CreditRule(**rule))
+
+
+def through_the_estimator(segments, mask, index, finals=None, **rule):
+    """Advantages as verl gets them: redistribution, then the registered estimator, which is handed the segments."""
+    with with_segments(segmented(segments, finals, **rule)):
         return get_adv_estimator_fn("rredcot")(
-            token_level_rewards=redistribute(segments, mask), response_mask=mask, index=index, config=config
+            token_level_rewards=redistribute(segments, mask), response_mask=mask, index=index, config=algorithm()
         )
 
 
@@ -192,14 +187,14 @@ def values_equal_to_the_outcome(segments, outcomes):
 def test_reweight_reduces_to_verls_grpo_to_the_bit(case, std, seed):
     segments, mask, index, outcomes = random_batch(seed, levels=4)
     lengths = segments.segment_boundaries[:, -1].tolist()
-    block = settings(beta=0.0 if case == "beta_zero" else 2.0)
+    beta = 0.0 if case == "beta_zero" else 2.0
     if case == "one_segment":
         segments = without_inner_boundaries(segments, lengths, outcomes)
     if case == "flat_values":
         segments = values_equal_to_the_outcome(segments, outcomes)
     if case == "nothing_scored":
         segments = SegmentBatch.from_rows([[]] * len(lengths), [[]] * len(lengths), outcomes, lengths)
-    found, returns = through_the_estimator(segments, mask, index, algorithm(std), block)
+    found, returns = through_the_estimator(segments, mask, index, norm_by_std=std, beta=beta)
     rewards = outcome_rewards(outcomes, mask)
     expected, _ = compute_grpo_outcome_advantage(rewards, mask, index, norm_adv_by_std_in_grpo=std)
     # Tokens after the response's end are masked anyway; -0.0 equals 0.0.
@@ -214,7 +209,7 @@ def test_td_without_inner_boundaries_is_verls_grpo(std, seed):
     segments, mask, index, outcomes = random_batch(seed, levels=4)
     lengths = segments.segment_boundaries[:, -1].tolist()
     segments = without_inner_boundaries(segments, lengths, outcomes)
-    found, _ = through_the_estimator(segments, mask, index, algorithm(std), settings(form="td"))
+    found, _ = through_the_estimator(segments, mask, index, norm_by_std=std, form="td")
     expected, _ = compute_grpo_outcome_advantage(
         outcome_rewards(outcomes, mask), mask, index, norm_adv_by_std_in_grpo=std
     )
@@ -226,7 +221,7 @@ def test_td_without_inner_boundaries_is_verls_grpo(std, seed):
 def test_the_first_segment_of_td_with_lambda_one_is_grpos_advantage(lam):
     """With gamma = lam = 1 the deltas telescope: A_1 = (R - mean) / std whatever the values."""
     segments, mask, index, outcomes = random_batch(5)
-    credit = compute_credit(segments, torch.arange(len(index)), index, mask, algorithm(lam=lam), settings(form="td"))
+    credit = compute_credit(segmented(segments, lam=lam, form="td"), index, mask)
     first, rows = credit.segment_advantages[:, 0], credit.row_advantages
     inner = segments.num_segments > 1
     if lam == 1.0:
@@ -266,16 +261,16 @@ def test_td_by_the_sum_over_deltas(gamma, lam):
         assert bool((found[row, count:] == 0).all())
 
 
-def td_in_a_group(outcomes, std=True, reward_range=(0.0, 1.0)):
+def td_in_a_group(outcomes, std=True, spread=1.0):
     """Advantages of td and of verl's GRPO in one group of scored rows, and td's own without the fallback."""
     count = len(outcomes)
     rewards = torch.tensor(outcomes)
     segments = SegmentBatch.from_rows([[0, 2, 4]] * count, [[0.2, 0.1 * n] for n in range(count)], rewards, [4] * count)
     index, mask = np.array(["a"] * count, dtype=object), torch.ones(count, 4, dtype=torch.int64)
-    found, _ = through_the_estimator(segments, mask, index, algorithm(std), settings(reward_range, form="td"))
+    found, _ = through_the_estimator(segments, mask, index, norm_by_std=std, reward_spread=spread, form="td")
     grpo, _ = compute_grpo_outcome_advantage(outcome_rewards(rewards, mask), mask, index, norm_adv_by_std_in_grpo=std)
-    mean, deviation = group_statistics(rewards, index.tolist())
-    td = segment_td(segments, mean, deviation + EPSILON if std else torch.ones(count), 1.0, 1.0)
+    group = group_statistics(rewards, index.tolist())
+    td = segment_td(segments, group.mean, group.deviation + EPSILON if std else torch.ones(count), 1.0, 1.0)
     return found, grpo, expand_to_tokens(td, segments.segment_boundaries, 4)
 
 
@@ -293,7 +288,7 @@ def test_td_is_grpo_to_the_bit_in_a_group_too_uniform_to_be_scaled_up(std):
     # Deviation 0.005 * sqrt(2) / 2 = 0.0035: below 1e-2 of the range 1, above 1e-2 of the range 0.1.
     found, grpo, td = td_in_a_group([0.9, 0.905], std)
     assert torch.equal(found, grpo) and not torch.allclose(found, td, atol=1e-2)
-    found, grpo, td = td_in_a_group([0.9, 0.905], std, reward_range=(0.85, 0.95))
+    found, grpo, td = td_in_a_group([0.9, 0.905], std, spread=0.1)
     torch.testing.assert_close(found, td)
     assert not torch.allclose(found, grpo, atol=1e-2 if std else 1e-3)
 
@@ -302,14 +297,14 @@ def test_the_spread_of_a_group_is_measured_against_the_range_and_for_each_group_
     # Deviation sqrt(2) / 2: a wide spread in [0, 1], none to speak of in [-100, 100].
     found, grpo, td = td_in_a_group([0.0, 1.0])
     torch.testing.assert_close(found, td)
-    found, grpo, td = td_in_a_group([0.0, 1.0], reward_range=(-100.0, 100.0))
+    found, grpo, td = td_in_a_group([0.0, 1.0], spread=200.0)
     assert torch.equal(found, grpo) and not torch.allclose(found, td, atol=1e-2)
     # A uniform group beside a mixed one.
     segments = SegmentBatch.from_rows(
         [[0, 2, 4]] * 4, [[0.2, 0.3], [0.2, 0.1], [0.2, 0.3], [0.2, 0.1]], torch.tensor([1.0, 0.0, 1.0, 1.0]), [4] * 4
     )
     index, mask = np.array(["a", "a", "b", "b"], dtype=object), torch.ones(4, 4, dtype=torch.int64)
-    found, _ = through_the_estimator(segments, mask, index, algorithm(), settings(form="td"))
+    found, _ = through_the_estimator(segments, mask, index, form="td")
     scale = math.sqrt(0.5) + EPSILON
     # a: A_1 = R - 0.5, A_2 = R - v_1.
     expected = [[0.5, 0.5, 0.7, 0.7], [-0.5, -0.5, -0.1, -0.1], [0.0] * 4, [0.0] * 4]
@@ -366,28 +361,6 @@ def test_a_segment_without_written_tokens_sets_no_level():
 # --- groups -----------------------------------------------------------------------------------------------------------
 
 
-def verls_statistics(outcomes, index):
-    """verl's own mean and deviation, read back from its advantages."""
-    mask = torch.ones(len(index), 1)
-    rewards = outcomes.unsqueeze(1)
-    centred, _ = compute_grpo_outcome_advantage(rewards, mask, index, norm_adv_by_std_in_grpo=False)
-    scaled, _ = compute_grpo_outcome_advantage(rewards, mask, index)
-    return outcomes - centred[:, 0], scaled[:, 0], centred[:, 0]
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_group_statistics_are_verls(seed):
-    rng = np.random.default_rng(seed)
-    outcomes = torch.from_numpy(rng.random(20)).float()
-    index = np.array([f"g{g}" for g in [*rng.integers(0, 4, 19), 99]], dtype=object)
-    mean, deviation = group_statistics(outcomes, index.tolist())
-    expected_mean, scaled, centred = verls_statistics(outcomes, index)
-    torch.testing.assert_close(mean, expected_mean, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(centred / (deviation + EPSILON), scaled, atol=1e-5, rtol=1e-5)
-    # verl's convention for a group of one.
-    assert (mean[-1].item(), deviation[-1].item()) == (0.0, 1.0)
-
-
 @pytest.mark.parametrize("form", ["reweight", "td"])
 @pytest.mark.parametrize("outcome", [0.0, 1.0])
 def test_all_right_and_all_wrong_groups_have_no_advantage(form, outcome):
@@ -395,7 +368,7 @@ def test_all_right_and_all_wrong_groups_have_no_advantage(form, outcome):
     # As the agent loop leaves them: unscored.
     segments = SegmentBatch.from_rows([[]] * 4, [[]] * 4, outcomes, [5] * 4)
     index, mask = np.array(["a"] * 4, dtype=object), torch.ones(4, 5, dtype=torch.int64)
-    found, _ = through_the_estimator(segments, mask, index, algorithm(), settings(form=form))
+    found, _ = through_the_estimator(segments, mask, index, form=form)
     assert bool((found == 0).all())
 
 
@@ -403,7 +376,7 @@ def test_all_right_and_all_wrong_groups_have_no_advantage(form, outcome):
 def test_a_group_of_one_keeps_its_reward_as_verl_does(form):
     segments = SegmentBatch.from_rows([[0, 2, 4]], [[0.5, 0.75]], torch.tensor([1.0]), [4])
     mask, index = torch.ones(1, 4, dtype=torch.int64), np.array(["a"], dtype=object)
-    found, _ = through_the_estimator(segments, mask, index, algorithm(std=False), settings(form=form))
+    found, _ = through_the_estimator(segments, mask, index, norm_by_std=False, form=form)
     if form == "reweight":
         assert found.mean().item() == pytest.approx(1.0, abs=1e-6) and found.std() == 0
     else:
@@ -417,23 +390,23 @@ def test_a_group_of_one_keeps_its_reward_as_verl_does(form):
 @pytest.mark.parametrize("form", ["reweight", "td"])
 def test_permuted_rows(form):
     segments, mask, index, _ = random_batch(4)
-    config, block = algorithm(lam=0.9), settings(form=form)
-    expected, _ = through_the_estimator(segments, mask, index, config, block)
+    rule = {"lam": 0.9, "form": form}
+    expected, _ = through_the_estimator(segments, mask, index, **rule)
     order = torch.randperm(len(index), generator=torch.Generator().manual_seed(0))
     shuffled = SegmentBatch(
         *(getattr(segments, name)[order] for name in ("segment_boundaries", "self_values", "outcomes", "scored"))
     )
-    found, _ = through_the_estimator(shuffled, mask[order], index[order.numpy()], config, block)
+    found, _ = through_the_estimator(shuffled, mask[order], index[order.numpy()], **rule)
     torch.testing.assert_close(found, expected[order], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["reweight", "td"])
 def test_right_padding_and_padding_rows(form):
     segments, mask, index, outcomes = random_batch(6)
-    config, block = algorithm(lam=0.9), settings(form=form)
-    expected, _ = through_the_estimator(segments, mask, index, config, block)
+    rule = {"lam": 0.9, "form": form}
+    expected, _ = through_the_estimator(segments, mask, index, **rule)
     wider = torch.cat([mask, torch.zeros(len(index), 9, dtype=mask.dtype)], dim=1)
-    found, _ = through_the_estimator(segments, wider, index, config, block)
+    found, _ = through_the_estimator(segments, wider, index, **rule)
     assert torch.equal(found[:, : mask.size(1)], expected) and bool((found[:, mask.size(1) :] == 0).all())
     # verl's synthetic row: one token, mask 0, reward 0, a uid of its own.
     scored, widths = segments.scored.tolist(), (segments.num_segments + 1).tolist()
@@ -445,7 +418,7 @@ def test_right_padding_and_padding_rows(form):
         [*segments.segment_boundaries[:, -1].tolist(), 1],
     )
     more = torch.cat([mask, torch.zeros(1, mask.size(1), dtype=mask.dtype)])
-    found, _ = through_the_estimator(padded, more, np.array([*index, "pad0"], dtype=object), config, block)
+    found, _ = through_the_estimator(padded, more, np.array([*index, "pad0"], dtype=object), **rule)
     torch.testing.assert_close(found[:-1], expected, atol=1e-6, rtol=1e-6)
     assert bool((found[-1] == 0).all())
 
@@ -454,8 +427,8 @@ def test_right_padding_and_padding_rows(form):
 def test_garbage_behind_a_rows_last_boundary_changes_nothing(form):
     """Padding of the segment axis: repeated boundaries with any value make empty segments."""
     segments, mask, index, outcomes = random_batch(7)
-    config, block = algorithm(lam=0.9), settings(form=form)
-    expected, _ = through_the_estimator(segments, mask, index, config, block)
+    rule = {"lam": 0.9, "form": form}
+    expected, _ = through_the_estimator(segments, mask, index, **rule)
     last = segments.segment_boundaries[:, -1:]
     wider = SegmentBatch(
         torch.cat([segments.segment_boundaries, last, last], 1),
@@ -463,16 +436,13 @@ def test_garbage_behind_a_rows_last_boundary_changes_nothing(form):
         segments.outcomes,
         segments.scored,
     )
-    found, _ = through_the_estimator(wider, mask, index, config, block)
+    found, _ = through_the_estimator(wider, mask, index, **rule)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
-    context = SegmentContext(
-        segments, compute_credit(segments, torch.arange(len(index)), index, mask, config, block).segment_advantages
-    )
-    spoilt = context.segment_advantages.clone()
-    spoilt[torch.arange(spoilt.size(1)) >= segments.num_segments.unsqueeze(1)] = 1e9
-    with segment_context(SegmentContext(segments, spoilt)):
-        found, _ = compute_rredcot_advantage(redistribute(segments, mask), mask, index)
-    assert torch.equal(found[segments.segment_boundaries[:, -1] > 0], expected[segments.segment_boundaries[:, -1] > 0])
+    advantages = compute_credit(segmented(segments, **rule), index, mask).segment_advantages
+    spoilt = advantages.masked_fill(torch.arange(advantages.size(1)) >= segments.num_segments.unsqueeze(1), 1e9)
+    kept = segments.segment_boundaries[:, -1] > 0
+    tokens = [expand_to_tokens(each, segments.segment_boundaries, mask.size(1))[kept] for each in (advantages, spoilt)]
+    assert torch.equal(*tokens)
 
 
 @pytest.mark.parametrize("form", ["reweight", "td"])
@@ -482,12 +452,10 @@ def test_inputs_are_left_alone(form):
     before = [tensor.clone() for tensor in tensors]
     rewards = redistribute(segments, mask)
     kept = rewards.clone()
-    credit = compute_credit(segments, torch.arange(len(index)), index, mask, algorithm(), settings(form=form))
-    advantages = credit.segment_advantages.clone()
-    with segment_context(SegmentContext(segments, credit.segment_advantages)):
+    with with_segments(segmented(segments, form=form)):
         compute_rredcot_advantage(rewards, mask, index)
     compute_rredcot_advantage(rewards, mask, index)
-    assert torch.equal(rewards, kept) and torch.equal(credit.segment_advantages, advantages)
+    assert torch.equal(rewards, kept)
     assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
 
 
@@ -496,10 +464,12 @@ def test_inputs_are_left_alone(form):
 
 def test_rewards_that_changed_after_redistribution_are_refused():
     segments, mask, index, outcomes = random_batch(9)
-    context = SegmentContext(segments, torch.ones(segments.segment_rewards.shape))
     rewards = redistribute(segments, mask)
     rewards[5, 0] += 0.01
-    with segment_context(context), pytest.raises(ValueError, match=f"row 5 .*uid2.* its outcome is {outcomes[5]}"):
+    with (
+        with_segments(segmented(segments)),
+        pytest.raises(ValueError, match=f"row 5 .*uid2.* its outcome is {outcomes[5]}"),
+    ):
         compute_rredcot_advantage(rewards, mask, index)
     # The context ends with its block, also after an error.
     compute_rredcot_advantage(rewards, mask, index)
@@ -512,13 +482,12 @@ def test_large_rewards_pass_the_return_check():
     mask, index = torch.ones(1, 4, dtype=torch.int64), np.array(["a"], dtype=object)
     rewards = redistribute(segments, mask)
     assert return_error(rewards, segments.outcomes).max() > 1e-4
-    found, _ = through_the_estimator(segments, mask, index, algorithm(), settings())
+    found, _ = through_the_estimator(segments, mask, index)
     assert bool(found.isfinite().all())
     # 1e-4 of the outcome is the limit.
-    context = SegmentContext(segments, torch.ones(1, 4))
     changed = rewards.clone()
     changed[0, 0] += 2e-4 * 1e5 / 3
-    with segment_context(context), pytest.raises(ValueError, match="something changed the rewards"):
+    with with_segments(segmented(segments)), pytest.raises(ValueError, match="something changed the rewards"):
         compute_rredcot_advantage(changed, mask, index)
 
 
@@ -540,8 +509,6 @@ def test_it_is_registered_with_verl_and_called_by_verls_own_compute_advantage():
 @pytest.mark.parametrize("std", [True, False])
 @pytest.mark.parametrize("form", ["reweight", "td"])
 def test_sessions_of_several_outputs_share_their_final_outputs_advantage_as_in_verl(std, form):
-    from rredcot_verl.trainer.batch import _final_rows
-
     # Session a_0 has three outputs, in any order; only final outputs enter the statistics.
     keys = ["a_0_2", "a_1_0", "a_0_0", "b_0_1", "b_1_0", "a_0_1", "b_0_0", "a_2_0"]
     outcomes = torch.tensor([1.0, 0.0, 1.0, 0.5, 1.0, 1.0, 0.5, 0.0])
@@ -555,8 +522,86 @@ def test_sessions_of_several_outputs_share_their_final_outputs_advantage_as_in_v
         data, keys, "grpo", norm_adv_by_std_in_grpo=std, config=algorithm(std)
     ).batch["advantages"]
     segments = SegmentBatch.from_rows([[]] * 8, [[]] * 8, outcomes, mask.sum(1).tolist())
-    found, _ = through_the_estimator(segments, mask, index, algorithm(std), settings(form=form), _final_rows(keys))
+    found, _ = through_the_estimator(segments, mask, index, final_rows(keys), norm_by_std=std, form=form)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
     # Plain GRPO over all rows would give something else here.
     plain, _ = compute_grpo_outcome_advantage(outcome_rewards(outcomes, mask), mask, index, norm_adv_by_std_in_grpo=std)
     assert not torch.allclose(found, plain, atol=1e-2)
+
+
+# --- what sets sources apart ------------------------------------------------------------------------------------------
+
+OUTCOMES = torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+ONE_GROUP = np.array(["a"] * 4, dtype=object)
+THREE_SEGMENTS = SegmentBatch.from_rows(
+    [[0, 2, 4, 6]] * 4, [[0.2, 0.7, 0.6], [0.2, 0.5, 0.1], [0.2, 0.2, 0.2], [0.2, 0.1, 0.9]], OUTCOMES, [6] * 4
+)
+
+
+def credit(segments=THREE_SEGMENTS, index=ONE_GROUP, **rule):
+    return compute_credit(segmented(segments, **rule), index, torch.ones(len(index), 6))
+
+
+def test_without_the_pinned_end_the_last_segment_makes_no_progress():
+    found = credit(pinned=False)
+    progress = torch.tensor([[0.5, -0.1, 0.0], [0.3, -0.4, 0.0], [0.0, 0.0, 0.0], [-0.1, 0.8, 0.0]])
+    expected = (found.row_advantages.sign().unsqueeze(1) * progress).exp()
+    expected /= expected.mean(dim=1, keepdim=True)
+    assert torch.allclose(found.segment_weights, expected, atol=1e-6)
+    assert torch.equal(found.segment_weights[2], torch.ones(3))
+    # With it, that segment is blamed for what the values did not foresee.
+    assert credit().segment_advantages[2].argmin() == 2
+
+
+@pytest.mark.parametrize("form", ["reweight", "td"])
+def test_the_error_penalty_scales_failed_responses_only(form):
+    plain, scaled = credit(form=form), credit(form=form, error_penalty=0.25)
+    failed = plain.row_advantages < 0
+    assert torch.allclose(scaled.segment_advantages[failed], 0.25 * plain.segment_advantages[failed])
+    assert torch.equal(scaled.segment_advantages[~failed], plain.segment_advantages[~failed])
+    assert torch.equal(scaled.row_advantages, plain.row_advantages)
+
+
+def test_the_weights_are_those_before_the_error_penalty():
+    for penalty in (0.0, 0.5, 3.0):
+        found = credit(error_penalty=penalty)
+        assert torch.allclose(found.segment_weights, credit().segment_weights)
+        assert torch.allclose(found.segment_weights.mean(dim=1), torch.ones(4))
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.95, 1.0])
+@pytest.mark.parametrize("outcomes", [[1.0, 0.0], [1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]])
+def test_values_that_know_nothing_pay_nothing_back_of_the_own_outcome(lam, outcomes):
+    """A readout that kept the other rollouts' mean: every segment but the last gets nothing, whatever lambda is."""
+    rewards = torch.tensor(outcomes, dtype=torch.float64)
+    count = len(outcomes)
+    others = ((rewards.sum() - rewards) / (count - 1)).tolist()
+    segments = SegmentBatch.from_rows([[0, 2, 4, 6]] * count, [[mean] * 3 for mean in others], rewards, [6] * count)
+    index = np.array(["a"] * count, dtype=object)
+    found = credit(segments, index, form="td", without_own=True, lam=lam)
+    assert torch.allclose(found.segment_advantages[:, 2], found.row_advantages, atol=1e-5)
+    expected = found.row_advantages.unsqueeze(1) * torch.tensor([lam**2, lam])
+    assert torch.allclose(found.segment_advantages[:, :2], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("without_own", [False, True])
+def test_td_on_a_single_segment_is_grpo_whatever_it_starts_from(without_own):
+    segments = SegmentBatch.from_rows([[0, 6]] * 4, [[0.3]] * 4, OUTCOMES, [6] * 4)
+    found = credit(segments, np.array(["a", "a", "a", "b"], dtype=object), form="td", without_own=without_own)
+    assert torch.allclose(found.segment_advantages[:, 0], found.row_advantages, atol=1e-6)
+
+
+def test_what_the_estimator_made_is_left_for_the_trainer():
+    handed, mask = segmented(THREE_SEGMENTS), torch.ones(4, 6)
+    with with_segments(handed):
+        advantages, _ = compute_rredcot_advantage(redistribute(THREE_SEGMENTS, mask), mask, ONE_GROUP)
+    assert torch.equal(handed.credit.segment_advantages, credit().segment_advantages)
+    assert torch.equal(advantages, handed.credit.segment_advantages.repeat_interleave(2, dim=1))
+
+
+def test_a_call_without_segments_is_said_once(caplog):
+    estimator._warn_without_segments.cache_clear()
+    for _ in range(2):
+        compute_rredcot_advantage(torch.rand(4, 6), torch.ones(4, 6), ONE_GROUP)
+    (said,) = caplog.records
+    assert "trainer.use_v1=True" in said.getMessage()

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from rredcot_verl.core.advantage import reweight, segment_td
+from rredcot_verl.core.credit import reweight, segment_td
 from rredcot_verl.core.redistribution import SegmentBatch
-from rredcot_verl.core.values import attribution_values, mig_values, smooth
+from rredcot_verl.core.values import attribution_values, new_highs, smooth
 
 PROBABILITIES = [0.1, 0.5, 0.3, 0.4]
 
@@ -17,13 +17,13 @@ def rewards(values: list[float], outcome: float) -> list[float]:
 
 
 def test_mig_pays_new_highs_only() -> None:
-    assert rewards(mig_values(PROBABILITIES), 1.0)[:-1] == pytest.approx([0.4, 0.0, 0.0])
-    assert rewards(mig_values([0.1, 0.2, 0.15, 0.6]), 0.0)[:-1] == pytest.approx([0.1, 0.0, 0.4])
+    assert rewards(new_highs(PROBABILITIES), 1.0)[:-1] == pytest.approx([0.4, 0.0, 0.0])
+    assert rewards(new_highs([0.1, 0.2, 0.15, 0.6]), 0.0)[:-1] == pytest.approx([0.1, 0.0, 0.4])
 
 
 def test_mig_is_vps_where_the_probability_only_rises() -> None:
     rising = [0.1, 0.2, 0.2, 0.9]
-    assert mig_values(rising) == rising
+    assert new_highs(rising) == rising
 
 
 @pytest.mark.parametrize(("outcome", "baseline"), [(1.0, 0.25), (0.0, 0.25), (0.5, 0.5)])

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from rredcot_verl.config.blocks import DEFAULT_KEYWORDS
+from rredcot_verl.config.overlay import FILE, main
 from rredcot_verl.config.schema import parse
 
 
@@ -19,6 +20,8 @@ def test_the_defaults_are_the_method():
     assert parse(None).model_dump() == {
         "enable": None,
         "check_data": True,
+        "source": None,
+        "source_options": {},
         "segmentation": {
             "method": "keyword_entropy",
             "num_segments": 8,
@@ -71,8 +74,11 @@ def test_the_defaults_are_the_method():
     }
 
 
-def test_the_yaml_repeats_the_defaults():
-    text = files("rredcot_verl.config").joinpath("rredcot/default.yaml").read_text(encoding="utf-8")
+def test_the_yaml_is_made_from_the_schema(capsys, monkeypatch):
+    text = files("rredcot_verl.config").joinpath(FILE).read_text(encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["overlay"])
+    main()
+    assert capsys.readouterr().out == text
     block = yaml.safe_load(text)
     assert block == as_plain(parse(None).model_dump())
     assert parse(block) == parse(None) == parse({})
@@ -122,6 +128,8 @@ def test_the_yaml_repeats_the_defaults():
         ({"self_value": {"reward_range": [0, float("inf")]}}, ["self_value.reward_range.1=inf", "finite"]),
         ({"self_value": {"timeout_s": 0}}, ["self_value.timeout_s=0", "greater than 0"]),
         ({"self_value": {"max_concurrency": 0}}, ["self_value.max_concurrency=0", "greater than or equal to 1"]),
+        ({"source": ""}, ["algorithm.rredcot.source=''", "at least 1"]),
+        ({"source_options": 3}, ["algorithm.rredcot.source_options=3", "dictionary"]),
         ({"traces": {"dir": ""}}, ["traces.dir=''", "at least 1"]),
     ],
 )
