@@ -210,10 +210,11 @@ def final_rows(keys: list[str]) -> Tensor:
 
 
 def _record(key: str, extra_fields: Any) -> Record:
-    if not isinstance(extra_fields, dict) or KEY not in extra_fields:
+    try:
+        return Record.from_dict(extra_fields[KEY])
+    except (KeyError, TypeError, ValueError) as error:
         raise RuntimeError(
             f"response {key} carries no RREDCoT record: its agent loop worker does not derive from "
             "rredcot_verl.agent.worker.RREDCoTAgentLoopWorker, or it comes from an asynchronous checkpoint "
             "of a run without RREDCoT or with another release of it (move the checkpoint's folder transfer_queue away)"
-        )
-    return Record.from_dict(extra_fields[KEY])
+        ) from error
