@@ -1,35 +1,51 @@
-"""The TransferQueue as a dict of fields, for tests of what the trainer stores beside its rows."""
+"""The TransferQueue as a dict of rows, for tests of what is stored beside verl's own fields."""
 
 from collections.abc import Sequence
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
 
 
-def stand_in(
-    monkeypatch: pytest.MonkeyPatch, modules: Sequence[ModuleType], keys: Sequence[str], traces: Sequence[list[int]]
-) -> dict:
-    """Give the modules a queue that holds the rows' `input_ids`; returns its fields, which they write to.
+class FakeQueue:
+    """Rows by key, each a dict of fields.
 
-    Args:
-        monkeypatch: Takes it back after the test.
-        modules: Those that import the queue as `tq`.
-        keys: The only rows there are.
-        traces: Tokens of each row.
+    Attributes:
+        rows: What is stored.
+        reads: The fields asked for, one tuple a call.
     """
-    stored = {"input_ids": torch.nested.as_nested_tensor([torch.tensor(t) for t in traces], layout=torch.jagged)}
 
-    def put(keys: Sequence[str], partition_id: str, fields: TensorDict) -> None:
-        assert list(keys) == rows and partition_id == "train" and len(fields) == len(rows)
-        stored.update(fields.items())
+    def __init__(self, rows: dict[str, dict[str, Any]]) -> None:
+        self.rows = rows
+        self.reads: list[tuple[str, ...]] = []
 
-    def get(keys: Sequence[str], partition_id: str, select_fields: Sequence[str]) -> dict:
-        assert list(keys) == rows and partition_id == "train"
-        return {name: stored[name] for name in select_fields}
+    def stand_in(self, monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> "FakeQueue":
+        """Take the queue's place in modules that import it as `tq`, for one test."""
+        for module in modules:
+            monkeypatch.setattr(module, "tq", self)
+        return self
 
-    rows = list(keys)
-    for module in modules:
-        monkeypatch.setattr(module, "tq", SimpleNamespace(kv_batch_put=put, kv_batch_get=get))
-    return stored
+    def kv_batch_get(self, keys: Sequence[str], partition_id: str, select_fields: Sequence[str]) -> dict[str, Any]:
+        """Fields that some row has: tensors as a nested tensor, anything else as an array of objects."""
+        assert partition_id == "train"
+        self.reads.append(tuple(select_fields))
+        known = [name for name in select_fields if any(name in self.rows[key] for key in keys)]
+        return {name: _column([self.rows[key][name] for key in keys]) for name in known}
+
+    def kv_batch_put(self, keys: Sequence[str], partition_id: str, fields: TensorDict) -> None:
+        """Fields of some rows."""
+        assert partition_id == "train" and len(fields) == len(keys)
+        for name, column in fields.items():
+            for key, value in zip(keys, column.unbind(), strict=True):
+                self.rows[key][name] = value.clone()
+
+
+def _column(values: list[Any]) -> Any:
+    if isinstance(values[0], torch.Tensor):
+        return torch.nested.as_nested_tensor(values, layout=torch.jagged)
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
+    return column

@@ -13,7 +13,7 @@ from rredcot_verl.cpu.language_model import RolloutModel
 from rredcot_verl.cpu.rollout_server import RolloutServer, ServerLimits
 from rredcot_verl.sources.continuations import ContinuationSampler, State, TokenBudget
 from rredcot_verl.sources.group import Group
-from rredcot_verl.sources.sampled_values import Estimate, Job, MonteCarlo
+from rredcot_verl.sources.sampled_values import Estimate, Job, StateSampler
 from tests.sources.toy_policy import (
     EOS,
     PROMPT,
@@ -48,8 +48,8 @@ def make_job(group: Group | None = None, verify=None, response=RESPONSE, request
 
 def estimate(server, boundaries=BOUNDARIES, job=None, max_length: int = 100, **settings) -> Estimate:
     async def values():
-        monte_carlo = MonteCarlo(MonteCarloConfig(**settings), server.generate, RESPONSE_LENGTH, max_length)
-        return await monte_carlo.values(job or make_job(), boundaries)
+        sampler = StateSampler(MonteCarloConfig(**settings), server.generate, RESPONSE_LENGTH, max_length)
+        return await sampler.values(job or make_job(), boundaries)
 
     return run(values())
 
@@ -168,9 +168,9 @@ def test_the_prompts_state_is_sampled_once_a_group():
     async def three(max_total_tokens):
         server, group = ToyServer(max_delay=0.005), Group(3)
         settings = MonteCarloConfig(num_rollouts=4, max_total_tokens=max_total_tokens)
-        monte_carlo = MonteCarlo(settings, server.generate, RESPONSE_LENGTH, 100)
+        sampler = StateSampler(settings, server.generate, RESPONSE_LENGTH, 100)
         jobs = [make_job(group, request_id=f"request-{number}") for number in range(3)]
-        return server, await asyncio.gather(*(monte_carlo.values(job, [0, 2, 5]) for job in jobs))
+        return server, await asyncio.gather(*(sampler.values(job, [0, 2, 5]) for job in jobs))
 
     for max_total_tokens in (None, 32, 31):
         server, found = run(three(max_total_tokens))
@@ -187,9 +187,9 @@ def test_the_prompts_state_is_sampled_once_a_group():
 def test_a_text_is_verified_once_for_a_prompt_and_the_response_itself_never_again():
     async def both():
         server, group, verifier = ToyServer(), Group(2), ToyVerifier()
-        monte_carlo = MonteCarlo(MonteCarloConfig(num_rollouts=60), server.generate, RESPONSE_LENGTH, 100)
+        sampler = StateSampler(MonteCarloConfig(num_rollouts=60), server.generate, RESPONSE_LENGTH, 100)
         for request_id in ("request-1", "request-2"):
-            await monte_carlo.values(make_job(group, verifier, request_id=request_id), BOUNDARIES)
+            await sampler.values(make_job(group, verifier, request_id=request_id), BOUNDARIES)
         return server, verifier
 
     server, verifier = run(both())
@@ -217,9 +217,9 @@ def test_a_failing_server_is_not_swallowed_and_nothing_goes_on(max_total_tokens)
     async def values():
         server = Failing(at=3)
         settings = MonteCarloConfig(num_rollouts=4, max_concurrency=2, max_total_tokens=max_total_tokens)
-        monte_carlo = MonteCarlo(settings, server.generate, RESPONSE_LENGTH, 100)
+        sampler = StateSampler(settings, server.generate, RESPONSE_LENGTH, 100)
         with pytest.raises(RuntimeError, match="out of memory"):
-            await monte_carlo.values(make_job(), BOUNDARIES)
+            await sampler.values(make_job(), BOUNDARIES)
         await asyncio.sleep(0.05)
         assert server.under_way == 0
         return len(server.requests)
@@ -352,8 +352,8 @@ def test_on_the_embedded_server_a_greedy_policy_only_repeats_itself():
         written = await server.generate(prompt, greedy, "request-1")
         verifier = ToyVerifier()
         job = Job(prompt, written.token_ids, 0.25, "request-1", greedy, Group(1), verifier)
-        monte_carlo = MonteCarlo(MonteCarloConfig(num_rollouts=3), server.generate, 12, 20)
-        return await monte_carlo.values(job, [0, 1, 5, 9, 12]), verifier
+        sampler = StateSampler(MonteCarloConfig(num_rollouts=3), server.generate, 12, 20)
+        return await sampler.values(job, [0, 1, 5, 9, 12]), verifier
 
     found, verifier = run(scenario())
     assert found.values == [0.25] * 4 and found.standard_errors == [0.0] * 4
