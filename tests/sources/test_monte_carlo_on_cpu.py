@@ -1,76 +1,69 @@
 """The source of `vineppo`: from a response to its record, what it refuses, and what the trainer reports."""
 
 import asyncio
-import dataclasses
 import logging
 
 import pytest
 from omegaconf import OmegaConf
 
-from rredcot_verl.agent.scorer import ResponseScorer
-from rredcot_verl.config.blocks import MonteCarloConfig
-from rredcot_verl.config.schema import parse
 from rredcot_verl.sources.group import Group, Member
-from rredcot_verl.sources.monte_carlo import MonteCarloSource, check_monte_carlo, monte_carlo_metrics
-from rredcot_verl.sources.record import NO_PROPOSAL, SCORED, UNIFORM_GROUP, CreditRecord
-from rredcot_verl.sources.response import Response, as_member
-from tests.probes.tiny_tokenizers import byte_level, encode
+from rredcot_verl.sources.record import Record, Status
+from rredcot_verl.sources.response import Response
 from tests.sources.toy_policy import PROMPT, RESPONSE_LENGTH, SAMPLING, ToyServer, ToyVerifier, reward, true_value
+from tests.sources.world import Agent, World, source_of
 
 RESPONSE = [1, 0, 1, 2, 3]
 BOUNDARIES = [0, 2, 3, 5]
 
 
+def make_agent(server, response_length=RESPONSE_LENGTH, block=None, **settings) -> Agent:
+    block = {"monte_carlo": settings} | (block or {})
+    return Agent("vineppo", block, generate=server.generate, response_length=response_length, max_length=100)
+
+
 def make_response(**fields) -> Response:
-    defaults = {
-        "prompt_ids": list(PROMPT),
-        "response_ids": RESPONSE,
-        "response_mask": [1] * len(RESPONSE),
-        "log_probs": None,
-        "reward": reward(tuple(RESPONSE)),
-        "references": None,
-        "request_id": "request-1",
-        "answer": None,
-        "sampling_params": SAMPLING,
-        "verify": ToyVerifier(),
-    }
-    return Response(**(defaults | fields))
+    agent, verify = make_agent(ToyServer()), ToyVerifier()
+    defaults = {"prompt_ids": list(PROMPT), "response_ids": RESPONSE, "log_probs": None, "references": None}
+    defaults |= {"reward": reward(tuple(RESPONSE)), "answer": None, "sampling_params": SAMPLING, "verify": verify}
+    return agent.response(**(defaults | fields))
 
 
-def record(server, response=None, boundaries=BOUNDARIES, source=None, **settings) -> CreditRecord:
-    source = source or MonteCarloSource(MonteCarloConfig(**settings), server.generate, RESPONSE_LENGTH, 100)
-    return asyncio.run(asyncio.wait_for(source.record(response or make_response(), Group(1), boundaries), 30))
+def record(server, response=None, boundaries=BOUNDARIES, agent=None, **settings) -> Record:
+    source = (agent or make_agent(server, **settings)).source
+    plan = asyncio.run(asyncio.wait_for(source.plan(response or make_response(), Group(1), boundaries), 30))
+    assert plan.rows == {}
+    return plan.record
 
 
-def test_a_record_holds_values_errors_and_cost():
+def test_a_record_holds_values_errors_and_cost(monkeypatch):
     server = ToyServer()
     found = record(server, num_rollouts=400)
-    assert found.status == SCORED and found.segment_boundaries == BOUNDARIES
-    assert len(found.self_values) == len(found.standard_errors) == 3
-    for offset, value, error in zip(BOUNDARIES, found.self_values, found.standard_errors, strict=False):
+    payload = found.payload
+    assert found.status is Status.SCORED and found.segment_boundaries == BOUNDARIES
+    assert len(payload["values"]) == len(payload["standard_errors"]) == 3
+    for offset, value, error in zip(BOUNDARIES, payload["values"], payload["standard_errors"], strict=False):
         assert abs(value - true_value(tuple(RESPONSE[:offset]))) < 4 * error
     assert found.num_probes == len(server.requests) == 3 * 400
     assert found.num_probe_tokens == server.num_generated
     # The toy server has all but the last token of every prefix.
     assert found.num_recomputed_tokens == 3 * 400
-    assert 0 < found.num_cut_short < 3 * 400 and found.num_weight_versions == 1
-    assert CreditRecord(**found.to_dict()) == found
+    assert 0 < payload["num_cut_short"] < 3 * 400 and payload["num_weight_versions"] == 1
+    rows = World(monkeypatch, [found, Record(Status.UNIFORM_GROUP), None]).rows()
+    assert source_of("vineppo").values(rows) == [payload["values"], [], []]
 
 
 def test_a_response_of_one_segment_needs_the_prompts_state_only():
     server = ToyServer()
     found = record(server, boundaries=[0, 5], num_rollouts=3)
-    assert found.segment_boundaries == [0, 5] and len(found.self_values) == 1
+    assert found.segment_boundaries == [0, 5] and len(found.payload["values"]) == 1
     assert {each["prompt_ids"] for each in server.requests} == {PROMPT}
 
 
 def test_a_boundary_left_out_is_counted_and_reported_once(caplog):
     server = ToyServer()
-    source = MonteCarloSource(
-        MonteCarloConfig(num_rollouts=2, max_total_tokens=10), server.generate, RESPONSE_LENGTH, 100
-    )
+    agent = make_agent(server, num_rollouts=2, max_total_tokens=10)
     with caplog.at_level(logging.WARNING):
-        found = [record(server, source=source) for _ in range(3)]
+        found = [record(server, agent=agent) for _ in range(3)]
     assert all(each.num_dropped_boundaries > 0 and each.segment_boundaries[0] == 0 for each in found)
     (message,) = [each.getMessage() for each in caplog.records]
     assert "max_total_tokens=10" in message and "of the 3 boundaries" in message
@@ -85,7 +78,7 @@ def test_observations_between_the_policys_own_tokens_are_refused(mask):
 
 
 def test_what_follows_the_last_own_token_is_no_observation():
-    assert record(ToyServer(), make_response(response_mask=[1, 1, 1, 1, 0]), num_rollouts=1).status == SCORED
+    assert record(ToyServer(), make_response(response_mask=[1, 1, 1, 1, 0]), num_rollouts=1).status is Status.SCORED
 
 
 @pytest.mark.parametrize("fields", [{"verify": None}, {"reward": None}])
@@ -101,7 +94,8 @@ def make_config(**rollout):
         "multi_turn": {"enable": False},
         "agent": {"default_agent_loop": "single_turn_agent"},
     }
-    return OmegaConf.create({"actor_rollout_ref": {"rollout": defaults | rollout}})
+    reward_model = {"reward_model": {"enable": False}}
+    return OmegaConf.create({"actor_rollout_ref": {"rollout": defaults | rollout}, "reward": reward_model})
 
 
 @pytest.mark.parametrize(
@@ -115,66 +109,55 @@ def make_config(**rollout):
     ],
 )
 def test_a_run_that_cannot_work_is_refused_before_it_starts(rollout, block, words):
-    with pytest.raises(ValueError) as error:
-        check_monte_carlo(make_config(**rollout), parse({"monte_carlo": block}))
-    for word in words:
-        assert word in str(error.value)
+    found = source_of("vineppo", monte_carlo=block).check(make_config(**rollout))
+    assert found is not None and [word for word in words if word not in found] == []
 
 
 @pytest.mark.parametrize("block", [{}, {"max_total_tokens": 900}, {"max_total_tokens": 90, "max_tokens": 10}])
 def test_a_run_that_can_work_is_not(block):
-    check_monte_carlo(make_config(), parse({"monte_carlo": block}))
+    assert source_of("vineppo", monte_carlo=block).check(make_config()) is None
+
+
+@pytest.mark.parametrize("pool", [True, False])
+def test_rewards_are_needed_while_it_rolls_out(pool):
+    config = make_config()
+    config.reward.reward_model = {"enable": True, "enable_resource_pool": pool}
+    found = source_of("vineppo").check(config)
+    assert (found is None) == pool
+    assert pool or "needs the rewards of its continuations while they are rolled out" in found
 
 
 def test_metrics_of_a_step():
-    sampled = CreditRecord(
-        SCORED,
-        segment_boundaries=[0, 1, 2],
-        self_values=[0.5, 0.0],
-        standard_errors=[0.5, 0.0],
-        num_probes=4,
-        num_cut_short=1,
-        num_weight_versions=2,
-    )
-    other = dataclasses.replace(sampled, standard_errors=[0.1], num_probes=6, num_cut_short=0, num_weight_versions=1)
-    assert monte_carlo_metrics([sampled, CreditRecord(NO_PROPOSAL), other]) == pytest.approx(
+    def sampled(errors, num_probes, num_cut_short, versions):
+        payload = {"values": [0.5], "standard_errors": errors, "num_cut_short": num_cut_short}
+        return Record(Status.SCORED, payload=payload | {"num_weight_versions": versions}, num_probes=num_probes)
+
+    source, unsampled = source_of("vineppo"), Record(Status.NO_PROPOSAL)
+    found = source.metrics([sampled([0.5, 0.0], 4, 1, 2), unsampled, sampled([0.1], 6, 0, 1)])
+    assert found == pytest.approx(
         {
             "rredcot/monte_carlo_standard_error/mean": 0.2,
             "rredcot/monte_carlo_cut_short/mean": 0.1,
             "rredcot/monte_carlo_weight_versions/max": 2.0,
         }
     )
-    assert monte_carlo_metrics([CreditRecord(NO_PROPOSAL)]) == {}
+    assert source.metrics([unsampled]) == {}
 
 
 @pytest.mark.parametrize(
     "others, block, status",
     [
-        ((0.0,), {}, SCORED),
-        ((1.0,), {}, UNIFORM_GROUP),
-        ((1.0,), {"self_value": {"probe_uniform_groups": True}}, SCORED),
-        # Two different rewards are enough: the third rollout need not be there yet.
-        ((0.0, None), {}, SCORED),
+        ((0.0,), {}, Status.SCORED),
+        ((1.0,), {}, Status.UNIFORM_GROUP),
+        ((1.0,), {"self_value": {"probe_uniform_groups": True}}, Status.SCORED),
     ],
 )
 def test_only_groups_with_an_advantage_are_sampled(others, block, status):
-    server, tokenizer = ToyServer(), byte_level()
-    rollout = {"name": "any", "temperature": 1.0, "response_length": 128, "max_model_len": None}
-    config = OmegaConf.create({"actor_rollout_ref": {"rollout": rollout}, "algorithm": {"adv_estimator": "vineppo"}})
-    settings = parse({"segmentation": {"min_tokens": 2}, "monte_carlo": {"num_rollouts": 2}} | block)
-    scorer = ResponseScorer(config, settings, tokenizer, server.generate, 1000)
-    ids = encode(tokenizer, "First, 12 + 3 = 15.\n\nSo the answer is \\boxed{15}.\n")
-    response = make_response(response_ids=ids, response_mask=[1] * len(ids), reward=1.0)
-
-    async def credit():
-        group = Group(1 + len(others))
-        for number, other in enumerate(others):
-            if other is not None:
-                await group.arrive(number, Member(other, None))
-        await group.arrive(len(others), as_member(response))
-        return await scorer.credit(response, group)
-
-    found = asyncio.run(asyncio.wait_for(credit(), 30))
-    assert found.status == status
-    assert len(server.requests) == found.num_probes == 2 * len(found.self_values)
-    assert bool(server.requests) == (status == SCORED)
+    server = ToyServer()
+    agent = make_agent(server, response_length=128, block=block, num_rollouts=2)
+    response = agent.response(prompt_ids=list(PROMPT), sampling_params=SAMPLING, verify=ToyVerifier())
+    found = agent.record(response, [Member(other, None) for other in others]).record
+    assert found.status is status
+    assert len(server.requests) == found.num_probes == 2 * len(found.payload.get("values", []))
+    assert bool(server.requests) == (status is Status.SCORED)
+    assert (found.measuring_seconds > 0) == (status is Status.SCORED)
