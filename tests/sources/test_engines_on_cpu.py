@@ -9,9 +9,8 @@ from omegaconf import OmegaConf, open_dict
 from transformers import Gemma2Config
 
 from rredcot_verl.passes.protocol import MODEL_TYPE
-from rredcot_verl.run.capabilities import why_not_shared, why_server_cannot_score
-from rredcot_verl.run.engine_choice import EngineChoice, apply_choice, choose_engine
-from rredcot_verl.run.settings import active_settings, parse_block
+from rredcot_verl.run.settings import active_settings, parse_block, run_source
+from rredcot_verl.sources.engines import EngineChoice, apply_choice, why_not_shared, why_server_cannot_score
 from tests.passes.architectures import SHAPE, build_model
 
 SHARED = EngineChoice("actor", True, "the training engine can share prefixes")
@@ -46,7 +45,7 @@ def put(config, values):
 
 def choose(config, **self_value) -> EngineChoice:
     put(config, {f"algorithm.rredcot.self_value.{name}": value for name, value in self_value.items()})
-    return choose_engine(config, parse_block(config))
+    return run_source(config, parse_block(config)).choose_engine(config)
 
 
 ACTOR, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.model"
@@ -170,3 +169,57 @@ def test_the_choice_can_be_written_where_the_block_is_not_declared(config):
     apply_choice(config, EngineChoice("actor", False, ""))
     settings = parse_block(config).self_value
     assert (settings.engine, settings.share_prefix) == ("actor", False)
+
+
+WITH_HIDDEN = {"algorithm.rredcot.self_value.calibration": "logistic", "algorithm.rredcot.readout.use_hidden": True}
+
+
+def test_probes_and_hidden_states_come_from_one_pass(config):
+    put(config, WITH_HIDDEN)
+    choice = choose(config)
+    assert (choice.engine, choice.share_prefix, choice.label) == ("actor", True, "actor, shared prefix")
+    assert choice.reason == "hidden states are read in the same pass"
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"algorithm.rredcot.self_value.engine": "rollout"}, "engine=auto or actor, and share_prefix=true"),
+        ({"algorithm.rredcot.self_value.share_prefix": False}, "engine=auto or actor, and share_prefix=true"),
+        ({f"{ACTOR}.strategy": "megatron"}, "cannot share prefixes: .*strategy=megatron; set self_value.form=hidden"),
+        ({"algorithm.rredcot.readout.layer": 3}, "readout.layer=3 .* has 3 decoder layers"),
+    ],
+)
+def test_what_keeps_hidden_states_out_of_the_probes_pass(config, values, message):
+    put(config, WITH_HIDDEN | values)
+    with pytest.raises(ValueError, match=message):
+        choose(config)
+
+
+@pytest.mark.parametrize(
+    "estimator, label, said",
+    [
+        (
+            "vineppo",
+            "rollout, continuations",
+            "rredcot: vineppo: continuations, by rollout; continuations are generated",
+        ),
+        ("leave_one_out", "actor, leave-one-out", "rredcot: leave_one_out: leave-one-out, by actor; sequences"),
+        ("mig", "actor, shared prefix", "self_value.engine=auto: probes are read by actor, shared prefix"),
+    ],
+)
+def test_every_source_says_who_measures(config, caplog, estimator, label, said):
+    put(config, {"algorithm.adv_estimator": estimator})
+    choice = choose(config)
+    assert choice.label == label and said in caplog.text
+    # Servers that read probes are for probes alone.
+    before = config.actor_rollout_ref.rollout.name
+    apply_choice(config, choice)
+    assert config.actor_rollout_ref.rollout.name == before
+    assert parse_block(config).self_value.engine == choice.engine
+
+
+def test_a_source_that_measures_itself_leaves_the_config_alone(config):
+    before = copy.deepcopy(config)
+    apply_choice(config, EngineChoice("source", False, "", "lengths"))
+    assert config == before
