@@ -1,0 +1,91 @@
+"""From a finished response to its record: when it is segmented at all, where it is cut, and what is noted beside."""
+
+import asyncio
+import dataclasses
+import time
+
+import pytest
+
+from rredcot_verl.sources.group import Group, Member
+from rredcot_verl.sources.record import Status
+from tests.passes.table_model import FakeServer, TableModel
+from tests.probes.tiny_tokenizers import byte_level, encode
+from tests.sources.world import ONE_WRONG, Agent
+
+ALL_RIGHT = (Member(1.0, "15"),)
+
+
+def test_segments_cover_the_response_and_the_answer_starts_one():
+    agent = Agent()
+    response = agent.response()
+    cuts = agent.recorder.segment(response)
+    assert cuts == agent.record(response).record.segment_boundaries == sorted(set(cuts))
+    assert cuts[0] == 0 and cuts[-1] == len(response.response_ids) and response.answer.start in cuts
+    assert len(cuts) - 1 == agent.settings.segmentation.num_segments
+
+
+def test_an_empty_response_and_one_of_observations_only():
+    agent = Agent()
+    assert agent.record(agent.response("")).record.status is Status.EMPTY
+    response = agent.response()
+    holes = dataclasses.replace(response, response_mask=[0] * len(response.response_ids))
+    assert agent.record(holes).record.status is Status.EMPTY
+
+
+def test_uniform_groups_are_probed_only_if_asked():
+    server = FakeServer(TableModel(len(byte_level())))
+    plan = Agent(generate=server.generate).record(others=ALL_RIGHT)
+    assert plan.record.status is Status.UNIFORM_GROUP and server.requests == []
+    assert plan.record.segment_boundaries == [] and plan.rows == {}
+    agent = Agent(block={"self_value": {"probe_uniform_groups": True}})
+    assert agent.record(others=ALL_RIGHT).record.status is Status.SCORED
+
+
+@pytest.mark.parametrize("proposals, waits", [("reference", False), ("union", True)])
+def test_it_waits_for_as_much_of_the_group_as_its_source_needs(proposals, waits):
+    """Two different rewards are enough where no answer of the group is used."""
+    agent = Agent(block={"self_value": {"proposals": proposals}})
+    response = agent.response()
+
+    async def run():
+        group = Group(3)
+        await group.arrive(0, response.as_member())
+        await group.arrive(1, ONE_WRONG[0])
+        recorded = asyncio.ensure_future(agent.recorder.record(response, group))
+        await asyncio.sleep(0.2)
+        waited = not recorded.done()
+        await group.arrive(2, Member(1.0, "15"))
+        return waited, (await recorded).record
+
+    waited, record = asyncio.run(asyncio.wait_for(run(), 20))
+    assert waited == waits and record.status is Status.SCORED
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf"), float("inf")])
+def test_a_rollout_log_probability_that_is_no_number_does_no_harm(bad):
+    agent = Agent()
+    response = agent.response()
+    log_probs = list(response.log_probs)
+    log_probs[5] = bad
+    assert agent.record(dataclasses.replace(response, log_probs=log_probs)).record.status is Status.SCORED
+    assert agent.record(dataclasses.replace(response, log_probs=None)).record.status is Status.SCORED
+
+
+def test_truncated_means_no_answer_and_a_full_budget():
+    agent = Agent()
+    full = agent.response(response_ids=(encode(byte_level(), "so 3 but 4 ") * 64)[:128])
+    assert full.answer is None and agent.record(full).record.truncated
+    short = dataclasses.replace(full, response_ids=full.response_ids[:127], response_mask=[1] * 127, log_probs=None)
+    assert not agent.record(short).record.truncated
+    solved = dataclasses.replace(full, answer=agent.tools.elicitation.read(encode(byte_level(), "\\boxed{1}")))
+    assert not agent.record(solved).record.truncated
+
+
+@pytest.mark.parametrize("engine, measured", [("rollout", True), ("actor", False)])
+def test_times(engine, measured):
+    """What the training engine measures takes no time here."""
+    before = time.time()
+    record = Agent(block={"self_value": {"engine": engine}}).record().record
+    assert before <= record.ready_time <= record.recorded_time <= time.time()
+    assert (record.measuring_seconds > 0) == measured
+    assert record.measuring_seconds <= record.recorded_time - record.ready_time
