@@ -5,25 +5,29 @@ import logging
 import sys
 from types import ModuleType, SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
 from rredcot_verl.config.blocks import TracesConfig
+from rredcot_verl.core.credit import Credit
 from rredcot_verl.core.redistribution import SegmentBatch
 from rredcot_verl.report.sample_formats import COLUMNS
 from rredcot_verl.report.trace import read_trace
-from rredcot_verl.sources.record import SCORED, UNIFORM_GROUP, CreditRecord
-from rredcot_verl.trainer import traces as traces_module
-from rredcot_verl.trainer.batch import Rows
-from rredcot_verl.trainer.estimator import Credit
+from rredcot_verl.sources.record import Record, Status
 from rredcot_verl.trainer.samples import HTML_KEY, MOST_FAILURES, TABLE_KEY, log_samples
 from rredcot_verl.trainer.traces import CreditedRows, informative_rows, trace_lines, write_traces
+from tests.sources.world import World, source_of
 
-BOUNDARIES = [[0, 2, 4], [0, 1, 4], [0, 4], [0, 3, 4]]
-VALUES = [[0.5, 0.75], [0.5, 0.25], [], [0.0, 0.5]]
-OUTCOMES = [0.0, 1.0, 1.0, 1.0]
-KEYS = ["b_0_0", "a_0_0", "c_0_0", "d_0_0"]
+BOUNDARIES = [[0, 2, 4], [0, 1, 4], [], []]
+VALUES = [[0.5, 0.75], [0.5, 0.25], [], []]
+KEYS = ["b_0_0", "a_0_0", "c_0_0", "pad_0_0"]
+# A fall, a rise, one that was not scored, and one without a record.
+RECORDS = [
+    Record(Status.SCORED, BOUNDARIES[0]),
+    Record(Status.SCORED, BOUNDARIES[1]),
+    Record(Status.UNIFORM_GROUP),
+    None,
+]
 
 
 class Tokenizer:
@@ -33,85 +37,68 @@ class Tokenizer:
         return "".join(chr(int(token)) for token in ids)
 
 
-def credited(**changes) -> CreditedRows:
-    """Four responses: a fall, a rise, one that was not scored, and one without a record."""
-    records = [
-        CreditRecord(SCORED, BOUNDARIES[0], VALUES[0]),
-        CreditRecord(SCORED, BOUNDARIES[1], VALUES[1]),
-        CreditRecord(UNIFORM_GROUP),
-        None,
-    ]
-    outcomes = torch.tensor(OUTCOMES, dtype=torch.float64)
-    boundaries = [BOUNDARIES[0], BOUNDARIES[1], [], []]
-    segments = SegmentBatch.from_rows(boundaries, [VALUES[0], VALUES[1], [], []], outcomes, [4] * 4)
-    mask = torch.ones(4, 4)
-    rows = Rows(
-        keys=KEYS,
-        index=np.array(["b", "a", "c", "d"], dtype=object),
-        nested_mask=mask,
-        response_mask=mask,
-        lengths=[4] * 4,
-        outcomes=outcomes,
-        final_rows=torch.arange(4),
-        records=records,
-        is_padding=torch.zeros(4, dtype=torch.bool),
-    )
-    credit = SimpleNamespace(
-        row_advantages=torch.tensor([-1.0, 1, 1, 1]),
-        segment_advantages=torch.ones(4, 2),
-        segment_weights=torch.ones(4, 2),
-    )
-    assert set(vars(credit)) == set(Credit.__dataclass_fields__)
-    fields = {"rows": rows, "segments": segments, "credit": credit}
-    return CreditedRows(**fields, return_errors=torch.zeros(4), engine="actor", **changes)
-
-
 @pytest.fixture
-def batch(monkeypatch):
-    """What the TransferQueue gives for the rows asked for; `asked` remembers them."""
-    asked = []
+def world(monkeypatch):
+    return World(
+        monkeypatch,
+        RECORDS,
+        KEYS,
+        rewards=[0.0, 1.0, 1.0, 1.0],
+        prompts=[[112, 63]] * 4,
+        responses=[[ord(character) for character in f"r{key[0]}\nx"] for key in KEYS],
+        reward_model=[{"ground_truth": 2}] * 4,
+        raw_prompt=[({"role": "user", "content": f"Question {key}?"},) for key in KEYS],
+        extra_info=[{"index": 7}, {}, {}, {}],
+    )
 
-    def get(keys, partition_id, select_fields):
-        asked.append(list(keys))
-        texts = [f"r{key[0]}\nx" for key in keys]
-        return {
-            "prompts": torch.nested.nested_tensor([torch.tensor([112, 63])] * len(keys), layout=torch.jagged),
-            "responses": torch.nested.nested_tensor(
-                [torch.tensor([ord(character) for character in text]) for text in texts], layout=torch.jagged
-            ),
-            "reward_model": [{"ground_truth": 2}] * len(keys),
-            "raw_prompt": [[{"role": "user", "content": f"Question {key}?"}] for key in keys],
-            "extra_info": [{"index": 7} if key == KEYS[0] else {} for key in keys],
-        }
 
-    monkeypatch.setattr(traces_module.tq, "kv_batch_get", get)
-    return SimpleNamespace(keys=KEYS, partition_id="train", asked=asked)
+def credited(world, source="rredcot") -> CreditedRows:
+    rows = world.rows()
+    segments = SegmentBatch.from_rows(BOUNDARIES, VALUES, rows.outcomes, [4] * 4)
+    credit = Credit(torch.tensor([-1.0, 1, 1, 1]), torch.ones(4, 2), torch.ones(4, 2))
+    world.queue.reads.clear()
+    return CreditedRows(rows, segments, credit, torch.zeros(4), "actor", source_of(source))
+
+
+def lines_of(world, chosen, **changes) -> list[dict]:
+    return trace_lines(3, Tokenizer(), world.batch, credited(world, **changes), chosen)
 
 
 class TestRows:
-    def test_only_scored_rows_are_informative_and_only_they_are_read(self, batch):
-        rows = informative_rows(credited(), 4)
-        assert rows == [0, 1]
-        assert informative_rows(credited(), 1) == [0]
-        trace_lines(3, Tokenizer(), batch, credited(), rows)
-        assert batch.asked == [["b_0_0", "a_0_0"]]
+    def test_only_scored_rows_are_informative_and_only_they_are_read(self, world, monkeypatch):
+        made = credited(world)
+        assert informative_rows(made, 4) == [0, 1] and informative_rows(made, 1) == [0]
+        # Only numbers were read for that; and then the texts of the chosen rows alone.
+        assert world.queue.reads == []
+        del world.queue.rows["c_0_0"], world.queue.rows["pad_0_0"]
+        assert len(trace_lines(3, Tokenizer(), world.batch, made, [0, 1])) == 2
 
-    def test_nothing_scored_reads_nothing(self, batch):
-        assert trace_lines(3, Tokenizer(), batch, credited(), []) == [] and batch.asked == []
+    def test_nothing_scored_reads_nothing(self, world):
+        assert lines_of(world, []) == [] and world.queue.reads == []
 
-    def test_a_line_holds_the_response_its_credit_and_its_source(self, batch):
-        (line,) = trace_lines(3, Tokenizer(), batch, credited(source="vineppo"), [0])
+    def test_a_line_holds_the_response_its_credit_and_its_source(self, world):
+        (line,) = lines_of(world, [0], source="vineppo")
         assert (line["source"], line["engine"], line["index"], line["uid"]) == ("vineppo", "actor", "7", "b")
+        assert line["weighs"] is False and type(line["status"]) is str
         assert (line["prompt"], line["response"], line["ground_truth"]) == ("Question b_0_0?", "rb\nx", "2")
         assert [segment["segment_reward"] for segment in line["segments"]] == [0.25, -0.75]
         trace = read_trace(json.loads(json.dumps(line)), "here")
         assert [trace.text_of(k) for k in range(2)] == ["rb", "\nx"] and trace.source == "vineppo"
+        assert lines_of(world, [0], source="leave_one_out")[0]["weighs"] is True
 
-    def test_the_file_is_what_it_was(self, batch, tmp_path):
-        write_traces(TracesConfig(dir=str(tmp_path / "new"), num_traces=3), 5, Tokenizer(), batch, credited())
+    def test_without_the_columns_of_a_data_set_the_tokens_speak(self, world):
+        for row in world.queue.rows.values():
+            del row["raw_prompt"], row["extra_info"], row["reward_model"]
+        (line,) = lines_of(world, [0])
+        assert (line["prompt"], line["index"], line["ground_truth"]) == ("p?", None, None)
+
+    def test_the_file_is_what_it_was(self, world, tmp_path):
+        settings = TracesConfig(dir=str(tmp_path / "new"), num_traces=3)
+        write_traces(settings, 5, Tokenizer(), world.batch, credited(world))
         lines = [json.loads(line) for line in (tmp_path / "new/5.jsonl").read_text().splitlines()]
         # Scored ones first, in order of their keys; a row without a record is never written.
-        assert [(line["uid"], line["status"]) for line in lines] == [("a", SCORED), ("b", SCORED), ("c", UNIFORM_GROUP)]
+        found = [(line["uid"], line["status"]) for line in lines]
+        assert found == [("a", "scored"), ("b", "scored"), ("c", "uniform_group")]
         assert lines[0]["source"] == "rredcot" and lines[0]["index"] is None
 
 
@@ -123,8 +110,8 @@ class Tracking:
 
 
 @pytest.fixture
-def rows(batch):
-    return trace_lines(3, Tokenizer(), batch, credited(), [0, 1])
+def rows(world):
+    return lines_of(world, [0, 1])
 
 
 class FakeWandb:
