@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 from rredcot_verl import compat
-from rredcot_verl.config.sources import ATTRIBUTIONS
-from rredcot_verl.report.trace import WEIGHT_SOURCES
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "rredcot_verl"
@@ -98,10 +96,11 @@ def _modules_after(statement: str) -> set[str]:
     return {line.split(".")[0] for line in done.stdout.splitlines()}
 
 
-def test_core_imports_torch_and_nothing_else():
+@pytest.mark.parametrize("package", ["core", "readout"])
+def test_the_maths_imports_torch_and_nothing_else(package):
     loaded = _modules_after(
-        "import torch; before = set(sys.modules); import pkgutil, importlib, rredcot_verl.core as c; "
-        "[importlib.import_module(f'rredcot_verl.core.{m.name}') for m in pkgutil.iter_modules(c.__path__)]"
+        f"import torch; before = set(sys.modules); import pkgutil, importlib, rredcot_verl.{package} as c; "
+        f"[importlib.import_module(f'rredcot_verl.{package}.{{m.name}}') for m in pkgutil.iter_modules(c.__path__)]"
     )
     third_party = {name for name in loaded if name not in sys.stdlib_module_names and not name.startswith("_")}
     assert third_party <= {"rredcot_verl", "torch"}, third_party
@@ -119,31 +118,35 @@ def test_the_plugin_module_imports_nothing_heavy():
     assert "wrapt" in loaded
 
 
+MAY_IMPORT: dict[str, set[str]] = {
+    "core": set(),
+    "readout": set(),
+    "config": set(),
+    "pages": set(),
+    "answers": {"config"},
+    "report": {"pages"},
+    "probes": {"answers", "core", "config"},
+    "passes": {"probes", "core", "config"},
+    "servers": {"probes", "core", "config"},
+    "sources": {"servers", "passes", "probes", "answers", "readout", "core", "config"},
+    "run": {"sources", "servers", "passes", "probes", "answers", "core", "config", "cpu"},
+    "agent": {"run", "sources", "servers", "passes", "probes", "answers", "core", "config"},
+    "cpu": {"servers", "passes", "probes", "core", "config"},
+    "rewards": {"answers", "config"},
+    "data": {"rewards", "answers", "probes", "config"},
+    "preflight": {"data", "rewards", "run", "sources", "servers", "passes", "probes", "answers", "core", "config"},
+}
+"""Package to what it may import of ours besides itself; CONTRIBUTING.md says the same. The others stand above."""
+
+
 def test_direction_of_imports():
-    allowed = {
-        "core": {"core"},
-        "readout": {"readout"},
-        "config": {"config"},
-        "answers": {"answers", "config"},
-        "report": {"report"},
-        "probes": {"probes", "answers", "core", "config"},
-        "passes": {"passes", "probes", "core", "config"},
-        "servers": {"servers", "probes", "core", "config"},
-        "cpu": {"cpu", "passes", "probes", "servers", "core", "config"},
-        "rewards": {"rewards", "answers", "config"},
-        "data": {"data", "rewards", "answers", "probes", "config"},
-    }
+    """Nobody imports the plugin module, and only those above it the trainer."""
     for path in PACKAGE.rglob("*.py"):
         part = path.relative_to(PACKAGE).parts[0]
         for module, _ in _imports(path):
             parts = module.split(".")
-            if part in allowed and parts[0] == "rredcot_verl" and len(parts) > 1:
-                assert parts[1] in allowed[part], f"{path.relative_to(ROOT)} imports {module}"
-            outside = part not in ("trainer", "agent", "preflight", "analyze", "doctor.py", "registration.py")
-            if outside and module.startswith(("rredcot_verl.trainer", "rredcot_verl.agent", "rredcot_verl.register")):
-                raise AssertionError(f"{path.relative_to(ROOT)} imports {module}")
-
-
-def test_the_report_knows_the_sources_whose_values_are_weights():
-    """It may not import the schema: it reads files of runs, with the standard library."""
-    assert set(ATTRIBUTIONS) == set(WEIGHT_SOURCES)
+            if parts[0] != "rredcot_verl" or len(parts) < 2 or parts[1] == part:
+                continue
+            assert parts[1] != "register", f"{path.relative_to(ROOT)} imports {module}"
+            if part in MAY_IMPORT:
+                assert parts[1] in MAY_IMPORT[part], f"{path.relative_to(ROOT)} imports {module}"
