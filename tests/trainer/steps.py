@@ -11,6 +11,8 @@ from verl.trainer.ppo.v1 import PPOTrainer
 from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
 
 from rredcot_verl.config.schema import parse
+from rredcot_verl.passes.attribution_task import decode_plan
+from rredcot_verl.passes.probe_codec import decode
 from rredcot_verl.passes.protocol import ALONE, FIELDS, NOTHING, PASSES
 from rredcot_verl.sources.base import Source
 from rredcot_verl.sources.engines import EngineChoice
@@ -52,11 +54,11 @@ class NotingWorkers:
         del self.kept[n]
 
     def compute_log_prob(self, batch: Any) -> Any:
-        """verl's pass, with what it is asked for besides; or whole sequences, whose log-probabilities are all -2."""
+        """verl's pass, with what it is asked for besides; or whole sequences, the likelier the longer they are."""
         if not isinstance(batch, KVBatchMeta):
             if (SEQUENCES, self.weights) not in self.passes:
                 self.passes.append((SEQUENCES, self.weights))
-            likely = [torch.full((len(row),), -2.0) for row in batch["input_ids"].unbind()]
+            likely = [torch.full((len(row),), -200.0 / len(row)) for row in batch["input_ids"].unbind()]
             return {"log_probs": torch.nested.as_nested_tensor(likely, layout=torch.jagged)}
         requests = batch.extra_info.get(PASSES)
         self.passes.append(((requests, batch.extra_info[ALONE]) if requests else OWN, self.weights))
@@ -66,6 +68,30 @@ class NotingWorkers:
         if batch.fields is not None:
             batch.fields = [*batch.fields, *(FIELDS[name].result for name, _ in requests or ())]
         return batch
+
+
+def pass_results(world: World, dim: int) -> Callable[[KVBatchMeta, list[str]], None]:
+    """What passes of ours give of the payloads in the queue: numbers of the right shape, the same every time."""
+
+    def of_row(name: str, payload: list[int], row: int) -> torch.Tensor:
+        if tuple(payload) == NOTHING:
+            return torch.zeros(1)
+        if name == "probes":
+            num_numbers = sum(len(probe.token_ids) - probe.scored_from + 1 for probe in decode(payload))
+        elif name == "hidden":
+            num_numbers = len(payload) * dim
+        else:
+            plan = decode_plan(payload)
+            num_numbers = len(plan.boundaries) - 1 if plan else 1
+        numbers = torch.rand(num_numbers, generator=torch.Generator().manual_seed(row))
+        return -numbers if name == "probes" else numbers
+
+    def put(batch: KVBatchMeta, names: list[str]) -> None:
+        for name in names:
+            payloads = world.column(FIELDS[name].payload)
+            world.put(**{FIELDS[name].result: [of_row(name, own, row) for row, own in enumerate(payloads)]})
+
+    return put
 
 
 def make_trainer(
@@ -78,7 +104,7 @@ def make_trainer(
 ) -> RREDCoTTrainerMixin:
     """A trainer; what its constructors make is put in by hand."""
     trainer: Any = object.__new__(TRAINER_REGISTRY[mode])
-    rollout = {"temperature": 0.7, "log_prob_max_token_len_per_gpu": 100}
+    rollout = {"temperature": 0.7, "log_prob_max_token_len_per_gpu": 100, "n": 2}
     trainer.config = OmegaConf.create(
         {
             "algorithm": {
@@ -87,9 +113,11 @@ def make_trainer(
                 "norm_adv_by_std_in_grpo": True,
                 "gamma": 1.0,
                 "lam": 1.0,
+                "use_kl_in_reward": False,
             },
+            "reward": {},
             "actor_rollout_ref": {"rollout": rollout},
-            "trainer": {"logger": ["console"]},
+            "trainer": {"logger": ["console"], "default_local_dir": "checkpoints/run", "resume_mode": "auto"},
         }
     )
     trainer.rredcot = parse(block)
