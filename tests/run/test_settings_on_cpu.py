@@ -8,7 +8,6 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf, open_dict
 
-from rredcot_verl.config.sources import SOURCES
 from rredcot_verl.run.settings import (
     AGENT_LOOP_MANAGER,
     OUTCOME_ESTIMATORS,
@@ -16,10 +15,13 @@ from rredcot_verl.run.settings import (
     max_sequence_length,
     parse_block,
     reward_penalty,
+    run_source,
     switch_on,
+    unread_settings,
     warn_of_unread,
 )
 from rredcot_verl.run.start_up import CheckSettings
+from rredcot_verl.sources.registry import SOURCES, SPECIFIC
 
 
 @pytest.fixture(scope="module")
@@ -258,37 +260,40 @@ def test_any_module_that_registers_can_be_imported_first():
 def test_every_peer_is_switched_on_by_its_name(config, estimator):
     put(config, algorithm__adv_estimator=estimator)
     settings = active_settings(config)
-    assert settings is not None
-    assert settings.self_value.form == ("geometric" if estimator in ("vps", "mig") else "joint")
+    assert settings is not None and run_source(config, settings).name == estimator
     put(config, algorithm__rredcot__enable=False)
     with pytest.raises(ValueError, match=f"contradicts algorithm.adv_estimator={estimator}"):
         active_settings(config)
 
 
-def test_a_form_that_was_chosen_is_kept(config):
-    put(config, algorithm__adv_estimator="vps", algorithm__rredcot__self_value__form="joint")
-    assert active_settings(config).self_value.form == "joint"
+@pytest.mark.parametrize("values", [{"self_value__calibration": "logistic"}, {"self_value__form": "hidden"}])
+def test_only_rredcots_values_are_regressed(config, values):
+    put(config, **{f"algorithm__rredcot__{key}": value for key, value in values.items()})
+    assert active_settings(config) is not None
+    ((key, value),) = values.items()
+    with pytest.raises(ValueError, match=f"{key.rpartition('__')[2]}={value} with algorithm.adv_estimator=vineppo"):
+        active_settings(put(config, algorithm__adv_estimator="vineppo"))
 
 
-@pytest.mark.parametrize(
-    "values, message",
-    [
-        ({"self_value__calibration": "logistic"}, "calibration=logistic with algorithm.adv_estimator=vineppo"),
-        ({"self_value__form": "hidden"}, "form=hidden with algorithm.adv_estimator=vineppo"),
-    ],
-)
-def test_only_rredcots_values_are_regressed(config, values, message):
-    put(config, algorithm__adv_estimator="vineppo", **{f"algorithm__rredcot__{k}": v for k, v in values.items()})
-    with pytest.raises(ValueError, match=message):
-        active_settings(config)
-
-
-def test_hidden_states_without_a_regression_are_refused(config):
-    put(config, algorithm__rredcot__readout__use_hidden=True)
+@pytest.mark.parametrize("estimator", SOURCES)
+def test_hidden_states_without_a_regression_are_refused(config, estimator):
+    put(config, algorithm__adv_estimator=estimator, algorithm__rredcot__readout__use_hidden=True)
     with pytest.raises(ValueError, match="use_hidden=True with self_value.calibration=none"):
         active_settings(config)
-    put(config, algorithm__rredcot__self_value__calibration="logistic")
-    assert active_settings(config).reads_hidden_states()
+    if estimator == "rredcot":
+        put(config, algorithm__rredcot__self_value__calibration="logistic")
+        assert active_settings(config) is not None
+
+
+def test_a_source_of_ones_own_is_named_in_the_config(config):
+    put(config, algorithm__rredcot__source="tests.sources.test_every_source_on_cpu:Lengths")
+    with open_dict(config):
+        config.algorithm.rredcot.source_options = {"scale": 0.5}
+    source = run_source(config, active_settings(config))
+    assert type(source).__name__ == "Lengths" and source.options.scale == 0.5
+    put(config, algorithm__rredcot__source="tests.nowhere:Lengths")
+    with pytest.raises(ValueError, match="source='tests.nowhere:Lengths' cannot be imported"):
+        active_settings(config)
 
 
 def test_monte_carlo_needs_rewards_while_it_rolls_out(config):
@@ -297,23 +302,69 @@ def test_monte_carlo_needs_rewards_while_it_rolls_out(config):
         active_settings(config)
 
 
+CHANGED = {
+    "source_options": {"scale": 2},
+    "monte_carlo": {"num_rollouts": 3},
+    "attribution": {"layers": "last"},
+    "readout": {"window": 3},
+    "readout.layer": -1,
+    "readout.dim": 3,
+    "self_value.engine": "actor",
+    "self_value.share_prefix": False,
+    "self_value.form": "geometric",
+    "self_value.calibration": "logistic",
+    "self_value.proposals": "union",
+    "self_value.reference_key": "extra_info.answer",
+    "self_value.max_proposals": 2,
+    "self_value.max_answer_tokens": 9,
+    "self_value.max_closing_tokens": 9,
+    "self_value.score_opening": True,
+    "self_value.timeout_s": 9.0,
+    "self_value.max_concurrency": 9,
+}
+BY_HIDDEN = {"algorithm.rredcot.self_value.form": "hidden"}
+CALIBRATED = {"algorithm.rredcot.self_value.calibration": "logistic"}
+RUNS = [(estimator, {}) for estimator in SOURCES] + [("rredcot", BY_HIDDEN), ("rredcot", CALIBRATED)]
+
+
+@pytest.mark.parametrize("estimator, values", RUNS)
+def test_changed_settings_that_are_not_read_are_told_for_every_source(config, caplog, estimator, values):
+    """All others are read, or refused."""
+    assert set(CHANGED) == set(SPECIFIC)
+    put(config, algorithm__adv_estimator=estimator, **values)
+    settings = parse_block(config)
+    source = run_source(config, settings)
+    warn_of_unread(config, settings, source)
+    assert not caplog.records
+    for key, value in CHANGED.items():
+        changed = copy.deepcopy(config)
+        with open_dict(changed):
+            OmegaConf.update(changed, f"algorithm.rredcot.{key}", value, force_add=True)
+        found = unread_settings(changed, parse_block(changed), source)
+        # A block that is named whole needs no line for a key in it.
+        block = key.partition(".")[0]
+        named = block if block == "readout" and block not in source.reads() else key
+        assert found == ([] if key in source.reads() else [f"algorithm.rredcot.{named}"]), key
+
+
 @pytest.mark.parametrize(
     "estimator, values, named",
     [
-        ("rredcot", {"monte_carlo__num_rollouts": 3}, "rredcot.monte_carlo,"),
-        ("rredcot", {"readout__dim": 3}, "rredcot.readout,"),
-        ("vineppo", {"self_value__proposals": "union", "attribution__target": "reference"}, "self_value.proposals"),
-        ("leave_one_out", {"monte_carlo__num_rollouts": 3}, "rredcot.monte_carlo,"),
-        ("vineppo", {"self_value__form": "geometric"}, "self_value.form,"),
-        ("vineppo", {"self_value__max_closing_tokens": 9}, "self_value.max_closing_tokens,"),
-        ("gae", {"credit__beta": 3.0, "enable": True}, "rredcot.credit,"),
+        ("rredcot", {"monte_carlo__num_rollouts": 3}, ["monte_carlo"]),
+        ("rredcot", {"readout__dim": 3, "readout__window": 3}, ["readout"]),
+        (
+            "vineppo",
+            {"self_value__proposals": "union", "attribution__target": "reference", "self_value__form": "geometric"},
+            ["attribution", "self_value.form", "self_value.proposals"],
+        ),
+        ("leave_one_out", {"monte_carlo__num_rollouts": 3, "readout__layer": 3}, ["monte_carlo", "readout"]),
+        ("gae", {"credit__beta": 3.0, "enable": True}, ["credit"]),
     ],
 )
-def test_changed_settings_that_are_not_read_are_said_once(config, caplog, estimator, values, named):
-    put(config, algorithm__adv_estimator=estimator, algorithm__rredcot__enable=values.get("enable"))
-    warn_of_unread(config, active_settings(config))
-    assert not caplog.records
-    put(config, **{f"algorithm__rredcot__{key}": value for key, value in values.items()})
-    warn_of_unread(config, active_settings(config))
+def test_they_are_said_once_and_together(config, caplog, estimator, values, named):
+    put(config, algorithm__adv_estimator=estimator, **{f"algorithm__rredcot__{k}": v for k, v in values.items()})
+    settings = active_settings(config)
+    warn_of_unread(config, settings, run_source(config, settings))
     (record,) = caplog.records
-    assert f"adv_estimator={estimator} does not read" in record.getMessage() and named in record.getMessage()
+    keys = ", ".join(f"algorithm.rredcot.{name}" for name in named)
+    assert f"adv_estimator={estimator} does not read {keys}, which the config changes" in record.getMessage()
