@@ -13,7 +13,9 @@ from torch import Tensor
 from transfer_queue import KVBatchMeta
 from verl.workers.utils.padding import response_to_nested
 
+from rredcot_verl.config.schema import PREFIX
 from rredcot_verl.core.groups import GroupStatistics, group_statistics
+from rredcot_verl.core.redistribution import SegmentBatch
 from rredcot_verl.passes.protocol import NOTHING
 from rredcot_verl.sources.record import KEY, Record, Status
 
@@ -99,6 +101,31 @@ class Rows:
     def groups(self) -> GroupStatistics:
         """Outcomes of each row's group, float64."""
         return group_statistics(self.outcomes, self.index.tolist(), self.final_rows)
+
+    def check_outcomes(self, reward_range: tuple[float, float], penalty: float = 0.0) -> None:
+        """Refuse rewards outside the range that values are measured against.
+
+        Args:
+            reward_range: `self_value.reward_range`.
+            penalty: How far below the range verl's own reward shaping may go.
+
+        Raises:
+            ValueError: Names the reward, the row and the setting.
+        """
+        low, high = reward_range
+        slack = 1e-6 * max(abs(low), abs(high))
+        outside = ~self.is_padding & ~((self.outcomes >= low - penalty - slack) & (self.outcomes <= high + slack))
+        if bool(outside.any()):
+            row = int(outside.nonzero()[0])
+            raise ValueError(
+                f"reward {self.outcomes[row].item()} of response {self.keys[row]} lies outside "
+                f"{PREFIX}.self_value.reward_range=[{low}, {high}]; set the range that your verifier gives, e.g. [-1,1]"
+            )
+
+    def segments(self, values: Sequence[Sequence[float]]) -> SegmentBatch:
+        """The rows' segments with these values; a row without values is one segment."""
+        boundaries = [record.segment_boundaries if record else [] for record in self.records]
+        return SegmentBatch.from_rows(boundaries, values, self.outcomes, self.lengths)
 
     def read(self, field: str) -> Sequence[Tensor]:
         """A field of all rows, one tensor each."""

@@ -13,9 +13,9 @@ from omegaconf import DictConfig
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer
 
-from rredcot_verl.config.schema import PREFIX, RREDCoTConfig
+from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.core.metrics import credit_metrics
-from rredcot_verl.core.redistribution import SegmentBatch, redistribute, return_error
+from rredcot_verl.core.redistribution import redistribute, return_error
 from rredcot_verl.preflight.at_start import check_data
 from rredcot_verl.probes.elicitation import Elicitation
 from rredcot_verl.probes.vocabulary import Vocabulary
@@ -71,8 +71,8 @@ class RREDCoTTrainerMixin(PPOTrainer):
             return super()._compute_advantage(batch, metrics)
         started = time.perf_counter()
         rows = read_rewards(self._recorded.on(batch), self.global_steps)
-        check_outcomes(rows, self.rredcot, reward_penalty(self.config))
-        segments = segment_batch(rows, self._source.smoothed_values(rows))
+        rows.check_outcomes(self.rredcot.self_value.reward_range, reward_penalty(self.config))
+        segments = rows.segments(self._source.smoothed_values(rows))
         token_level_rewards = redistribute(segments, rows.response_mask)
         write_token_level_rewards(rows, token_level_rewards)
         segmented = Segmented(segments, rows.final_rows, credit_rule(self.config.algorithm, self.rredcot, self._source))
@@ -145,34 +145,6 @@ class RREDCoTTrainerMixin(PPOTrainer):
         logger.warning(
             "rredcot: no response of this step had an answer to measure segments by, so its credit is GRPO's; %s",
             self._source.way_out(),
-        )
-
-
-def segment_batch(rows: Rows, values: list[list[float]]) -> SegmentBatch:
-    """The rows' segments; a row without values is one segment."""
-    boundaries = [record.segment_boundaries if record else [] for record in rows.records]
-    return SegmentBatch.from_rows(boundaries, values, rows.outcomes, rows.lengths)
-
-
-def check_outcomes(rows: Rows, settings: RREDCoTConfig, penalty: float = 0.0) -> None:
-    """Refuse rewards outside the range that self-values are measured against.
-
-    Args:
-        rows: The batch.
-        settings: The `algorithm.rredcot` block.
-        penalty: How far below the range verl's own reward shaping may go.
-
-    Raises:
-        ValueError: Names the reward, the row and the setting.
-    """
-    low, high = settings.self_value.reward_range
-    slack = 1e-6 * max(abs(low), abs(high))
-    outside = ~rows.is_padding & ~((rows.outcomes >= low - penalty - slack) & (rows.outcomes <= high + slack))
-    if bool(outside.any()):
-        row = int(outside.nonzero()[0])
-        raise ValueError(
-            f"reward {rows.outcomes[row].item()} of response {rows.keys[row]} lies outside "
-            f"{PREFIX}.self_value.reward_range=[{low}, {high}]; set the range that your verifier gives, e.g. [-1,1]"
         )
 
 

@@ -13,7 +13,7 @@ from rredcot_verl.agent import worker as worker_module
 from rredcot_verl.agent.worker import RREDCoTAgentLoopWorker
 from rredcot_verl.passes.probe_codec import decode
 from rredcot_verl.passes.protocol import FIELDS, NOTHING
-from rredcot_verl.servers.client import ScoringTimeout
+from rredcot_verl.servers.client import ProbingTimeout
 from rredcot_verl.sources.record import KEY, Record, Status
 from tests.passes.table_model import FakeServer, TableModel
 from tests.probes.tiny_tokenizers import byte_level, encode
@@ -172,7 +172,7 @@ def test_a_failing_verifier_is_carried_to_the_trainer(monkeypatch, stored):
     "error, told",
     [
         (RuntimeError("out of memory"), "RuntimeError: out of memory"),
-        (ScoringTimeout("no answer in time"), "no answer in time"),
+        (ProbingTimeout("no answer in time"), "no answer in time"),
     ],
 )
 def test_a_failing_server_is_too(monkeypatch, stored, error, told):

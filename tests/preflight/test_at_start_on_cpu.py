@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from rredcot_verl.run.settings import active_settings
+from rredcot_verl.run.settings import active_settings, run_source
 from rredcot_verl.trainer.trainer import TRAINER_REGISTRY
 from tests.runs import REPOSITORY
 from tests.tiny_model import make_tiny_data, make_tiny_model
@@ -18,6 +18,7 @@ class Trainer(TRAINER_REGISTRY["sync"]):
     def __init__(self, config):
         self.config = config
         self.rredcot = active_settings(config)
+        self._source = None if self.rredcot is None else run_source(config, self.rredcot)
         self._init_tokenizer()
 
 

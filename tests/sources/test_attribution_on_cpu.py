@@ -1,6 +1,7 @@
 """Weights of segments: which answer, which segments, what travels, and what becomes of the weights."""
 
 import copy
+import dataclasses
 
 import pytest
 from hydra import compose, initialize_config_module

@@ -20,7 +20,6 @@ from rredcot_verl.sources.queue import (
     write_token_level_rewards,
 )
 from rredcot_verl.sources.record import COUNTED, KEY, Record, Status
-from rredcot_verl.trainer.trainer import segment_batch
 from tests.sources.world import World
 
 # Two outputs of one session, another session, a synthetic row.
@@ -47,7 +46,7 @@ def test_rows_are_read_with_their_records(world):
     assert rows.groups.mean.tolist() == [0.75, 0.75, 0.75, 0.0]
     assert rows.response_mask.tolist() == [[1, 1, 1, 0], [1, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]
     assert rows.is_padding.tolist() == [False, False, False, True]
-    segments = segment_batch(rows, [[], [0.25, 0.5], [], []])
+    segments = rows.segments([[], [0.25, 0.5], [], []])
     assert segments.scored.tolist() == [False, True, False, False]
     assert segments.segment_boundaries.tolist() == [[0, 3, 3], [0, 2, 4], [0, 2, 2], [0, 1, 1]]
     rewards = redistribute(segments, rows.response_mask)
@@ -75,7 +74,7 @@ def test_a_record_that_is_missing_or_of_another_release_names_the_response(world
 
 def test_boundaries_that_do_not_fit_the_response_are_refused(world):
     with pytest.raises(ValueError, match="row 1.*response length 4"):
-        segment_batch(world.rows(), [[], [0.25, 0.5, 0.5], [], []])
+        world.rows().segments([[], [0.25, 0.5, 0.5], [], []])
 
 
 def test_a_record_survives_the_way_through_plain_containers():

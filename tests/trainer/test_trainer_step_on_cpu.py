@@ -18,7 +18,7 @@ from rredcot_verl.passes.protocol import MODEL_TYPE
 from rredcot_verl.sources.engines import EngineChoice
 from rredcot_verl.sources.record import KEY, Record, Status
 from rredcot_verl.trainer import trainer as trainer_module
-from rredcot_verl.trainer.trainer import RREDCoTTrainerMixin, check_outcomes, checkpoint_folder
+from rredcot_verl.trainer.trainer import RREDCoTTrainerMixin, checkpoint_folder
 from tests.passes.architectures import build_model
 from tests.probes.tiny_tokenizers import byte_level
 from tests.sources.world import TEXT, World
@@ -230,7 +230,8 @@ def _in_a_cycle(trainer):
 def test_outcomes_outside_the_range_are_named(monkeypatch):
     def check(rewards, padding=False, penalty=0.0, **value):
         records = [*([Record(Status.EMPTY)] * (len(rewards) - padding)), *[None] * padding]
-        check_outcomes(World(monkeypatch, records, rewards=rewards).rows(), parse({"self_value": value}), penalty)
+        reward_range = parse({"self_value": value}).self_value.reward_range
+        World(monkeypatch, records, rewards=rewards).rows().check_outcomes(reward_range, penalty)
 
     check([0.0, 1.0, 0.5, 1.0 + 1e-7])
     for bad, said in ((-1.0, "-1.0"), (1.25, "1.25"), (float("nan"), "nan")):
