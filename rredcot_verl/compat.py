@@ -140,7 +140,7 @@ SERVER_SYMBOLS: dict[str, tuple[str, ...]] = {
     "verl.workers.rollout.replica:RolloutReplicaRegistry.get": ("name",),
     "verl.workers.rollout.replica:TokenOutput": ("token_ids", "stop_reason", "extra_fields"),
 }
-"""What the scoring rollout servers rely on besides, whichever backend is installed."""
+"""What the rollout servers that read probes rely on besides, whichever backend is installed."""
 
 _VLLM_SERVER = "verl.workers.rollout.vllm_rollout.vllm_async_server"
 
@@ -173,7 +173,7 @@ VLLM_SYMBOLS: dict[str, tuple[str, ...]] = {
     "vllm.v1.sample.logits_processor:LogitsProcessor": ("vllm_config", "device", "is_pin_memory"),
     "vllm.v1.sample.logits_processor:process_dict_updates": ("req_entries", "batch_update", "new_state"),
 }
-"""What the scoring vLLM server relies on. Can be looked up only where vllm is installed."""
+"""What our vLLM server relies on. Can be looked up only where vllm is installed."""
 
 SGLANG_SYMBOLS: dict[str, tuple[str, ...]] = {
     "verl.workers.rollout.sglang_rollout.async_sglang_server:SGLangReplica": (),
@@ -193,7 +193,7 @@ SGLANG_SYMBOLS: dict[str, tuple[str, ...]] = {
         "token_ids_logprob",
     ),
 }
-"""What the scoring SGLang server relies on. Can be looked up only where sglang is installed."""
+"""What our SGLang server relies on. Can be looked up only where sglang is installed."""
 
 
 def check_symbols(symbols: dict[str, tuple[str, ...]]) -> list[str]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes an environment with vLLM on CPU and runs the tests of the scoring vLLM server on a real engine, and a real
+# Makes an environment with vLLM on CPU and runs the tests of our vLLM server on a real engine, and a real
 # `main_ppo` run with rollout.name=vllm. Linux, x86_64. About 4 GB and ten minutes on 2 cores.
 # Arguments go to pytest.
 set -euo pipefail

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "scripts" / "bench_self_value.py"
+SCRIPT = ROOT / "scripts" / "bench" / "bench_self_value.py"
 LENGTHS, SEGMENTS = (48, 80), (2, 4)
 TRACES, PROMPT, PROPOSALS, OPENING, ANSWER, ROLLOUTS = 2, 7, 3, 5, 2, 4
 VARIANTS = ["plain", "packed", "update", "generation", "shared", "fused", "naive", "server", "monte_carlo"]

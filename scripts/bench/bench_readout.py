@@ -1,6 +1,8 @@
 """The readout on simulated traces whose true values are known: none, logistic, hidden and both.
 
-    python scripts/bench_readout.py [--seeds 10 --parts methods noise selection drift seconds]
+Owner: the core maintainers. Makes the tables of docs/results/readout.md. Last run: 2026-11-28.
+
+    python scripts/bench/bench_readout.py [--seeds 10 --parts methods noise selection drift seconds]
 
 The world. A prompt's ability a is normal; a response adds independent normal steps to it, and is right if the sum ends
 above 0. So the true value of a state, P(right | a, steps so far), is known in closed form and is a martingale. The

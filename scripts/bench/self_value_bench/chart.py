@@ -1,6 +1,6 @@
 """The chart: seconds against the length of a response and against the number of segments, as one SVG file.
 
-    PYTHONPATH=. python scripts/self_value_bench/chart.py OUT.json CHART.svg
+    PYTHONPATH=. python scripts/bench/self_value_bench/chart.py OUT.json CHART.svg
 
 draws the measurements of an earlier run anew.
 """

@@ -1,0 +1,1 @@
+"""Parts of `scripts/bench/bench_self_value.py`: the work, the ways to do it, the clock, the figures, the chart."""

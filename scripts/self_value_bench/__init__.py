@@ -1,1 +1,0 @@
-"""Parts of `scripts/bench_self_value.py`: the work, the ways to do it, the clock, the figures, the chart."""
