@@ -3,10 +3,7 @@
 import itertools
 
 import pytest
-import torch
 
-from rredcot_verl.core.credit import reweight, segment_td
-from rredcot_verl.core.redistribution import SegmentBatch
 from rredcot_verl.core.values import attribution_values, new_highs, smooth
 
 PROBABILITIES = [0.1, 0.5, 0.3, 0.4]
@@ -53,25 +50,3 @@ def test_smoothing_keeps_the_ends_and_the_return() -> None:
 
 def test_smoothing_leaves_a_straight_line() -> None:
     assert smooth([0.0, 0.25, 0.5, 0.75], 1.0, 0.7) == pytest.approx([0.0, 0.25, 0.5, 0.75])
-
-
-def test_without_the_pinned_end_flat_values_are_grpo_and_progress_alone_counts() -> None:
-    outcomes = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    num_tokens = torch.full((2, 3), 2)
-
-    def weights(values: list[float], pinned: bool) -> torch.Tensor:
-        segments = SegmentBatch.from_rows([[0, 2, 4, 6]] * 2, [values] * 2, outcomes, [6, 6])
-        return reweight(torch.tensor([1.0, -1.0]), segments, num_tokens, beta=2.0, pinned=pinned)
-
-    assert torch.equal(weights([0.3, 0.3, 0.3], pinned=False), torch.ones(2, 3))
-    assert not torch.allclose(weights([0.3, 0.3, 0.3], pinned=True), torch.ones(2, 3))
-    exponents = torch.tensor([[0.4, -0.2, 0.0], [-0.4, 0.2, 0.0]]) * 2.0
-    expected = exponents.exp() / exponents.exp().mean(dim=1, keepdim=True)
-    assert torch.allclose(weights([0.1, 0.5, 0.3], pinned=False), expected)
-
-
-def test_td_keeps_grpos_advantage_on_the_first_segment() -> None:
-    outcomes = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    segments = SegmentBatch.from_rows([[0, 2, 4, 6]] * 2, [[0.3, 0.3, 0.3]] * 2, outcomes, [6, 6])
-    advantages = segment_td(segments, torch.tensor([0.5, 0.5]), torch.ones(2), gamma=1.0, lam=1.0)
-    assert torch.allclose(advantages[:, 0], torch.tensor([0.5, -0.5]))

@@ -1,6 +1,5 @@
 """What holds for every source, and a source of one's own."""
 
-import asyncio
 import sys
 from collections.abc import Sequence
 from typing import Literal
@@ -175,18 +174,6 @@ def test_a_source_of_ones_own_from_the_response_to_its_values(monkeypatch):
     assert agent.source.passes(recorded) == () and agent.source.metrics([record]) == {}
     assert agent.source.reads() == {"source_options"} and not agent.source.needs_references()
     assert OURS in agent.source.way_out() and agent.source.describe() == OURS
-
-
-def test_uniform_groups_are_left_to_those_who_ask_for_them():
-    class Teaching(Lengths):
-        segments_uniform_groups = True
-
-    agent = Agent(block={"source": OURS})
-    teaching = Teaching(agent.settings, "teaching")
-    with pytest.raises(NotImplementedError):
-        teaching.plan_uniform(agent.response(), [0, 1])
-    with pytest.raises(NotImplementedError):
-        asyncio.run(Source(agent.settings, "none").plan(agent.response(), Group(1), [0, 1]))
 
 
 def test_a_foreign_estimator_gets_rredcots_own_source():
