@@ -22,16 +22,10 @@ from plumbing import machine, parser, save
 from torch import Tensor
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
-from rredcot_verl.config.blocks import CreditConfig
-from rredcot_verl.config.schema import RREDCoTConfig
+from rredcot_verl.core.credit import CreditRule
 from rredcot_verl.core.redistribution import SegmentBatch, redistribute
 from rredcot_verl.core.segmentation import Trace, get_segmenter, segment
-from rredcot_verl.trainer.estimator import (
-    SegmentContext,
-    compute_credit,
-    compute_rredcot_advantage,
-    segment_context,
-)
+from rredcot_verl.trainer.estimator import Segmented, compute_rredcot_advantage, with_segments
 
 
 def make_batch(responses: int, tokens: int, group: int) -> dict[str, Any]:
@@ -77,17 +71,8 @@ def credit(batch: dict[str, Any], boundaries: list[list[int]], values: list[list
     """Everything the trainer does to one batch, from the agent loop's lists to advantages."""
     segments = SegmentBatch.from_rows(boundaries, values, batch["outcomes"], batch["lengths"])
     rewards = redistribute(segments, batch["mask"])
-    algorithm = {"norm_adv_by_std_in_grpo": True}
-    found = compute_credit(
-        segments,
-        torch.arange(len(values)),
-        batch["index"],
-        batch["mask"],
-        algorithm,
-        RREDCoTConfig(credit=CreditConfig(form=form)),
-    )
-    with segment_context(SegmentContext(segments, found.segment_advantages)):
-        advantages, _ = compute_rredcot_advantage(rewards, batch["mask"], batch["index"], algorithm)
+    with with_segments(Segmented(segments, torch.arange(len(values)), CreditRule(form=form))):
+        advantages, _ = compute_rredcot_advantage(rewards, batch["mask"], batch["index"])
     return advantages
 
 
