@@ -2,7 +2,7 @@
 
 Owner: the core maintainers. Makes docs/results/self_value.md, its JSON and its chart. Last run: 2026-11-21.
 
-    python scripts/bench/bench_self_value.py [--model small --lengths 1024 2048 4096 --segments 8 16 32] [--json OUT.json]
+    python scripts/bench/bench_self_value.py [--lengths 1024 2048 4096 --segments 8 16 32] [--json OUT.json]
 
 Traces of random tokens, all of one length; at the start of every segment each of `--proposals` answers is forced.
 
