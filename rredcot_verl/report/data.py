@@ -62,14 +62,7 @@ class Run:
     solved_at: float = SOLVED_AT
 
     def series(self, key: str) -> Points:
-        """A metric over the training steps.
-
-        Args:
-            key: The metric's name.
-
-        Returns:
-            ``(step, value)`` in order of step; of two values logged for a step, the later one.
-        """
+        """A metric as ``(step, value)`` in order of step; of two values logged for a step, the later one."""
         return sorted({step: data[key] for step, data in self.metrics if key in data}.items())
 
     @property

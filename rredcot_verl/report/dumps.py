@@ -15,11 +15,7 @@ from rredcot_verl.report.trace import SOLVED_AT, Response
 
 
 def load_responses(files: Sequence[Path], solved_at: float = SOLVED_AT) -> Iterator[Response]:
-    """Reads dumps, one file a step.
-
-    Args:
-        files: The files in order of step.
-        solved_at: Lowest reward of a solved response.
+    """Reads dumps, one file a step, the files in order of step.
 
     Yields:
         The responses; of a session with several outputs the last, whose reward all of them carry.
@@ -46,11 +42,7 @@ def load_responses(files: Sequence[Path], solved_at: float = SOLVED_AT) -> Itera
 
 
 def mean_scores(files: Sequence[Path]) -> Iterator[tuple[int, float]]:
-    """The mean score of each dump, as ``(step, mean)``.
-
-    Args:
-        files: The files in order of step.
-    """
+    """The mean score of each dump, as ``(step, mean)``; the files in order of step."""
     for file in files:
         scores = [entry(row, "score", NUMBER, where) for row, where in _final_rows(file)]
         yield int(file.stem), sum(scores) / len(scores)

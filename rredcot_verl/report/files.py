@@ -15,13 +15,7 @@ class ReportError(ValueError):
 
 
 def json_lines(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Reads a JSON-lines file row by row, so that a large one need not fit into memory.
-
-    Args:
-        file: The file.
-
-    Yields:
-        Each row with its place, ``file:line``.
+    """Yields the rows of a JSON-lines file with their place, ``file:line``; a large file need not fit into memory.
 
     Raises:
         ReportError: The file is missing, empty or not UTF-8 text, or a line is no JSON object.
@@ -63,7 +57,7 @@ def entry(row: dict[str, Any], key: str, kind: str, where: str, *, optional: boo
     Raises:
         ReportError: It is of another kind.
     """
-    value = row.get(key)
+    value: Any = row.get(key)
     if optional and value is None:
         return None
     if not _IS_A[kind](value):

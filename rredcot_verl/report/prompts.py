@@ -97,10 +97,7 @@ def is_learnable(prompt: Prompt) -> bool:
 def prompts_of(run: Run, thresholds: Thresholds | None = None, seed: int = 0) -> list[Prompt]:
     """The prompts of a run, in order of their first appearance.
 
-    Args:
-        run: The run, with traces or rollouts or both.
-        thresholds: Those of the shared blame.
-        seed: Draws the segments for ``SharedBlame.chance``.
+    The thresholds are those of the shared blame; the seed draws the segments for ``SharedBlame.chance``.
     """
     thresholds = thresholds or Thresholds()
     traces: dict[str, list[Trace]] = {}

@@ -124,12 +124,7 @@ class Trace(Response):
 
 
 def read_trace(row: dict[str, Any], where: str, solved_at: float = SOLVED_AT) -> Trace:
-    """Makes a trace of a row, and checks it.
-
-    Args:
-        row: A line of a traces file.
-        where: Its place, for messages.
-        solved_at: Lowest reward of a solved response.
+    """Makes a trace of a line of a traces file, and checks it; ``where`` is its place, for messages.
 
     Raises:
         ReportError: Something is missing, of the wrong type, or does not fit together.
