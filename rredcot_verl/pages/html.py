@@ -45,13 +45,5 @@ _ENVIRONMENT.filters.update(
 
 
 def render(template: str, **context: Any) -> str:
-    """Fills in a template.
-
-    Args:
-        template: Its file name, for example ``run.html``.
-        **context: What its placeholders stand for; text is escaped.
-
-    Returns:
-        A complete HTML document.
-    """
+    """Fills in a template, e.g. ``run.html``; text is escaped. The result is a complete HTML document."""
     return _ENVIRONMENT.get_template(template).render(**context)

@@ -14,15 +14,7 @@ def printable(text: str) -> str:
 
 
 def signed(value: float, num_digits: int = 2) -> str:
-    """Writes a number with its sign, and a rounded zero without one.
-
-    Args:
-        value: The number.
-        num_digits: Digits after the point.
-
-    Returns:
-        For example ``+0.25``, ``−0.50`` (with a true minus sign) or ``0.00``.
-    """
+    """A number with its sign: ``+0.25``, ``−0.50`` (with a true minus sign), and a rounded zero without one, ``0.00``."""
     text = f"{value:+.{num_digits}f}"
     return text[1:] if float(text) == 0.0 else text.replace("-", "−")
 

@@ -114,12 +114,7 @@ def check_rows(
 ) -> RowFacts:
     """Check rows in verl's schema, in one pass.
 
-    Args:
-        rows: The rows.
-        tokenizer: A transformers tokenizer; None: chat template and lengths are not checked.
-        rules: What the run needs of them.
-        findings: Gets what was found.
-        columns: The rows' columns; None: those of the first row.
+    Without a tokenizer neither chat template nor lengths are checked; without `columns` those of the first row count.
     """
     checker = _RowChecker(tokenizer, rules, findings)
     for number, row in enumerate(rows):
