@@ -115,7 +115,7 @@ def build_prompt(problem: Problem, style: PromptStyle) -> list[dict[str, str]]:
 
 
 def build_row(problem: Problem, style: PromptStyle, data_source: str, split: str, index: int) -> dict[str, Any]:
-    """Row `index` of a file of `split` (`train`, `val`, `test`) in verl's schema; verl groups metrics by `data_source`."""
+    """Row `index` of the file of a split (`train`, `val` or `test`); verl groups metrics by `data_source`."""
     extra: dict[str, Any] = {"split": split, "index": index, "id": problem.id, "question": problem.question}
     if isinstance(problem, MathProblem):
         extra["solution"] = problem.solution
