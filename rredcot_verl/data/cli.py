@@ -59,12 +59,7 @@ def preparation_of(task: str, argv: Sequence[str] | None = None) -> Preparation:
 
 
 def main(task: str, argv: Sequence[str] | None = None) -> int:
-    """Prepare data; the exit status.
-
-    Args:
-        task: `math` or `code`.
-        argv: Arguments; None: those of the process.
-    """
+    """Prepare data for a task, `math` or `code`; the exit status. Without `argv` the process's own arguments hold."""
 
     def say(line: str) -> None:
         sys.stdout.write(line + "\n")

@@ -16,12 +16,9 @@ from rredcot_verl.rewards.code_tests import CodeTests
 
 
 def stdin_tests(inputs: Sequence[Any], outputs: Sequence[Any], **limits: Any) -> str:
-    """Tests that run the program once for each input (contest style).
+    """Tests that run the program once for each standard input (contest style); a list of lines is joined.
 
-    Args:
-        inputs: Standard input of each run; a list of lines is joined.
-        outputs: Expected standard output of each run.
-        **limits: `time_limit_s`, `memory_limit_mb`.
+    The limits are `time_limit_s` and `memory_limit_mb`.
     """
     _same_length(inputs, outputs)
     return CodeTests("stdin", tuple(map(_lines, inputs)), tuple(map(_lines, outputs)), **limits).to_json()
@@ -73,10 +70,6 @@ def split_check(test: str, entry_point: str) -> tuple[str, list[str]]:
     Statements without an assert (a helper, a prepared input) stand before every later test. The function is kept whole
     where a later statement needs what an asserting one has set, so that no test changes its meaning. Asserts of a
     constant, as `assert True`, test nothing and are left out.
-
-    Args:
-        test: Source of the data set's `test` column.
-        entry_point: Name of the function under test.
 
     Returns:
         Source that all tests need, and the tests.

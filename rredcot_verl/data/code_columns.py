@@ -130,11 +130,7 @@ def verl_row(row: Row) -> CodeProblem:
 def tests_column(
     question: str, tests: str, solutions: str | None = None, id: str | None = None
 ) -> Callable[[Row], CodeProblem]:
-    """A mapping of named columns. `tests` holds tests as `rewards.code_tests` reads them, or a list of asserts.
-
-    Returns:
-        Function of a row.
-    """
+    """A mapping of named columns. `tests` holds tests as `rewards.code_tests` reads them, or a list of asserts."""
 
     def to_problem(row: Row) -> CodeProblem:
         given = row[tests]

@@ -35,9 +35,7 @@ def read_file(path: str | Path) -> Iterator[Row]:
 def data_files(path: str | Path, split: str = "") -> list[Path]:
     """The data files of a path: itself, or all below a folder, sorted.
 
-    Args:
-        path: A file or folder.
-        split: Of a folder, only files with this word in their names or folders, e.g. `train`.
+    Of a folder with a `split`, e.g. `train`, only files with this word in their names or folders.
 
     Raises:
         ValueError: The path is missing, the folder holds no such file, or files of several splits and none is chosen.
@@ -169,12 +167,7 @@ def load_hub(
 
 
 def load_reasoning_gym(spec: str, size: int, seed: int) -> Iterator[Row]:
-    """Tasks of the package reasoning-gym, made on the spot.
-
-    Args:
-        spec: Name of a task with its settings, e.g. `chain_sum` or `chain_sum?min_terms=2&max_terms=4`.
-        size: Number of tasks.
-        seed: Seed of the tasks.
+    """Tasks of the package reasoning-gym, made on the spot, of a spec such as `chain_sum?min_terms=2&max_terms=4`.
 
     Raises:
         ValueError: The package is missing, or has no such task or setting.

@@ -26,11 +26,7 @@ def file_sha256(path: Path) -> str:
 
 
 class StageLog:
-    """Collects inputs and stages, and tells the user about each.
-
-    Args:
-        say: Called with a line for the user.
-    """
+    """Collects inputs and stages, and tells the user about each, line by line."""
 
     def __init__(self, say: Callable[[str], None] = lambda line: None) -> None:
         self.inputs: list[dict[str, Any]] = []
@@ -81,13 +77,8 @@ def _stage_text(stage: Mapping[str, Any]) -> str:
 def write_manifest(preparation: Preparation, log: StageLog, outputs: Mapping[str, Any]) -> dict[str, Any]:
     """Write `manifest.json` beside the files; it holds no time, so that the same input gives the same bytes.
 
-    Args:
-        preparation: What was asked for.
-        log: What was recorded.
-        outputs: By name, what was written.
-
     Returns:
-        The manifest.
+        The manifest, as it was written.
     """
     manifest = {
         "outputs": {f"{name}.parquet": entry for name, entry in outputs.items()},

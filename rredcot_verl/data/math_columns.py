@@ -59,11 +59,7 @@ def verl_row(row: Row) -> MathProblem:
 def from_columns(
     question: str, answer: str, solution: str | None = None, id: str | None = None
 ) -> Callable[[Row], MathProblem]:
-    """A mapping of named columns. The answer column may hold the answer, or a worked solution with #### or a box.
-
-    Returns:
-        Function of a row.
-    """
+    """A mapping of named columns. The answer column may hold the answer, or a worked solution with #### or a box."""
 
     def to_problem(row: Row) -> MathProblem:
         given = _first(row[answer])

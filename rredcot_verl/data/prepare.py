@@ -32,9 +32,7 @@ class Entry:
 def prepare(preparation: Preparation, say: Say = lambda line: None) -> dict[str, Any]:
     """Prepare data sets as parquet files in verl's schema, with a manifest.
 
-    Args:
-        preparation: What to prepare.
-        say: Called with lines for the user while it runs.
+    `say` is called with lines for the user while it runs.
 
     Returns:
         The manifest, as written to `manifest.json`.
@@ -111,10 +109,7 @@ def _train_files(
 def split_off(entries: Sequence[Entry], size: float, seed: int) -> list[Entry]:
     """The validation part, by the content of each question: new rows do not move old ones from one side to the other.
 
-    Args:
-        entries: All entries.
-        size: Below 1 a fraction of all questions (drawn one by one), else the number of rows.
-        seed: Seed of the draw.
+    A `size` below 1 is a fraction of all questions (drawn one by one), else the number of rows.
     """
 
     def draw(entry: Entry) -> float:

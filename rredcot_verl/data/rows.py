@@ -115,15 +115,7 @@ def build_prompt(problem: Problem, style: PromptStyle) -> list[dict[str, str]]:
 
 
 def build_row(problem: Problem, style: PromptStyle, data_source: str, split: str, index: int) -> dict[str, Any]:
-    """One row of verl's schema.
-
-    Args:
-        problem: The problem.
-        style: How its prompt is written.
-        data_source: Name of the data set, by which verl groups validation metrics.
-        split: `train`, `val` or `test`.
-        index: Number of the row in its file.
-    """
+    """Row `index` of the file of a split (`train`, `val` or `test`); verl groups metrics by `data_source`."""
     extra: dict[str, Any] = {"split": split, "index": index, "id": problem.id, "question": problem.question}
     if isinstance(problem, MathProblem):
         extra["solution"] = problem.solution

@@ -17,11 +17,7 @@ Run = Callable[..., Awaitable[Any]]
 
 
 def why_unusable(task: str) -> Callable[[str], str | None]:
-    """The verifier's own judgement of a ground truth: a reason, or None where it can use it.
-
-    Args:
-        task: `math` or `code`.
-    """
+    """What a task's verifier, `math` or `code`, says of a ground truth: a reason, or None where it can use it."""
     function: Callable[[str], str | None] = importlib.import_module(f"rredcot_verl.rewards.{task}").why_unusable
     return function
 

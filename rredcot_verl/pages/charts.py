@@ -137,11 +137,8 @@ def line_chart(
 
 
 def bar_chart(series: Sequence[Series], *, description: str) -> Drawing:
-    """Draws shares by relative position in the trace, with the number, in per cent, on every bar.
-
-    Args:
-        series: One or two series over the same bins.
-        description: What the chart shows, for readers who do not see it.
+    """Draws shares of one or two series over the same bins, by relative position in the trace, in per cent on every
+    bar.
     """
     height, right = 260, WIDTH - 10
     num_bins = len(series[0].points)
@@ -209,10 +206,10 @@ def reliability(
 def forest(
     rows: Sequence[Row], guides: Sequence[Guide], *, x_label: str, description: str, zero: bool = False
 ) -> Drawing:
-    """Draws each method's estimate with its interval.
+    """Draws each method's estimate with its interval; those without an estimate are listed without a mark.
 
     Args:
-        rows: Methods in order; those without an estimate are listed without a mark.
+        rows: Methods in order.
         guides: Lines to compare with.
         x_label: What is measured.
         description: For readers who do not see it.

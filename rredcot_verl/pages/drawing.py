@@ -108,16 +108,9 @@ class Drawing:
 
 
 def ticks(low: float, high: float, at_most: int = 6, *, integer: bool = False) -> list[float]:
-    """Round tick values that enclose a range.
+    """Round tick values that enclose a range: evenly spaced, at least two, and only whole numbers where ``integer``.
 
-    Args:
-        low: The smallest value to show.
-        high: The largest one.
-        at_most: Most ticks wanted.
-        integer: Whether only whole numbers make sense.
-
-    Returns:
-        Evenly spaced round numbers, the first at most ``low`` and the last at least ``high``; at least two.
+    The first is at most ``low``, the last at least ``high``, and there are no more than ``at_most``.
     """
     if high - low < 1e-12:
         low, high = (low, low + 1.0) if integer else (low - 0.05, high + 0.05)

@@ -1,11 +1,11 @@
-"""Renders the templates of this folder. Everything that is put into them is escaped, and what a reader cannot see is
-replaced; only the charts of `pages.charts` come as markup.
+"""Renders the templates of this folder. What a reader cannot see is replaced, and everything that is put into an HTML
+page is escaped; only the charts of `pages.charts` come as markup. Other templates escape by their own filters.
 """
 
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from rredcot_verl.pages import charts, text
@@ -27,7 +27,7 @@ def _strength(credit: float) -> str:
 
 _ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).with_name("templates")),
-    autoescape=True,
+    autoescape=select_autoescape(["html"]),
     undefined=StrictUndefined,
     finalize=_shown,
     trim_blocks=True,
@@ -39,19 +39,11 @@ _ENVIRONMENT.filters.update(
     thousands=_thousands,
     **{
         function.__name__: function
-        for function in (text.signed, text.number, text.describe, text.percent, text.duration)
+        for function in (text.signed, text.number, text.describe, text.percent, text.duration, text.line, text.markdown)
     },
 )
 
 
 def render(template: str, **context: Any) -> str:
-    """Fills in a template.
-
-    Args:
-        template: Its file name, for example ``run.html``.
-        **context: What its placeholders stand for; text is escaped.
-
-    Returns:
-        A complete HTML document.
-    """
+    """Fills in a template, e.g. ``run.html``; the result is a complete document."""
     return _ENVIRONMENT.get_template(template).render(**context)

@@ -1,5 +1,6 @@
 """Numbers written for people, and text that a reader can see."""
 
+import re
 from typing import Any
 
 # Characters that would end the document early or that browsers do not show; the line break and the tab stay.
@@ -13,16 +14,26 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8").translate(_HIDDEN)
 
 
+# A text of a table or of plain text is one line of it.
+MOST_LINE_CHARACTERS = 160
+
+
+def line(text: str, *, from_end: bool = False) -> str:
+    """Any text on one line of bounded length, without characters that a terminal obeys."""
+    whole = " ⏎ ".join(part.strip() for part in printable(text).strip().split("\n")).replace("\t", " ") or "(no text)"
+    if len(whole) <= MOST_LINE_CHARACTERS:
+        return whole
+    return "… " + whole[-MOST_LINE_CHARACTERS:] if from_end else whole[:MOST_LINE_CHARACTERS] + " …"
+
+
+def markdown(text: str) -> str:
+    """Text that Markdown takes as it is: nothing of it becomes a heading, a link, a cell or a tag."""
+    escaped = re.sub(r"([\\`*_{}\[\]()#+\-.!|~$])", r"\\\1", text)
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
 def signed(value: float, num_digits: int = 2) -> str:
-    """Writes a number with its sign, and a rounded zero without one.
-
-    Args:
-        value: The number.
-        num_digits: Digits after the point.
-
-    Returns:
-        For example ``+0.25``, ``−0.50`` (with a true minus sign) or ``0.00``.
-    """
+    """A number with its sign, ``+0.25`` or ``−0.50`` (with a true minus sign); a rounded zero has none, ``0.00``."""
     text = f"{value:+.{num_digits}f}"
     return text[1:] if float(text) == 0.0 else text.replace("-", "−")
 

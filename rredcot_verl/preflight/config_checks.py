@@ -87,10 +87,7 @@ def check_settings(config: DictConfig, findings: Findings) -> RREDCoTConfig | No
 def check_with_verl(config: DictConfig, findings: Findings, *, with_model: bool) -> bool:
     """verl's `validate_config`, and the dataclasses its workers make of the config.
 
-    Args:
-        config: verl's whole config.
-        findings: Gets what verl says.
-        with_model: The model's own config can be read.
+    The model is left out unless its own config can be read (`with_model`).
 
     Returns:
         bool: Whether verl could make a model's config of `actor_rollout_ref.model`.

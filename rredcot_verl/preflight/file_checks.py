@@ -57,9 +57,8 @@ def check_files(config: DictConfig, tokenizer: Any, findings: Findings) -> None:
         overlap = Tally()
         for key in sorted(train.keys.keys() & val.keys.keys(), key=train.keys.__getitem__):
             overlap.add(f"train row {train.keys[key]}", f"val row {val.keys[key]}")
-        if overlap.count:
-            text = "prompts that are in both data.train_files and data.val_files: validation would flatter the model"
-            findings.warn("train_val_overlap", text, overlap)
+        text = "prompts that are in both data.train_files and data.val_files: validation would flatter the model"
+        findings.warn("train_val_overlap", text, overlap)
 
 
 def files_of(entry: Any) -> list[str]:

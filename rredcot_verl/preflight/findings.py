@@ -59,10 +59,10 @@ class Findings:
         return Findings(self.found, f"{place}: ")
 
     def add(self, severity: Severity, message: str, way_out: str = "", rows: Tally | None = None) -> None:
-        """Add a finding, with the rows that have it."""
-        rows = rows or Tally()
-        finding = Finding(severity, self.place + message, way_out, rows.count, tuple(rows.lines()))
-        if finding not in self.found:
+        """Add a finding, with the rows that have it; nothing where there are no such rows."""
+        count, examples = (0, ()) if rows is None else (rows.count, tuple(rows.lines()))
+        finding = Finding(severity, self.place + message, way_out, count, examples)
+        if finding not in self.found and (rows is None or count or examples):
             self.found.append(finding)
 
     def fault(self, message: str, way_out: str = "", rows: Tally | None = None) -> None:

@@ -53,10 +53,7 @@ class Inspection:
 
 
 def inspect(arguments: Sequence[str]) -> Inspection:
-    """Compose and check a run.
-
-    Args:
-        arguments: Those of `verl.trainer.main_ppo`.
+    """Compose and check a run from the arguments of `verl.trainer.main_ppo`.
 
     Raises:
         ValueError: The config does not compose.

@@ -76,19 +76,16 @@ def check_budget(
                 probed.add(number)
     num_answers = sum(map(len, answers)) or 1
     of_all = f"of {num_answers} answers looked at)"
-    if short.count:
-        text = f"data.max_response_length={max_response_length} tokens cannot hold an answer and what opens and ends it"
-        text += f" ({short.count} {of_all}"
-        if short.count == num_answers:
-            findings.fault("response_budget_too_short", f"{text}: no response could be right", short)
-        else:
-            findings.warn("response_budget_too_short", text, short)
-    if long.count:
-        text = f"longer than {PREFIX}.self_value.max_answer_tokens={value.max_answer_tokens}, so never probed"
-        findings.warn("reference_too_long_to_probe", f"{text} ({long.count} {of_all}", long)
-    if unwritable.count:
-        text = "the tokenizer cannot append these answers to a prefix without changing them: never probed"
-        findings.warn("reference_cannot_be_appended", text, unwritable)
+    text = f"data.max_response_length={max_response_length} tokens cannot hold an answer and what opens and ends it"
+    text += f" ({short.count} {of_all}"
+    if short.count == num_answers:
+        findings.fault("response_budget_too_short", f"{text}: no response could be right", short)
+    else:
+        findings.warn("response_budget_too_short", text, short)
+    text = f"longer than {PREFIX}.self_value.max_answer_tokens={value.max_answer_tokens}, so never probed"
+    findings.warn("reference_too_long_to_probe", f"{text} ({long.count} {of_all}", long)
+    text = "the tokenizer cannot append these answers to a prefix without changing them: never probed"
+    findings.warn("reference_cannot_be_appended", text, unwritable)
     if answers and all(answers) and not probed and value.proposals == "reference":
         text = (
             f"none of the {len(answers)} rows looked at has a reference answer that can be probed: with "

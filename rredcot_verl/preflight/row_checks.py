@@ -114,12 +114,7 @@ def check_rows(
 ) -> RowFacts:
     """Check rows in verl's schema, in one pass.
 
-    Args:
-        rows: The rows.
-        tokenizer: A transformers tokenizer; None: chat template and lengths are not checked.
-        rules: What the run needs of them.
-        findings: Gets what was found.
-        columns: The rows' columns; None: those of the first row.
+    Without a tokenizer neither chat template nor lengths are checked; without `columns` those of the first row count.
     """
     checker = _RowChecker(tokenizer, rules, findings)
     for number, row in enumerate(rows):
@@ -239,8 +234,6 @@ class _RowChecker:
         """Measure and try what was kept, and report."""
         self._measure_prompts()
         for kind, expected in (_FAULTS | _WARNINGS).items():
-            if kind not in self._tallies:
-                continue
             rows = self._tallies[kind]
             # A reward model or another function may need no ground truth.
             harmless = kind in _WARNINGS or (kind == "missing_ground_truth" and self._rules.verifier is None)
@@ -263,14 +256,13 @@ class _RowChecker:
             if length > rules.max_prompt_length:
                 overlong.add(f"row {number}", f"{length} tokens")
         self.facts.num_overlong = overlong.count
-        if overlong.count:
-            number_found = f"at least {overlong.count}" if overlong.count == rules.max_measured else f"{overlong.count}"
-            text = (
-                f"{number_found} prompts are longer than data.max_prompt_length={rules.max_prompt_length} tokens, the "
-                f"longest {lengths[0][0]}; {_overlong_advice(rules)}"
-            )
-            severe = not (rules.filters_overlong or rules.truncates)
-            self._findings.add("fault" if severe else "warning", "overlong_prompts", text, overlong)
+        number_found = f"at least {overlong.count}" if overlong.count == rules.max_measured else f"{overlong.count}"
+        text = (
+            f"{number_found} prompts are longer than data.max_prompt_length={rules.max_prompt_length} tokens, the "
+            f"longest {lengths[0][0] if lengths else 0}; {_overlong_advice(rules)}"
+        )
+        severe = not (rules.filters_overlong or rules.truncates)
+        self._findings.add("fault" if severe else "warning", "overlong_prompts", text, overlong)
 
     def _try_ground_truths(self) -> None:
         verifier, num_tried = self._rules.verifier, len(self._truths)
@@ -284,11 +276,10 @@ class _RowChecker:
                 unusable.add(f"row {number}", f"{reason}: {truth!r}")
         tried = f"{num_tried} of {self._num_truths} ground truths tried with the {verifier} verifier"
         self._findings.add("note", f"{self.facts.num_rows} rows, {tried}")
-        if unusable.count:
-            # Tests that cannot be read end a run when their row comes up; an answer is only never right.
-            few = verifier == "math" and unusable.count < MAX_UNUSABLE_SHARE * num_tried
-            text = f"the {verifier} verifier cannot use the ground truth ({tried})"
-            self._findings.add("warning" if few else "fault", "unusable_ground_truth", text, unusable)
+        # Tests that cannot be read end a run when their row comes up; an answer is only never right.
+        few = verifier == "math" and unusable.count < MAX_UNUSABLE_SHARE * num_tried
+        text = f"the {verifier} verifier cannot use the ground truth ({tried})"
+        self._findings.add("warning" if few else "fault", "unusable_ground_truth", text, unusable)
 
 
 def why_no_prompt(prompt: Any) -> str | None:

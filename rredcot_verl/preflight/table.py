@@ -13,34 +13,28 @@ LABEL = 20
 
 def section(title: str, rows: Sequence[Row]) -> str:
     """A heading and aligned rows; long values go on below themselves."""
-    lines = [title]
-    for label, text in rows:
-        # A number and its % stay together.
-        wrapped = textwrap.wrap(
-            text.replace(" %", "\0%"), _width() - LABEL - 3, break_on_hyphens=False, break_long_words=False
-        )
-        wrapped = [line.replace("\0", " ") for line in wrapped] or [""]
-        lines.append(f"  {label:<{LABEL}} {wrapped[0]}")
-        lines.extend(" " * (LABEL + 3) + line for line in wrapped[1:])
-    return "\n".join(lines)
+    # A number and its % stay together.
+    lines = (_wrap(text.replace(" %", "\0%"), f"  {label:<{LABEL}} ", " " * (LABEL + 3)) for label, text in rows)
+    return "\n".join([title, *(line.replace("\0", " ") for line in lines)])
 
 
 def bullets(title: str, messages: Sequence[str]) -> str:
     """A heading and a list."""
-    lines = [title]
-    for message in messages:
-        for number, paragraph in enumerate(message.splitlines()):
-            lines.append(
-                textwrap.fill(
-                    paragraph,
-                    _width(),
-                    initial_indent="    " if number else "  - ",
-                    subsequent_indent="    ",
-                    break_on_hyphens=False,
-                    break_long_words=False,
-                )
-            )
-    return "\n".join(lines)
+    lines = [
+        _wrap(paragraph, "    " if number else "  - ", "    ")
+        for message in messages
+        for number, paragraph in enumerate(message.splitlines())
+    ]
+    return "\n".join([title, *lines])
+
+
+def _wrap(text: str, first: str, others: str) -> str:
+    """Text no wider than the terminal, with what stands before its first line and before the others."""
+    width = max(72, min(120, shutil.get_terminal_size((110, 24)).columns))
+    wrapped = textwrap.fill(
+        text, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False, break_long_words=False
+    )
+    return wrapped or first
 
 
 def count(number: float) -> str:
@@ -59,7 +53,3 @@ def percent(share: float) -> str:
 def plural(number: int, noun: str) -> str:
     """1 node, 2 nodes."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _width() -> int:
-    return max(72, min(120, shutil.get_terminal_size((110, 24)).columns))

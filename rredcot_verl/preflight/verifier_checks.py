@@ -113,9 +113,8 @@ def check_data_sources(config: DictConfig, data_sources: Iterable[str], findings
             except Exception:  # noqa: S110
                 # It has a function for this source, which wants another ground truth.
                 pass
-    if unknown.count:
-        text = (
-            f"verl has no reward function for these data sources; set {_KEY}.path=pkg://rredcot_verl.rewards.math (or "
-            ".code) and name=compute_score"
-        )
-        findings.fault("unknown_data_source", text, Tally(0, unknown.examples))
+    text = (
+        f"verl has no reward function for these data sources; set {_KEY}.path=pkg://rredcot_verl.rewards.math (or "
+        ".code) and name=compute_score"
+    )
+    findings.fault("unknown_data_source", text, Tally(0, unknown.examples))

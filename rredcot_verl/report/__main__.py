@@ -51,14 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command.
-
-    Args:
-        arguments: Command-line arguments; those of the process by default.
-
-    Returns:
-        The exit status: 0, or 1 where the run cannot be reported on.
-    """
+    """Runs the command; the exit status is 1 where the run cannot be reported on."""
     options = build_parser().parse_args(arguments)
     thresholds = Thresholds(**{field.name: getattr(options, field.name) for field in fields(Thresholds)})
     try:

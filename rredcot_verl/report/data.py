@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from rredcot_verl.report.dumps import Response, load_responses, mean_scores
-from rredcot_verl.report.files import ReportError, integer, is_number, json_lines
+from rredcot_verl.report.dumps import load_responses, mean_scores
+from rredcot_verl.report.files import INTEGER, ReportError, entry, is_number, json_lines
 from rredcot_verl.report.run_files import RunFiles, find_files, step_files
-from rredcot_verl.report.trace import SOLVED_AT, Trace, read_trace
+from rredcot_verl.report.trace import SOLVED_AT, Response, Trace, read_trace
 
 TRAINING_REWARDS = ("critic/score/mean", "critic/rewards/mean")
 Points = list[tuple[int, float]]
@@ -62,14 +62,7 @@ class Run:
     solved_at: float = SOLVED_AT
 
     def series(self, key: str) -> Points:
-        """A metric over the training steps.
-
-        Args:
-            key: The metric's name.
-
-        Returns:
-            ``(step, value)`` in order of step; of two values logged for a step, the later one.
-        """
+        """A metric as ``(step, value)`` in order of step; of two values logged for a step, the later one."""
         return sorted({step: data[key] for step, data in self.metrics if key in data}.items())
 
     @property
@@ -147,7 +140,7 @@ def _metrics_row(row: dict[str, Any], where: str) -> tuple[int, dict[str, float]
         raise ReportError(f"{where}: expected {{'step': int, 'data': {{...}}}}, got the keys {sorted(row)}")
     # verl's logger writes a metric that is not a number as null.
     numbers = {key: float(value) for key, value in data.items() if is_number(value) and math.isfinite(value)}
-    return integer(row, "step", where), numbers
+    return entry(row, "step", INTEGER, where), numbers
 
 
 def _validation_metric(metrics: Sequence[tuple[int, dict[str, float]]], file: Path, wanted: str | None) -> str | None:
@@ -162,7 +155,7 @@ def _validation_metric(metrics: Sequence[tuple[int, dict[str, float]]], file: Pa
     return next(usual, None)
 
 
-def _mean_rewards(responses: Sequence[Trace] | Sequence[Response]) -> Points:
+def _mean_rewards(responses: Sequence[Response]) -> Points:
     rewards: dict[int, list[float]] = {}
     for response in responses:
         rewards.setdefault(response.step, []).append(response.reward)

@@ -7,48 +7,15 @@ only.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rredcot_verl.report.files import json_lines, number, string
-from rredcot_verl.report.trace import ROUNDING, SOLVED_AT
-
-
-@dataclass(frozen=True)
-class Response:
-    """One response of a dump.
-
-    Attributes:
-        step: Training step.
-        uid: The prompt's group; without one in the dump, the prompt's text.
-        prompt: Text of the prompt as the model saw it, without special tokens.
-        reward: The verifier's reward.
-        response: Its text; empty but for the last step.
-        ground_truth: The answer expected, if known.
-        solved_at: Lowest reward of a solved response.
-    """
-
-    step: int
-    uid: str
-    prompt: str
-    reward: float
-    response: str = ""
-    ground_truth: str | None = None
-    solved_at: float = SOLVED_AT
-
-    @property
-    def is_failed(self) -> bool:
-        """Whether the reward is below that of a solved response."""
-        return self.reward < self.solved_at - ROUNDING
+from rredcot_verl.report.files import NUMBER, TEXT, entry, json_lines
+from rredcot_verl.report.trace import SOLVED_AT, Response
 
 
 def load_responses(files: Sequence[Path], solved_at: float = SOLVED_AT) -> Iterator[Response]:
-    """Reads dumps, one file a step.
-
-    Args:
-        files: The files in order of step.
-        solved_at: Lowest reward of a solved response.
+    """Reads dumps, one file a step, the files in order of step.
 
     Yields:
         The responses; of a session with several outputs the last, whose reward all of them carry.
@@ -60,28 +27,24 @@ def load_responses(files: Sequence[Path], solved_at: float = SOLVED_AT) -> Itera
     for file in files:
         is_last = file == files[-1]
         for row, where in _final_rows(file):
-            prompt = string(row, "input", where)
+            prompt = entry(row, "input", TEXT, where)
             ground_truth = row.get("gts") if is_last else None
             yield Response(
                 step=int(file.stem),
                 uid=_group(row) or prompt,
                 # The same prompt returns in every epoch: one copy of its text is enough.
                 prompt=prompts.setdefault(prompt, prompt),
-                reward=number(row, "score", where),
-                response=string(row, "output", where) if is_last else "",
+                response=entry(row, "output", TEXT, where) if is_last else "",
                 ground_truth=None if ground_truth is None else str(ground_truth),
+                reward=entry(row, "score", NUMBER, where),
                 solved_at=solved_at,
             )
 
 
 def mean_scores(files: Sequence[Path]) -> Iterator[tuple[int, float]]:
-    """The mean score of each dump, as ``(step, mean)``.
-
-    Args:
-        files: The files in order of step.
-    """
+    """The mean score of each dump, as ``(step, mean)``; the files in order of step."""
     for file in files:
-        scores = [number(row, "score", where) for row, where in _final_rows(file)]
+        scores = [entry(row, "score", NUMBER, where) for row, where in _final_rows(file)]
         yield int(file.stem), sum(scores) / len(scores)
 
 

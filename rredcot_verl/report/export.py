@@ -26,15 +26,9 @@ class Exported:
 
 
 def choose_prompts(prompts: Sequence[Prompt], rule: Rule, thresholds: Thresholds) -> tuple[list[Prompt], int]:
-    """Applies a rule.
+    """The prompts that a rule keeps, and how many are left out because they lack a figure that it names.
 
-    Args:
-        prompts: The run's prompts.
-        rule: The rule.
-        thresholds: Those of the lists that a rule may name.
-
-    Returns:
-        The prompts kept, and the number of those left out because they lack a figure that the rule names.
+    The thresholds are those of the lists that a rule may name.
     """
     kept: list[Prompt] = []
     num_unknown = 0

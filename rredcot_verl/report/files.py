@@ -5,7 +5,7 @@ Every problem a user can cause is a ``ReportError`` that names the file, and the
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -15,13 +15,7 @@ class ReportError(ValueError):
 
 
 def json_lines(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Reads a JSON-lines file row by row, so that a large one need not fit into memory.
-
-    Args:
-        file: The file.
-
-    Yields:
-        Each row with its place, ``file:line``.
+    """Yields the rows of a JSON-lines file with their place, ``file:line``; a large file need not fit into memory.
 
     Raises:
         ReportError: The file is missing, empty or not UTF-8 text, or a line is no JSON object.
@@ -47,39 +41,28 @@ def is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def integer(row: dict[str, Any], key: str, where: str) -> int:
-    """The integer under a key; a ReportError where there is none."""
-    value = row.get(key)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise ReportError(f"{where}: {key!r} must be an integer, got {value!r}")
+INTEGER, NUMBER, TEXT, LIST, SWITCH = "an integer", "a finite number", "text", "a list", "true or false"
+_IS_A: dict[str, Callable[[Any], bool]] = {
+    INTEGER: lambda value: is_number(value) and isinstance(value, int),
+    NUMBER: lambda value: is_number(value) and math.isfinite(value),
+    TEXT: lambda value: isinstance(value, str),
+    LIST: lambda value: isinstance(value, list),
+    SWITCH: lambda value: isinstance(value, bool),
+}
 
 
-def number(row: dict[str, Any], key: str, where: str) -> float:
-    """The finite number under a key; a ReportError where there is none."""
-    value = row.get(key)
-    if is_number(value) and math.isfinite(value):
-        return float(value)
-    raise ReportError(f"{where}: {key!r} must be a finite number, got {value!r}")
+def entry(row: dict[str, Any], key: str, kind: str, where: str, *, optional: bool = False) -> Any:
+    """What a row holds under a key, a ``NUMBER`` as float; none for null or nothing where it is optional.
 
-
-def number_or_nan(row: dict[str, Any], key: str, where: str) -> float:
-    """The number under a key, and not a number where there is none."""
-    value = row.get(key)
-    return float(value) if is_number(value) else math.nan
-
-
-def string(row: dict[str, Any], key: str, where: str) -> str:
-    """The text under a key; a ReportError where there is none."""
-    value = row.get(key)
-    if isinstance(value, str):
-        return value
-    raise ReportError(f"{where}: {key!r} must be text, got {value!r}")
-
-
-def text_or_none(row: dict[str, Any], key: str, where: str) -> str | None:
-    """The text under a key, and none where it is null or missing."""
-    return None if row.get(key) is None else string(row, key, where)
+    Raises:
+        ReportError: It is of another kind.
+    """
+    value: Any = row.get(key)
+    if optional and value is None:
+        return None
+    if not _IS_A[kind](value):
+        raise ReportError(f"{where}: {key!r} must be {kind}, got {value!r}")
+    return float(value) if kind == NUMBER else value
 
 
 def _row(line: str, where: str) -> dict[str, Any]:

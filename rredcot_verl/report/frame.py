@@ -14,15 +14,7 @@ NUM_INPUTS = 64
 
 
 def learn_frame(inputs: Sequence[str], questions: Collection[str]) -> Frame:
-    """What stands before and after the question in most inputs.
-
-    Args:
-        inputs: Prompts inside their template.
-        questions: Questions, some of which are among them.
-
-    Returns:
-        Prefix and suffix; both empty where no input contains a question.
-    """
+    """Prefix and suffix of the question in most inputs; both empty where no input contains a question."""
     known = set(questions)
     # The longest comes first: a short question may be a part of another.
     ordered = sorted((question for question in known if question), key=len, reverse=True)

@@ -53,13 +53,10 @@ class Blame:
 
 
 def load_line_checker(name: str) -> LineChecker:
-    """Imports a line checker.
+    """Imports a line checker, a function called as ``f(prompt, response)``.
 
     Args:
         name: ``module:function``. The module is looked up as in ``python -m``: the current folder counts too.
-
-    Returns:
-        The function, called as ``f(prompt, response)``.
 
     Raises:
         ReportError: The name is malformed, or does not lead to a function.
@@ -108,15 +105,10 @@ def segment_of_line(trace: Trace, line: CheckedLine) -> int | None:
 
 
 def blame_of(trace: Trace, lines: Sequence[CheckedLine]) -> Blame | None:
-    """Compares the place of the blame with the place of the first mistake.
+    """Compares the place of the blame with the place of the first mistake; the lines are in order.
 
-    Args:
-        trace: The trace.
-        lines: Its judged lines, in order.
-
-    Returns:
-        The comparison, or ``None`` for a trace that does not count: not scored, solved, without a wrong line, or with
-        fewer than two segments (where there is nothing to choose from).
+    None for a trace that does not count: not scored, solved, without a wrong line, or with fewer than two segments
+    (where there is nothing to choose from).
     """
     line = next((line for line in lines if not line.ok), None)
     if line is None or not trace.is_scored or not trace.is_failed or len(trace.segments) < 2:

@@ -11,7 +11,6 @@ from rredcot_verl.pages import html
 from rredcot_verl.pages.charts import Bin, Series, bar_chart, line_chart, reliability
 from rredcot_verl.pages.text import percent
 from rredcot_verl.report.data import Run
-from rredcot_verl.report.dumps import Response
 from rredcot_verl.report.line_checker import LineChecker
 from rredcot_verl.report.prompt_lists import blamed_prompts, guessing_prompts
 from rredcot_verl.report.prompts import Prompt, prompts_of
@@ -19,6 +18,7 @@ from rredcot_verl.report.selection import KINDS, describe, extreme_traces
 from rredcot_verl.report.shown_traces import choose, judged
 from rredcot_verl.report.summary import matching_curve, summarise
 from rredcot_verl.report.thresholds import Thresholds
+from rredcot_verl.report.trace import Response
 
 DEFAULT_TITLE = "Training run"
 BASELINE_NAME = "GRPO"

@@ -28,15 +28,7 @@ def blamed_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 def summarise_prompts(prompts: Sequence[Prompt], thresholds: Thresholds) -> dict[str, Any]:
-    """The lists as figures.
-
-    Args:
-        prompts: The run's prompts.
-        thresholds: When a prompt is listed.
-
-    Returns:
-        Counts, thresholds, and at most ``MOST_SUMMARISED`` prompts a list, ready for ``json.dumps``.
-    """
+    """Counts, thresholds, and at most ``MOST_SUMMARISED`` prompts a list, ready for ``json.dumps``."""
     guessing, blamed = guessing_prompts(prompts, thresholds), blamed_prompts(prompts)
     return {
         "num_prompts": len(prompts),

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from rredcot_verl.report.data import Run
-from rredcot_verl.report.dumps import Response
 from rredcot_verl.report.frame import learn_frame, without_frame
 from rredcot_verl.report.shared_blame import SharedBlame, blamed_segments, place_of, shared_blame
 from rredcot_verl.report.thresholds import Thresholds
-from rredcot_verl.report.trace import Trace
+from rredcot_verl.report.trace import Response, Trace
 
 
 @dataclass(frozen=True)
@@ -98,10 +97,7 @@ def is_learnable(prompt: Prompt) -> bool:
 def prompts_of(run: Run, thresholds: Thresholds | None = None, seed: int = 0) -> list[Prompt]:
     """The prompts of a run, in order of their first appearance.
 
-    Args:
-        run: The run, with traces or rollouts or both.
-        thresholds: Those of the shared blame.
-        seed: Draws the segments for ``SharedBlame.chance``.
+    The thresholds are those of the shared blame; the seed draws the segments for ``SharedBlame.chance``.
     """
     thresholds = thresholds or Thresholds()
     traces: dict[str, list[Trace]] = {}
@@ -138,7 +134,7 @@ def _rollouts_by_prompt(run: Run, traces: dict[str, list[Trace]]) -> dict[str, l
 def _prompt(
     text: str, traces: Sequence[Trace], rollouts: Sequence[Response], num_blamed: int, blame: SharedBlame | None
 ) -> Prompt:
-    responses: Sequence[Trace] | Sequence[Response] = rollouts or traces
+    responses: Sequence[Response] = rollouts or traces
     scored = [trace for trace in traces if trace.is_scored]
     forecasts = [trace for trace in scored if trace.is_forecast]
     # The spread does not mind a level that knows the outcome, but weights of segments make one of their own.

@@ -26,12 +26,7 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
 
 
 def figures(prompt: Prompt, thresholds: Thresholds) -> dict[str, float | bool | None]:
-    """The figures and lists that a rule may name.
-
-    Args:
-        prompt: The prompt.
-        thresholds: Those of ``guessing`` and ``blind``.
-    """
+    """The figures and lists that a rule may name; the thresholds are those of ``guessing`` and ``blind``."""
     names = ("num_responses", "num_scored", "mean_reward", "solved", "entropy", "start_value", "mean_value", "spread")
     return {
         **{name: getattr(prompt, name) for name in names},
@@ -51,10 +46,7 @@ class UnknownFigureError(ValueError):
 
 
 def parse_rule(text: str) -> Rule:
-    """Reads a rule.
-
-    Args:
-        text: For example ``0.1 < mean_reward < 0.9``.
+    """Reads a rule, for example ``0.1 < mean_reward < 0.9``.
 
     Raises:
         ReportError: It is no rule, or names a figure that does not exist.

@@ -72,9 +72,7 @@ def find_files(run: Path, given: RunFiles) -> RunFiles:
 def step_files(folder: Path | None, steps: tuple[int, int] | None = None) -> list[Path]:
     """The ``<step>.jsonl`` files of a folder in order of step; none where there is no folder.
 
-    Args:
-        folder: The folder.
-        steps: First and last step wanted; all by default.
+    ``steps`` are the first and the last one wanted; all by default.
 
     Raises:
         ReportError: There is no such file, or none for these steps.

@@ -4,12 +4,11 @@ Everything is bounded: the number of responses by the caller, their length here.
 first and its last characters, and says how many are left out.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rredcot_verl.pages import html
-from rredcot_verl.pages.text import printable, signed
+from rredcot_verl.pages.text import line
 from rredcot_verl.report.selection import KINDS, describe, extreme_traces
 from rredcot_verl.report.shown_traces import ShownTrace
 from rredcot_verl.report.trace import Segment, Trace
@@ -17,8 +16,6 @@ from rredcot_verl.report.trace import Segment, Trace
 # Characters shown of a prompt (its end: the question comes last) and of a response, shared out among its segments.
 MOST_PROMPT_CHARACTERS = 1000
 MOST_RESPONSE_CHARACTERS = 6000
-# A segment of a table or of plain text is one line of them.
-MOST_LINE_CHARACTERS = 160
 COLUMNS = (
     "step", "sample", "chosen as", "uid", "reward", "expected", "segment", "text", "tokens", "weight", "advantage",
     "credit", "self-value after",
@@ -47,47 +44,20 @@ class Samples:
 
     def html(self) -> str:
         """A self-contained page: loads nothing, runs nothing, everything of the model escaped."""
-        return html.render(
-            "samples.html",
-            title=f"Credited responses of step {self.step}",
-            origin=self.origin,
-            traces=[ShownTrace(trace, reason) for trace, reason in self._described()],
-        )
-
-    def _described(self) -> list[tuple[Trace, str]]:
-        return [(trace, describe(trace, kind)) for trace, kind in zip(self.traces, self.kinds, strict=True)]
+        traces = [ShownTrace(trace, reason) for trace, reason in self._described()]
+        title = f"Credited responses of step {self.step}"
+        return html.render("samples.html", title=title, origin=self.origin, traces=traces)
 
     def markdown(self) -> str:
         """A heading and a table for each response."""
-        parts = [f"**Credited responses of step {self.step}** ({_markdown(self.origin)})"]
-        for number, (trace, reason) in enumerate(self._described(), start=1):
-            parts.append(f"### {number}. {reason}")
-            parts.append(
-                f"Reward {trace.reward:.2f}, GRPO advantage {signed(trace.grpo_advantage)}, "
-                f"expected {_markdown(_line(trace.ground_truth or 'unknown'))}, self-value at the start "
-                f"{trace.start_value:.2f}. Prompt: {_markdown(_line(trace.prompt, from_end=True))}"
-            )
-            rows = ["| credit | self-value after | weight | tokens | segment |", "|---:|---:|---:|---:|:---|"]
-            for k, segment in enumerate(trace.segments):
-                numbers = f"{signed(segment.segment_reward)} | {segment.value:.2f} | {segment.weight:.2f}"
-                rows.append(f"| {numbers} | {segment.num_tokens} | {_markdown(_line(trace.text_of(k)))} |")
-            parts.append("\n".join(rows))
-        return "\n\n".join(parts) + "\n"
+        return html.render("samples.md", samples=self, described=self._described())
 
     def text(self) -> str:
         """The same for a terminal."""
-        lines = [f"credited responses of step {self.step} ({_line(self.origin)})"]
-        for number, (trace, reason) in enumerate(self._described(), start=1):
-            lines.append(f"[{number}] {reason}")
-            lines.append(
-                f"    reward {trace.reward:.2f}, GRPO advantage {signed(trace.grpo_advantage)}, expected "
-                f"{_line(trace.ground_truth or 'unknown')}; prompt: {_line(trace.prompt, from_end=True)}"
-            )
-            lines.append(f"    credit  value  weight  tokens  segment (start value {trace.start_value:.2f})")
-            for k, segment in enumerate(trace.segments):
-                numbers = f"{signed(segment.segment_reward):>6}  {segment.value:5.2f}  {segment.weight:6.2f}"
-                lines.append(f"    {numbers}  {segment.num_tokens:6d}  {_line(trace.text_of(k))}")
-        return "\n".join(lines) + "\n"
+        return html.render("samples.txt", samples=self, described=self._described())
+
+    def _described(self) -> list[tuple[Trace, str]]:
+        return [(trace, describe(trace, kind)) for trace, kind in zip(self.traces, self.kinds, strict=True)]
 
     def rows(self) -> list[list[str | int | float]]:
         """A row a segment, with the columns ``COLUMNS``."""
@@ -98,9 +68,9 @@ class Samples:
                 KINDS[kind],
                 trace.uid,
                 trace.reward,
-                _line(trace.ground_truth or ""),
+                line(trace.ground_truth or ""),
                 k + 1,
-                _line(trace.text_of(k)),
+                line(trace.text_of(k)),
                 segment.num_tokens,
                 round(segment.weight, 4),
                 round(segment.advantage, 4),
@@ -153,17 +123,3 @@ def _shortened(text: str, most: int) -> str:
 
 def _tail(text: str, most: int) -> str:
     return text if len(text) <= most else f"[{len(text) - most:,} characters left out] … {text[-most:]}"
-
-
-def _line(text: str, *, from_end: bool = False) -> str:
-    """Any text on one line of bounded length, without characters that a terminal obeys."""
-    line = " ⏎ ".join(part.strip() for part in printable(text).strip().split("\n")).replace("\t", " ") or "(no text)"
-    if len(line) <= MOST_LINE_CHARACTERS:
-        return line
-    return "… " + line[-MOST_LINE_CHARACTERS:] if from_end else line[:MOST_LINE_CHARACTERS] + " …"
-
-
-def _markdown(text: str) -> str:
-    """Text that Markdown takes as it is: nothing of it becomes a heading, a link, a cell or a tag."""
-    escaped = re.sub(r"([\\`*_{}\[\]()#+\-.!|~$])", r"\\\1", text)
-    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

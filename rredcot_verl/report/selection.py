@@ -34,13 +34,7 @@ class Extreme:
 def scores(
     values: Sequence[float], credit: Sequence[float], reward: float, advantage: float
 ) -> tuple[float, float, float] | None:
-    """Blame, credit and surprise of a response.
-
-    Args:
-        values: v_0 .. v_{K-1}.
-        credit: d_1 .. d_K.
-        reward: R.
-        advantage: GRPO's, of the whole response.
+    """Blame, credit and surprise of a response with values v_0 .. v_{K-1}, credit d_1 .. d_K, R and GRPO's advantage.
 
     Returns:
         One number for each of ``KINDS``, not above 0 where that is no reason to choose it; none where there are fewer
@@ -86,12 +80,7 @@ def choose_extremes(
 
 
 def extreme_traces(traces: Sequence[Trace], count: int) -> list[tuple[Trace, int]]:
-    """Chooses traces, with the kind of each.
-
-    Args:
-        traces: Any traces; those without self-values are passed over.
-        count: Most traces chosen.
-    """
+    """Chooses at most ``count`` traces, with the kind of each; those without self-values are passed over."""
     chosen = choose_extremes([_scores(trace) for trace in traces], [trace.prompt for trace in traces], count)
     return [(traces[extreme.row], extreme.kind) for extreme in chosen]
 

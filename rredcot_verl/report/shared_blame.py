@@ -50,9 +50,7 @@ class SharedBlame:
 def blamed_segments(traces: Sequence[Trace], min_fall: float) -> list[tuple[Trace, int]]:
     """The failed traces of at least two segments, with the index of the most negative one, the earliest of several.
 
-    Args:
-        traces: Responses of one prompt.
-        min_fall: Traces whose largest fall is smaller have no blamed segment.
+    Traces whose largest fall is smaller than ``min_fall`` have no blamed segment.
     """
     failed = (trace for trace in traces if trace.is_scored and trace.is_failed and len(trace.segments) > 1)
     blamed = ((trace, int(np.argmin(trace.credits))) for trace in failed)

@@ -48,11 +48,7 @@ class ShownTrace:
     blame: Blame | None = None
 
     def pieces(self, index: int) -> list[Piece]:
-        """The text of a segment, line by line; that after the last segment for the index after its own.
-
-        Args:
-            index: The segment.
-        """
+        """The text of a segment, line by line; that after the last segment for the index after its own."""
         response, segments = self.trace.response, self.trace.segments
         start = segments[index - 1].end if index else 0
         text = response[start : segments[index].end if index < len(segments) else len(response)]
@@ -75,27 +71,16 @@ class ShownTrace:
 
 
 def judged(trace: Trace, reason: str, line_checker: LineChecker | None) -> ShownTrace:
-    """A trace for the page, with its lines judged.
-
-    Args:
-        trace: The trace.
-        reason: Why it was chosen, in words.
-        line_checker: Judges its lines, if there is one.
-    """
+    """A trace for the page, with its lines judged where there is a line checker."""
     lines = [] if line_checker is None else check_lines(line_checker, trace)
     return ShownTrace(trace, reason, lines, blame_of(trace, lines))
 
 
 def choose(run: Run, line_checker: LineChecker | None, seed: int) -> list[ShownTrace]:
-    """Draws the traces for the page: failed and solved ones of the whole run, then its last and its first step.
+    """Draws at most nine traces, none twice: failed and solved ones of the whole run, then its last and its first step.
 
-    Args:
-        run: The run.
-        line_checker: With one, the failed traces are drawn by whether the blame was located, and misses are shown too.
-        seed: The same seed draws the same traces.
-
-    Returns:
-        At most nine traces, none twice.
+    With a line checker the failed traces are drawn by whether the blame was located, and misses are shown too. The same
+    seed draws the same traces.
     """
     shown = [trace for trace in run.traces if trace.is_scored and trace.response.strip()]
     if not shown:

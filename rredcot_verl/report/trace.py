@@ -1,9 +1,11 @@
 """A credited response: its segments with their self-values and credit, as ``algorithm.rredcot.traces`` writes them."""
 
-from dataclasses import dataclass
+import functools
+import math
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from rredcot_verl.report.files import ReportError, integer, number, number_or_nan, string, text_or_none
+from rredcot_verl.report.files import INTEGER, LIST, NUMBER, SWITCH, TEXT, ReportError, entry, is_number
 
 SOLVED_AT = 0.5
 # A dump holds the sum of a response's token-level rewards: 0.99999994 is a 1.
@@ -37,28 +39,21 @@ class Segment:
     advantage: float
 
 
+_SEGMENT = {each.name: INTEGER if each.type is int else NUMBER for each in fields(Segment)}
+
+
 @dataclass(frozen=True)
-class Trace:
-    """One response of a training step, with its segments in order.
+class Response:
+    """One response of a training step.
 
     Attributes:
         step: Training step.
-        uid: The prompt's group.
-        prompt: Text of the prompt.
-        response: Text of the response.
+        uid: The prompt's group; without one in a dump, the prompt's text.
+        prompt: Text of the prompt; of a dump as the model saw it, without special tokens.
+        response: Its text; empty for dumps of steps before the last.
         ground_truth: The answer expected, if known.
         reward: The verifier's reward.
-        grpo_advantage: The advantage GRPO gives to every token of the response.
-        status: ``"scored"``, or why no self-values were computed.
-        start_value: Self-value of the prompt, ``v_0``; not a number for a skipped trace.
-        segments: The segments; possibly none for a skipped trace.
-        return_error: Redistributed rewards summed over the response, less the reward.
-        engine: Who read its probes.
         solved_at: Lowest reward of a solved response.
-        source: Where its values come from: the name of the advantage estimator.
-        index: The prompt's ``extra_info.index`` in the data, if known.
-        weighs: Whether its values are made of weights of segments for the answer: they go from the group's mean reward
-            to the reward, whatever happens.
     """
 
     step: int
@@ -67,13 +62,37 @@ class Trace:
     response: str
     ground_truth: str | None
     reward: float
+    solved_at: float = field(default=SOLVED_AT, kw_only=True)
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether the reward is below that of a solved response."""
+        return self.reward < self.solved_at - ROUNDING
+
+
+@dataclass(frozen=True)
+class Trace(Response):
+    """A response with its segments in order.
+
+    Attributes:
+        grpo_advantage: The advantage GRPO gives to every token of the response.
+        status: ``"scored"``, or why no self-values were computed.
+        start_value: Self-value of the prompt, ``v_0``; not a number for a skipped trace.
+        segments: The segments; possibly none for a skipped trace.
+        return_error: Redistributed rewards summed over the response, less the reward.
+        engine: Who read its probes.
+        source: Where its values come from: the name of the advantage estimator.
+        index: The prompt's ``extra_info.index`` in the data, if known.
+        weighs: Whether its values are made of weights of segments for the answer: they go from the group's mean reward
+            to the reward, whatever happens.
+    """
+
     grpo_advantage: float
     status: str
     start_value: float
     segments: tuple[Segment, ...]
     return_error: float
     engine: str
-    solved_at: float = SOLVED_AT
     source: str = DEFAULT_SOURCE
     index: str | None = None
     weighs: bool = False
@@ -82,11 +101,6 @@ class Trace:
     def is_scored(self) -> bool:
         """Whether self-values were computed for this trace and it has a segment to show."""
         return self.status == SCORED and bool(self.segments)
-
-    @property
-    def is_failed(self) -> bool:
-        """Whether the reward is below that of a solved response."""
-        return self.reward < self.solved_at - ROUNDING
 
     @property
     def is_forecast(self) -> bool:
@@ -110,49 +124,39 @@ class Trace:
 
 
 def read_trace(row: dict[str, Any], where: str, solved_at: float = SOLVED_AT) -> Trace:
-    """Makes a trace of a row, and checks it.
-
-    Args:
-        row: A line of a traces file.
-        where: Its place, for messages.
-        solved_at: Lowest reward of a solved response.
+    """Makes a trace of a line of a traces file, and checks it; ``where`` is its place, for messages.
 
     Raises:
         ReportError: Something is missing, of the wrong type, or does not fit together.
     """
-    status = string(row, "status", where)
-    response = string(row, "response", where)
-    segments = row.get("segments")
-    if not isinstance(segments, list):
-        raise ReportError(f"{where}: 'segments' must be a list, got {segments!r}")
-    source = text_or_none(row, "source", where) or DEFAULT_SOURCE
-    # A skipped trace has no self-values to be finite.
-    read = number if status == SCORED else number_or_nan
+    get = functools.partial(entry, row, where=where)
+    status, response, segments = get("status", TEXT), get("response", TEXT), get("segments", LIST)
+    source, weighs = get("source", TEXT, optional=True) or DEFAULT_SOURCE, get("weighs", SWITCH, optional=True)
+
+    def measured(key: str) -> float:
+        # A skipped trace has no self-values to be finite.
+        if status == SCORED:
+            return float(get(key, NUMBER))
+        return float(row[key]) if is_number(row.get(key)) else math.nan
+
     return Trace(
-        step=integer(row, "step", where),
-        uid=string(row, "uid", where),
-        prompt=string(row, "prompt", where),
+        step=get("step", INTEGER),
+        uid=get("uid", TEXT),
+        prompt=get("prompt", TEXT),
         response=response,
-        ground_truth=text_or_none(row, "ground_truth", where),
-        reward=number(row, "reward", where),
-        grpo_advantage=number(row, "grpo_advantage", where),
+        ground_truth=get("ground_truth", TEXT, optional=True),
+        reward=get("reward", NUMBER),
+        grpo_advantage=get("grpo_advantage", NUMBER),
         status=status,
-        start_value=read(row, "start_value", where),
+        start_value=measured("start_value"),
         segments=_segments(segments, len(response), where) if status == SCORED else (),
-        return_error=read(row, "return_error", where),
-        engine=string(row, "engine", where),
+        return_error=measured("return_error"),
+        engine=get("engine", TEXT),
         solved_at=solved_at,
         source=source,
-        index=text_or_none(row, "index", where),
-        weighs=_weighs(row, where, source),
+        index=get("index", TEXT, optional=True),
+        weighs=source in _WEIGHING_SOURCES if weighs is None else weighs,
     )
-
-
-def _weighs(row: dict[str, Any], where: str, source: str) -> bool:
-    weighs = row.get("weighs")
-    if weighs is not None and not isinstance(weighs, bool):
-        raise ReportError(f"{where}: 'weighs' must be true or false, got {weighs!r}")
-    return source in _WEIGHING_SOURCES if weighs is None else weighs
 
 
 def _segments(rows: list[Any], num_characters: int, where: str) -> tuple[Segment, ...]:
@@ -161,10 +165,9 @@ def _segments(rows: list[Any], num_characters: int, where: str) -> tuple[Segment
         here = f"{where}: segment {index}"
         if not isinstance(row, dict):
             raise ReportError(f"{here}: expected a JSON object, got {type(row).__name__}")
-        start, end, num_tokens = (integer(row, key, here) for key in ("start", "end", "num_tokens"))
+        segment = Segment(**{name: entry(row, name, kind, here) for name, kind in _SEGMENT.items()})
         floor = segments[-1].end if segments else 0
-        if not floor <= start <= end <= num_characters:
-            raise ReportError(f"{here}: offsets {start}..{end} do not lie in {floor}..{num_characters}")
-        numbers = {key: number(row, key, here) for key in ("value", "segment_reward", "weight", "advantage")}
-        segments.append(Segment(start, end, num_tokens, **numbers))
+        if not floor <= segment.start <= segment.end <= num_characters:
+            raise ReportError(f"{here}: offsets {segment.start}..{segment.end} do not lie in {floor}..{num_characters}")
+        segments.append(segment)
     return tuple(segments)

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
+from rredcot_verl.pages.text import MOST_LINE_CHARACTERS
 from rredcot_verl.report.sample_formats import (
     COLUMNS,
-    MOST_LINE_CHARACTERS,
     MOST_PROMPT_CHARACTERS,
     MOST_RESPONSE_CHARACTERS,
     choose_samples,
