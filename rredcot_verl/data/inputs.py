@@ -1,11 +1,13 @@
 """What the user names as a data set: a known name, a path, a hub id, or a package; opened and mapped to problems."""
 
 import difflib
+import functools
 import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +72,7 @@ def resolve(name: str, options: Preparation) -> Input:
         files = data_files(path, name.removeprefix(path).removeprefix(":"))
         like = _like(options)
         label = like.label if like else Path(path).name.split(".")[0]
-        return Input(name, label, lambda: _rows_of(files), like, files, {"path": name})
+        return Input(name, label, lambda: chain.from_iterable(map(read_file, files)), like, files, {"path": name})
     if head.count("/") == 1 and all(head.split("/")):
         return _hub(name, head, by_hub_id(head) or _like(options), split, options)
     close = difflib.get_close_matches(head, list(SOURCES), n=2)
@@ -121,27 +123,20 @@ def _reasoning_gym(name: str, options: Preparation) -> Input:
 
 
 def _hub(name: str, hub_id: str, source: Source | None, split: str, options: Preparation) -> Input:
+    config, label = options.config, hub_id
+    files: Sequence[str] = ()
     if source is not None:
         _check_task(source, options.task)
-    own = source is not None and source.hub_id.lower() == hub_id.lower()
-    if own and source is not None and split and split not in source.splits:
-        raise ValueError(f"{name}: {source.name} has no split {split!r}; it has: {', '.join(source.splits)}")
-    split = split or (source.splits[0] if own and source else "train")
-    config = options.config or (source.config if own and source else None)
-    files = source.files.get(split, ()) if own and source else ()
-    label = source.label if own and source else hub_id
+        if source.hub_id.lower() == hub_id.lower():
+            if split and split not in source.splits:
+                raise ValueError(f"{name}: {source.name} has no split {split!r}; it has: {', '.join(source.splits)}")
+            split = split or source.splits[0]
+            config, label, files = config or source.config, source.label, source.files.get(split, ())
+    split = split or "train"
     origin: dict[str, Any] = {"hub_id": hub_id, "config": config, "split": split, "revision": options.revision}
     origin |= {"files": list(files)} if files else {}
-
-    def open_hub() -> Iterator[Row]:
-        return load_hub(hub_id, config, split, files, options.revision, options.limit)
-
-    return Input(name, label, open_hub, source, (), origin)
-
-
-def _rows_of(files: Sequence[Path]) -> Iterator[Row]:
-    for file in files:
-        yield from read_file(file)
+    rows = functools.partial(load_hub, hub_id, config, split, files, options.revision, options.limit)
+    return Input(name, label, rows, source, (), origin)
 
 
 @dataclass

@@ -177,8 +177,11 @@ def _decontaminate(
 
 def _finish(entries: list[Entry], name: str, preparation: Preparation, log: StageLog) -> list[Entry]:
     """Filters that need more than the question: length, ground truth, reference programs; the cheap ones first."""
-    if preparation.max_prompt_length is not None:
-        entries = _limit_lengths(entries, name, preparation, log)
+    limit = preparation.max_prompt_length
+    if limit is not None:
+        lengths = _lengths((build_prompt(entry.problem, preparation.style) for entry in entries), preparation)
+        verdicts = (None if n <= limit else (f"prompt longer than {limit} tokens", f"{n} tokens") for n in lengths)
+        entries = _filter(entries, verdicts, log, f"{name}: prompt length")
     if preparation.verify:
         check = why_unusable(preparation.task)
 
@@ -190,14 +193,6 @@ def _finish(entries: list[Entry], name: str, preparation: Preparation, log: Stag
     if preparation.task == "code":
         entries = _check_programs(entries, name, preparation, log)
     return entries
-
-
-def _limit_lengths(entries: list[Entry], name: str, preparation: Preparation, log: StageLog) -> list[Entry]:
-    limit = preparation.max_prompt_length
-    assert limit is not None
-    lengths = _lengths((build_prompt(entry.problem, preparation.style) for entry in entries), preparation)
-    verdicts = (None if n <= limit else (f"prompt longer than {limit} tokens", f"{n} tokens") for n in lengths)
-    return _filter(entries, verdicts, log, f"{name}: prompt length")
 
 
 def _lengths(prompts: Iterable[Messages], preparation: Preparation) -> Iterator[int]:

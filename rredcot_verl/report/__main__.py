@@ -45,8 +45,17 @@ def build_parser() -> argparse.ArgumentParser:
     add("--solved-at", type=float, default=SOLVED_AT, metavar="REWARD", help=text)
     add("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
     add("--summary", type=Path, metavar="FILE", help="the figures as JSON (default: not written)")
-    _add_thresholds(parser)
-    _add_export(parser)
+    add = parser.add_argument_group("lists of prompts").add_argument
+    for field in fields(Thresholds):
+        name, text = f"--{field.name.replace('_', '-')}", f"{field.metadata['help']} (default: {field.default})"
+        add(name, type=type(field.default), default=field.default, metavar="N", help=text)
+    add = parser.add_argument_group("prompts as a parquet file").add_argument
+    add("--export-filtered", type=Path, metavar="FILE", help="write the prompts that --keep chooses")
+    text = f"e.g. guessing, or '0.1 < mean_reward < 0.9'; it may name {', '.join(NAMES)}"
+    add("--keep", metavar="RULE", help=text)
+    add("--data", type=Path, metavar="PARQUET", help="training data: its rows are written, unchanged")
+    text = "find the rows by the last user message (default) or by extra_info.index"
+    add("--match-by", choices=("prompt", "index"), default="prompt", help=text)
     return parser
 
 
@@ -108,30 +117,6 @@ def _export(options: argparse.Namespace, rule: Rule, prompts: Sequence[Prompt], 
         text += "are left out"
         text += "".join(f"\n  not found: {prompt[-100:]!r}" for prompt in done.unmatched[:3])
     sys.stdout.write(text + "\n")
-
-
-def _add_thresholds(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("lists of prompts")
-    for field in fields(Thresholds):
-        name = f"--{field.name.replace('_', '-')}"
-        kind = int if isinstance(field.default, int) else float
-        text = f"{field.metadata['help']} (default: {field.default})"
-        group.add_argument(name, type=kind, default=field.default, metavar="N", help=text)
-
-
-def _add_export(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("prompts as a parquet file")
-    group.add_argument("--export-filtered", type=Path, metavar="FILE", help="write the prompts that --keep chooses")
-    group.add_argument(
-        "--keep", metavar="RULE", help=f"e.g. guessing, or '0.1 < mean_reward < 0.9'; it may name {', '.join(NAMES)}"
-    )
-    group.add_argument("--data", type=Path, metavar="PARQUET", help="training data: its rows are written, unchanged")
-    group.add_argument(
-        "--match-by",
-        choices=("prompt", "index"),
-        default="prompt",
-        help="find the rows by the last user message (default) or by extra_info.index",
-    )
 
 
 def _steps(text: str) -> tuple[int, int]:
