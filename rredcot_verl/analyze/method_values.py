@@ -5,18 +5,22 @@ of R - b; continuations give Monte Carlo. Regressions (`calibrated`, `hidden`, `
 estimator has which values in `estimators`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from rredcot_verl.analyze.records import CostRecord, Measurements, ProbeRecord, WeightRecord
+from rredcot_verl.analyze.records import Measurements, ProbeRecord
 from rredcot_verl.analyze.statistics import Array
 from rredcot_verl.analyze.trace_table import Mask, TraceTable
 from rredcot_verl.core.self_value import geometric_value, joint_value, normalized_value
 from rredcot_verl.core.values import attribution_values, new_highs, smooth
 from rredcot_verl.sources.registry import source_class
+
+T = TypeVar("T")
 
 FORMS = {
     "joint": "probability mass on useful answers ({})",
@@ -76,11 +80,30 @@ class Evidence:
         measurements: All records.
         table: The traces under one cutting.
         temperature: Of the probes.
+        seed: Of what is fitted.
+        notes: What could not be done is added here.
+        progress: Whether to show how far a loop is.
     """
 
     measurements: Measurements
     table: TraceTable
     temperature: float
+    seed: int = 0
+    notes: list[str] = field(default_factory=list)
+    progress: bool = False
+
+    def each(self, items: Sequence[T], what: str) -> "tqdm[T]":
+        """The items, with a progress bar where one is wanted."""
+        return tqdm(items, desc=what, disable=not self.progress)
+
+    def cost(self, what: str) -> tuple[Array, Array]:
+        """Seconds and tokens of one kind of cost `(num_traces,)`; NaN where not measured."""
+        seconds, num_tokens = np.full((2, len(self.table.traces)), np.nan)
+        for record in self.measurements.costs:
+            row = self.table.row_of.get(record.trace)
+            if row is not None and record.what == what:
+                seconds[row], num_tokens[row] = record.seconds, record.num_tokens
+        return seconds, num_tokens
 
 
 @dataclass(frozen=True)
@@ -105,9 +128,11 @@ class Estimator:
 
 
 def group_mean(table: TraceTable) -> Method:
-    """What costs nothing."""
-    constant = np.where(table.is_state, table.others[:, None], np.nan)
-    nothing = np.zeros(len(table.traces))
+    """What costs nothing; a prompt's only trace has the mean of all other traces, the only trace of all 0.5."""
+    rewards, nothing = table.rewards, np.zeros(len(table.traces))
+    everyone = (rewards.sum() - rewards) / (len(rewards) - 1) if len(rewards) > 1 else np.array([0.5])
+    means = np.where(np.isnan(table.others), everyone, table.others)
+    constant = np.where(table.is_state, means[:, None], np.nan)
     about = "the mean reward of the prompt's other traces at every state: GRPO's baseline, leave-one-out"
     return Method(
         "group_mean",
@@ -133,7 +158,7 @@ def probed(estimator: Estimator, evidence: Evidence) -> list[Method]:
         for record in evidence.measurements.probes
         if record.cutting == table.cutting and record.temperature == evidence.temperature
     }
-    alone = cost(table, evidence.measurements.costs, "probe_reference")
+    alone = evidence.cost("probe_reference")
     methods = []
     for form in FORMS:
         for proposals in PROPOSALS:
@@ -177,13 +202,20 @@ def attributed(estimator: Estimator, evidence: Evidence) -> list[Method]:
     means = (sums / np.maximum(counts, 1))[table.groups]
     methods = []
     for name in estimator.needs:
-        records = [
-            record
-            for record in evidence.measurements.weights
-            if (record.cutting, record.method) == (table.cutting, name)
-        ]
+        values = np.full(table.is_state.shape, np.nan)
+        seconds, num_tokens = np.full((2, len(table.traces)), np.nan)
+        records = [r for r in evidence.measurements.weights if (r.cutting, r.method) == (table.cutting, name)]
+        for record in records:
+            row, num = table.row_of.get(record.trace), len(record.weights)
+            if row is None or num != table.num_segments[row]:
+                continue
+            given = attribution_values(record.weights, float(table.rewards[row]), float(means[row]))
+            values[row, :num] = given or np.nan
+            seconds[row], num_tokens[row] = record.seconds, record.num_tokens
+        about = f"{name.replace('_', ' ')}: R - b shared by the segments' weights for the answer"
+        method = Method(name, "attribution", about, values, uses_outcome=True, estimator=estimator.name)
         if records:
-            methods.append(replace(_attributed(table, name, records, means), estimator=estimator.name))
+            methods.append(replace(method, seconds=seconds, num_tokens=num_tokens))
     return methods
 
 
@@ -234,16 +266,6 @@ def by_row(table: TraceTable, values: Array, change: Callable[[int, list[float]]
     return changed
 
 
-def cost(table: TraceTable, records: Iterable[CostRecord], what: str) -> tuple[Array, Array]:
-    """Seconds and tokens of one kind of cost `(num_traces,)`; NaN where not measured."""
-    seconds, num_tokens = np.full((2, len(table.traces)), np.nan)
-    for record in records:
-        row = table.row_of.get(record.trace)
-        if row is not None and record.what == what:
-            seconds[row], num_tokens[row] = record.seconds, record.num_tokens
-    return seconds, num_tokens
-
-
 def _probed(table: TraceTable, records: dict[int, ProbeRecord], form: str, proposals: str) -> Method:
     values = np.full((len(table.traces), table.width), np.nan)
     seconds, num_tokens = np.full((2, len(table.traces)), np.nan)
@@ -281,17 +303,3 @@ def _form_values(record: ProbeRecord, chosen: list[bool], form: str) -> Array:
         lengths = torch.tensor([[max(row[i], 1) for i in keep] for row in record.lengths])
         values = geometric_value(log_probs, utilities, lengths)
     return values.double().numpy()
-
-
-def _attributed(table: TraceTable, name: str, records: list[WeightRecord], means: Array) -> Method:
-    values = np.full((len(table.traces), table.width), np.nan)
-    seconds, num_tokens = np.full((2, len(table.traces)), np.nan)
-    for record in records:
-        row = table.row_of.get(record.trace)
-        if row is None or len(record.weights) != table.num_segments[row]:
-            continue
-        outcome, mean, num = float(table.rewards[row]), float(means[row]), len(record.weights)
-        values[row, :num] = attribution_values(record.weights, outcome, mean) or np.nan
-        seconds[row], num_tokens[row] = record.seconds, record.num_tokens
-    about = f"{name.replace('_', ' ')}: R - b shared by the segments' weights for the answer"
-    return Method(name, "attribution", about, values, uses_outcome=True, seconds=seconds, num_tokens=num_tokens)

@@ -13,19 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from rredcot_verl.analyze.method_values import Method, cost
-from rredcot_verl.analyze.records import HIDDEN_FOLDER, Measurements
+from rredcot_verl.analyze.method_values import Evidence, Method
+from rredcot_verl.analyze.records import HIDDEN_FOLDER
 from rredcot_verl.analyze.statistics import Array
 from rredcot_verl.analyze.trace_table import Mask, TraceTable
 from rredcot_verl.config.blocks import ReadoutConfig
 from rredcot_verl.readout.features import build_features
 from rredcot_verl.readout.readout import Readout, States
+from rredcot_verl.sources.regression import LONG_RESPONSE
 
 SIZES = (16, 32, 64, 128, 256)
 """Prompts in a batch, for the ablation over training-set sizes; those below the number of prompts are run."""
-LONG_RESPONSE = 0.9
-"""Positions are measured against this quantile of the response lengths, as in `trainer.calibration`: a state does
-not know how long its own response will become."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +44,17 @@ class LayerStates:
         return replace(self, layers={layer: self.layers[layer]})
 
 
-def load_hidden(measurements: Measurements, table: TraceTable) -> LayerStates | None:
+def load_hidden(evidence: Evidence) -> LayerStates | None:
     """Read the hidden states of a cutting; None where there are none."""
-    path = measurements.folder / HIDDEN_FOLDER / f"{table.cutting}.npz"
+    table = evidence.table
+    path = evidence.measurements.folder / HIDDEN_FOLDER / f"{table.cutting}.npz"
     if not path.exists():
         return None
     with np.load(path) as arrays:
         read = {int(name.removeprefix("layer_")): arrays[name] for name in arrays if name.startswith("layer_")}
         traces, states = arrays["traces"], arrays["states"]
     layers = {layer: table.padded(traces, states, vectors, np.nan)[0] for layer, vectors in sorted(read.items())}
-    return LayerStates(layers, *cost(table, measurements.costs, "hidden"))
+    return LayerStates(layers, *evidence.cost("hidden"))
 
 
 def fit(
@@ -97,7 +96,7 @@ def fit(
         )
         given = States(
             features=features,
-            group_means=torch.from_numpy(_group_means(table, members)[where[0]]),
+            group_means=torch.from_numpy(table.others[where[0]]),
             outcomes=torch.from_numpy(np.clip(table.rewards[where[0]], 0, 1)),
             groups=[table.traces[row].group for row in where[0].tolist()],
             rows=torch.from_numpy(where[0].astype(np.int64)),
@@ -115,24 +114,22 @@ def default_layer(hidden: LayerStates, run: dict[str, Any]) -> int:
     return known[0] if known else max(hidden.layers, key=lambda layer: (layer < 0, layer))
 
 
-def regression_methods(
-    table: TraceTable, probes: Sequence[Method], hidden: LayerStates | None, *, seed: int = 0
-) -> list[Method]:
+def regression_methods(evidence: Evidence, probes: Sequence[Method], hidden: LayerStates | None) -> list[Method]:
     """`position`, `calibrated` (on each probe, on the first with the position too); for each layer `hidden`, `both`.
 
     Args:
-        table: The traces.
+        evidence: The traces, and the seed of the folds.
         probes: Methods whose values are calibrated; the first is what `calibrated` and `both` read.
         hidden: Hidden states, if they were measured.
-        seed: Of the folds.
     """
+    table = evidence.table
 
     def fitted(
         name: str, features: str, probe: Method | None = None, layer: int | None = None, position: bool = False
     ) -> Method:
         states = None if hidden is None or layer is None else hidden.layers[layer]
         given = None if probe is None else probe.values
-        values, fit_seconds = fit(table, probe=given, hidden=states, position=position, seed=seed)
+        values, fit_seconds = fit(table, probe=given, hidden=states, position=position, seed=evidence.seed)
         seconds, num_tokens = np.zeros((2, len(table.traces)))
         if hidden is not None and layer is not None:
             seconds, num_tokens = hidden.seconds, hidden.num_tokens
@@ -174,11 +171,3 @@ def _positions(table: TraceTable, members: Mask) -> Array:
     lengths = np.array(table.lengths, dtype=np.float64)
     long_response = np.quantile(lengths[members], LONG_RESPONSE)
     return np.minimum(table.position * lengths[:, None] / long_response, 1.0)
-
-
-def _group_means(table: TraceTable, members: Mask) -> Array:
-    """Leave-one-out mean reward of the group among the traces of the table; NaN where there is no other."""
-    sums = np.bincount(table.groups, table.rewards)
-    others = np.bincount(table.groups)[table.groups] - 1
-    means = (sums[table.groups] - table.rewards) / np.maximum(others, 1)
-    return np.where(members & (others > 0), np.clip(means, 0, 1), np.nan)
