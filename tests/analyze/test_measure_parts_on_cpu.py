@@ -21,8 +21,8 @@ from rredcot_verl.config.schema import parse
 from rredcot_verl.core.self_value import geometric_value, joint_value
 from rredcot_verl.passes.hidden_states import project, random_projection
 from rredcot_verl.probes.values import ProbeScore, self_values
-from tests.agent.test_scorer_on_cpu import make_response, make_scorer
 from tests.analyze.context import make_context
+from tests.sources.world import Agent
 from tests.tiny_model import build_tiny_model, make_tokenizer
 
 MODEL = build_tiny_model()
@@ -110,10 +110,10 @@ def test_cuttings_are_the_plugins_own():
         ["keyword_entropy-4", "fixed-3", "newline-8", "entropy-5", "keyword-2"], parse(block)
     ):
         method, number = cutting.name.rsplit("-", 1)
-        scorer = make_scorer({"segmentation": {"min_tokens": 2, "method": method, "num_segments": int(number)}})
-        response = make_response(scorer)
-        found = cut(cutting, scorer.elicitation, response.response_ids, response.log_probs, response.answer.start)
-        assert found == scorer.segment(response)
+        agent = Agent(block={"segmentation": {"min_tokens": 2, "method": method, "num_segments": int(number)}})
+        response = agent.response()
+        found = cut(cutting, agent.tools.elicitation, response.response_ids, response.log_probs, response.answer.start)
+        assert found == agent.recorder.segment(response)
 
 
 @pytest.mark.parametrize(
