@@ -16,8 +16,8 @@ from tqdm import tqdm
 from rredcot_verl.analyze.records import Measurements, ProbeRecord
 from rredcot_verl.analyze.statistics import Array
 from rredcot_verl.analyze.trace_table import Mask, TraceTable
-from rredcot_verl.core.self_value import geometric_value, joint_value, normalized_value
 from rredcot_verl.core.values import attribution_values, new_highs, smooth
+from rredcot_verl.probes.values import values_of_sums
 from rredcot_verl.sources.registry import source_class
 
 T = TypeVar("T")
@@ -294,12 +294,5 @@ def _form_values(record: ProbeRecord, chosen: list[bool], form: str) -> Array:
     log_probs = torch.tensor(
         [[float("-inf") if row[i] is None else row[i] for i in keep] for row in record.log_probs], dtype=torch.float64
     )
-    utilities = torch.tensor([record.utilities[i] for i in keep], dtype=torch.float64)
-    if form == "joint":
-        values = joint_value(log_probs, utilities)
-    elif form == "normalized":
-        values = normalized_value(log_probs, utilities)
-    else:
-        lengths = torch.tensor([[max(row[i], 1) for i in keep] for row in record.lengths])
-        values = geometric_value(log_probs, utilities, lengths)
-    return values.double().numpy()
+    lengths = torch.tensor([[row[i] for i in keep] for row in record.lengths])
+    return values_of_sums(form, log_probs, lengths, [record.utilities[i] for i in keep]).double().numpy()
