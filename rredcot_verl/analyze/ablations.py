@@ -21,7 +21,7 @@ from rredcot_verl.analyze.estimators import (
     methods_from,
 )
 from rredcot_verl.analyze.method_values import Method
-from rredcot_verl.analyze.regressions import SIZES, LayerStates, default_layer, fit, load_hidden, regression_methods
+from rredcot_verl.analyze.regressions import SIZES, fit, regression_methods
 from rredcot_verl.analyze.statistics import intervals
 from rredcot_verl.analyze.trace_table import make_table
 
@@ -31,18 +31,13 @@ PENALTY = 0.5
 Rows = list[dict[str, Any]]
 
 
-def ablations(comparison: Comparison, hidden: LayerStates | None) -> dict[str, Rows]:
-    """Run all of them.
-
-    Args:
-        comparison: That of the main cutting, at the temperature outside the ablation over it.
-        hidden: Its hidden states after one layer.
-    """
+def ablations(comparison: Comparison) -> dict[str, Rows]:
+    """Run all of them, given the comparison under the main cutting at the main temperature."""
     return {
         "segmentation": _segmentation(comparison),
         "temperature": _temperature(comparison),
-        "training_size": _training_size(comparison, hidden),
-        "credit": _credit(comparison, None if hidden is None else next(iter(hidden.layers))),
+        "training_size": _training_size(comparison),
+        "credit": _credit(comparison),
     }
 
 
@@ -59,9 +54,8 @@ def _segmentation(comparison: Comparison) -> Rows:
         own = other.evidence
         probes = methods_from(own, PROBES)
         first = [method for method in probes if method.name == REFERENCE]
-        hidden = load_hidden(own)
-        read = None if hidden is None else hidden.only(default_layer(hidden, measurements.run))
-        methods = [*probes, *methods_from(own), *regression_methods(own, first, read)]
+        layers = [] if own.layer is None else [own.layer]
+        methods = [*probes, *methods_from(own), *regression_methods(own, first, layers)]
         extra = {"mean_segments": float(own.table.num_segments.mean()), "num_traces": len(own.table.traces)}
         for method in methods:
             if method.name in ACROSS_CUTTINGS or method.name.startswith(READ):
@@ -83,7 +77,7 @@ def _temperature(comparison: Comparison) -> Rows:
     ]
 
 
-def _training_size(comparison: Comparison, hidden: LayerStates | None) -> Rows:
+def _training_size(comparison: Comparison) -> Rows:
     table, evidence, probe = comparison.table, comparison.evidence, comparison.reference
     num_groups = len(np.unique(table.groups))
     if num_groups <= SIZES[0]:
@@ -92,10 +86,10 @@ def _training_size(comparison: Comparison, hidden: LayerStates | None) -> Rows:
     features: dict[str, dict[str, Any]] = {"position": {"position": True}}
     if probe is not None:
         features["calibrated"] = {"probe": probe.values}
-    for layer, states in () if hidden is None else hidden.layers.items():
-        features[f"hidden:{layer}"] = {"hidden": states}
+    if evidence.layer is not None:
+        features[f"hidden:{evidence.layer}"] = {"hidden": evidence.hidden[evidence.layer]}
         if probe is not None:
-            features[f"both:{layer}"] = {"probe": probe.values, "hidden": states}
+            features[f"both:{evidence.layer}"] = {"probe": probe.values, **features[f"hidden:{evidence.layer}"]}
     rows = []
     for size in evidence.each([*(size for size in SIZES if size < num_groups), num_groups], "ablation: training size"):
         for name, given in features.items():
@@ -104,8 +98,8 @@ def _training_size(comparison: Comparison, hidden: LayerStates | None) -> Rows:
     return rows
 
 
-def _credit(comparison: Comparison, layer: int | None) -> Rows:
-    table = comparison.table
+def _credit(comparison: Comparison) -> Rows:
+    table, layer = comparison.table, comparison.evidence.layer
     names = [*CREDITED, *(f"{prefix}{layer}" for prefix in READ)]
     wanted = [comparison.methods[name] for name in names if name in comparison.methods]
     wanted += [from_all_rollouts(table)] if np.isfinite(table.monte_carlo.values[table.is_state]).any() else []

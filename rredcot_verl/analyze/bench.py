@@ -145,7 +145,7 @@ class Bench:
         finally:
             run = self._store.run
             run["seconds"] = _sum(run["seconds"], {**self._watch.seconds, "all": self._budget.spent})
-            run["sampling"] = _sum(run["sampling"], vars(self._sampler.count))
+            run["sampling"] = _sum(run["sampling"], self._sampler.count)
             self._store.write_run()
         return self._finish(traces, measurements)
 

@@ -12,7 +12,7 @@ from rredcot_verl.analyze.estimators import CALIBRATED, PROBES, SMOOTHED, from_a
 from rredcot_verl.analyze.example_traces import examples
 from rredcot_verl.analyze.method_values import Evidence, Method, group_mean, smoothed
 from rredcot_verl.analyze.records import Measurements
-from rredcot_verl.analyze.regressions import LayerStates, default_layer, load_hidden, regression_methods
+from rredcot_verl.analyze.regressions import regression_methods
 from rredcot_verl.analyze.statistics import CONFIDENCE, Resamples
 from rredcot_verl.analyze.trace_table import NUM_ROLLOUTS, TraceTable, make_table
 
@@ -55,9 +55,7 @@ def evaluate(
     if not table.traces:
         raise ValueError(f"cutting {cutting}: no trace with a segment was measured; there is nothing to evaluate")
     evidence = Evidence(measurements, table, temperature, seed, progress=progress)
-    hidden = load_hidden(evidence)
-    layer = None if hidden is None else default_layer(hidden, measurements.run)
-    methods = all_methods(evidence, hidden)
+    methods = all_methods(evidence)
     if num_groups < FEW_PROMPTS:
         evidence.notes.append(
             f"{num_groups} prompts: a bootstrap over so few gives intervals that are too narrow, and regressions keep "
@@ -65,7 +63,7 @@ def evaluate(
         )
     comparison = Comparison(evidence, methods)
     entries = [comparison.entry(method) for method in evidence.each(methods, "methods")]
-    sections = ablations(comparison, None if hidden is None or layer is None else hidden.only(layer))
+    sections = ablations(comparison)
     return {
         "schema": SCHEMA,
         "run": measurements.run,
@@ -75,7 +73,7 @@ def evaluate(
             "confidence": CONFIDENCE,
             "cutting": cutting,
             "temperature": temperature,
-            "layer": layer,
+            "layer": evidence.layer,
             "seconds": time.perf_counter() - started,
         },
         "data": _data(table),
@@ -85,12 +83,12 @@ def evaluate(
         "methods": entries,
         "costs": comparison.costs(),
         "ablations": sections,
-        "examples": examples(table, methods, layer),
+        "examples": examples(table, methods, evidence.layer),
         "notes": evidence.notes,
     }
 
 
-def all_methods(evidence: Evidence, hidden: LayerStates | None) -> list[Method]:
+def all_methods(evidence: Evidence) -> list[Method]:
     """Every method that the measurements of a table allow; what is missing is noted."""
     table, notes = evidence.table, evidence.notes
     probes = methods_from(evidence, PROBES)
@@ -109,13 +107,13 @@ def all_methods(evidence: Evidence, hidden: LayerStates | None) -> list[Method]:
             f"fewer than {2 * NUM_ROLLOUTS} continuations a state: monte_carlo takes half of them, fewer than "
             f"{NUM_ROLLOUTS}"
         )
-    if hidden is None:
+    if not evidence.hidden:
         notes.append("no hidden states were measured: no hidden or both")
     by_name = {method.name: method for method in probes}
     calibrated = [by_name[name] for name in CALIBRATED if name in by_name]
     everything = [from_all_rollouts(table)] if rollouts else []
     methods = [group_mean(table), *everything, *rollouts, *probes, *attributions]
-    methods += regression_methods(evidence, calibrated, hidden)
+    methods += regression_methods(evidence, calibrated, evidence.hidden)
     found = {method.name: method for method in methods}
     methods += [smoothed(table, found[name], s) for name in SMOOTHED if name in found for s in STRENGTHS]
     return methods

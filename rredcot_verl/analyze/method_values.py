@@ -7,15 +7,17 @@ estimator has which values in `estimators`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from rredcot_verl.analyze.records import Measurements, ProbeRecord
+from rredcot_verl.analyze.records import HIDDEN_FOLDER, Measurements, ProbeRecord
 from rredcot_verl.analyze.statistics import Array
 from rredcot_verl.analyze.trace_table import Mask, TraceTable
+from rredcot_verl.config.blocks import ReadoutConfig
 from rredcot_verl.core.values import attribution_values, new_highs, smooth
 from rredcot_verl.probes.values import values_of_sums
 from rredcot_verl.sources.registry import source_class
@@ -95,6 +97,25 @@ class Evidence:
     def each(self, items: Sequence[T], what: str) -> "tqdm[T]":
         """The items, with a progress bar where one is wanted."""
         return tqdm(items, desc=what, disable=not self.progress)
+
+    @cached_property
+    def hidden(self) -> dict[int, Array]:
+        """Projected hidden states `(num_traces, width, dim)` by layer; NaN where there is none."""
+        path = self.measurements.folder / HIDDEN_FOLDER / f"{self.table.cutting}.npz"
+        if not path.exists():
+            return {}
+        with np.load(path) as arrays:
+            read = {int(name.removeprefix("layer_")): arrays[name] for name in arrays if name.startswith("layer_")}
+            traces, states = arrays["traces"], arrays["states"]
+        return {layer: self.table.padded(traces, states, rows, np.nan)[0] for layer, rows in sorted(read.items())}
+
+    @property
+    def layer(self) -> int | None:
+        """The layer that the plugin reads by default if it was measured, else the last one measured."""
+        default, model = ReadoutConfig().layer, self.measurements.run.get("model")
+        num_layers = model.get("num_layers", 0) if isinstance(model, dict) else 0
+        known = [layer for layer in (default, default + num_layers) if layer in self.hidden]
+        return known[0] if known else max(self.hidden, key=lambda layer: (layer < 0, layer), default=None)
 
     def cost(self, what: str) -> tuple[Array, Array]:
         """Seconds and tokens of one kind of cost `(num_traces,)`; NaN where not measured."""

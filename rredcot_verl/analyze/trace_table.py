@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rredcot_verl.analyze.records import CuttingRecord, Measurements, RolloutRecord, TraceRecord
+from rredcot_verl.analyze.records import CuttingRecord, Measurements, TraceRecord
 from rredcot_verl.analyze.statistics import Array, Labels, Resamples
 from rredcot_verl.readout.features import leave_one_out_means
 
@@ -210,22 +210,18 @@ def make_table(measurements: Measurements, cutting: str, resamples: Resamples) -
 def _rollouts(
     measurements: Measurements, cuts: list[CuttingRecord], width: int, low: float, high: float
 ) -> dict[str, Any]:
-    records: dict[tuple[int, int], list[RolloutRecord]] = {}
-    for record in measurements.rollouts:
-        records.setdefault((record.trace, record.offset), []).append(record)
+    records = {(record.trace, record.offset): record for record in measurements.rollouts}
     drawn: dict[tuple[int, int], Array] = {}
     seconds, num_tokens = np.full((2, len(cuts)), np.nan)
     for row, cut in enumerate(cuts):
-        found = [records.get((cut.trace, offset), []) for offset in cut.boundaries[:-1]]
-        for k, state in enumerate(found):
-            rewards = np.array([reward for record in state for reward in record.rewards], dtype=np.float64)
-            drawn[row, k] = (rewards - low) / (high - low)
-        if all(found):
+        states = {k: records.get((cut.trace, offset)) for k, offset in enumerate(cut.boundaries[:-1])}
+        found = {k: record for k, record in states.items() if record is not None}
+        for k, record in found.items():
+            drawn[row, k] = (np.array(record.rewards, dtype=np.float64) - low) / (high - low)
+        if len(found) == len(states):
             # For one continuation a state: methods multiply by theirs.
-            counts = [max(sum(len(record.rewards) for record in state), 1) for state in found]
-            pairs = list(zip(found, counts, strict=True))
-            seconds[row] = sum(sum(record.seconds for record in state) / n for state, n in pairs)
-            num_tokens[row] = sum(sum(record.num_tokens for record in state) / n for state, n in pairs)
+            seconds[row] = sum(each.seconds / max(len(each.rewards), 1) for each in found.values())
+            num_tokens[row] = sum(each.num_tokens / max(len(each.rewards), 1) for each in found.values())
 
     def values(pick: Callable[[Array], Array]) -> MonteCarloValues:
         means, noise, num_rollouts = np.full((3, len(cuts), width), np.nan)

@@ -11,7 +11,7 @@ from rredcot_verl.analyze.estimators import PROBES, methods_from, weighed
 from rredcot_verl.analyze.measures import agreement, calibration_curve
 from rredcot_verl.analyze.method_values import Evidence, Method, smoothed
 from rredcot_verl.analyze.records import CuttingRecord, Measurements, RolloutRecord, TraceRecord
-from rredcot_verl.analyze.regressions import fit, load_hidden
+from rredcot_verl.analyze.regressions import fit
 from rredcot_verl.analyze.statistics import Resamples
 from rredcot_verl.analyze.trace_table import MonteCarloValues, make_table, num_first_rollouts
 from tests.analyze.synthetic import CUTTING, write
@@ -169,14 +169,14 @@ def test_a_trace_whose_weights_are_nothing_has_no_values(world):
 
 def test_regressions_know_what_their_features_know(world, table, truth):
     everyone = _everyone(table)
-    hidden = load_hidden(Evidence(world.load(), table, 1.0))
+    hidden = Evidence(world.load(), table, 1.0).hidden
     probe = next(m for m in methods_from(Evidence(world.load(), table, 1.0), PROBES) if m.name == "joint:reference")
     values = {
         "joint": probe.values,
         "calibrated": fit(table, probe=probe.values)[0],
         "small": fit(table, probe=probe.values, batch=16)[0],
-        "poor layer": fit(table, hidden=hidden.layers[-2])[0],
-        "good layer": fit(table, hidden=hidden.layers[-1])[0],
+        "poor layer": fit(table, hidden=hidden[-2])[0],
+        "good layer": fit(table, hidden=hidden[-1])[0],
     }
     error = {
         name: agreement(table, given, table.monte_carlo, everyone, names=("mse",))["mse"]
