@@ -17,10 +17,9 @@ from rredcot_verl.analyze.estimators import (
     PROBES,
     READ,
     REFERENCE,
-    from_all_rollouts,
     methods_from,
 )
-from rredcot_verl.analyze.method_values import Method
+from rredcot_verl.analyze.method_values import Method, from_all_rollouts
 from rredcot_verl.analyze.regressions import SIZES, fit, regression_methods
 from rredcot_verl.analyze.statistics import intervals
 from rredcot_verl.analyze.trace_table import make_table

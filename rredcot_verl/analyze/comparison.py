@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from rredcot_verl.analyze import measures, policy_gradient, wrong_lines
-from rredcot_verl.analyze.estimators import ALL_ROLLOUTS, REFERENCE
+from rredcot_verl.analyze.estimators import REFERENCE
 from rredcot_verl.analyze.measures import agreement, calibration_curve
-from rredcot_verl.analyze.method_values import Evidence, Method
+from rredcot_verl.analyze.method_values import ALL_ROLLOUTS, Evidence, Method
 from rredcot_verl.analyze.statistics import Array, Measured, intervals
 from rredcot_verl.analyze.trace_table import Mask
 

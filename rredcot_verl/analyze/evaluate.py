@@ -8,9 +8,9 @@ import numpy as np
 
 from rredcot_verl.analyze.ablations import ablations
 from rredcot_verl.analyze.comparison import Comparison
-from rredcot_verl.analyze.estimators import CALIBRATED, PROBES, SMOOTHED, from_all_rollouts, methods_from, weighed
+from rredcot_verl.analyze.estimators import CALIBRATED, PROBES, SMOOTHED, methods_from, weighed
 from rredcot_verl.analyze.example_traces import examples
-from rredcot_verl.analyze.method_values import Evidence, Method, group_mean, smoothed
+from rredcot_verl.analyze.method_values import Evidence, Method, from_all_rollouts, group_mean, smoothed
 from rredcot_verl.analyze.records import Measurements
 from rredcot_verl.analyze.regressions import regression_methods
 from rredcot_verl.analyze.statistics import CONFIDENCE, Resamples

@@ -16,14 +16,16 @@ from tqdm import tqdm
 
 from rredcot_verl.analyze.records import HIDDEN_FOLDER, Measurements, ProbeRecord
 from rredcot_verl.analyze.statistics import Array
-from rredcot_verl.analyze.trace_table import Mask, TraceTable
+from rredcot_verl.analyze.trace_table import Mask, MonteCarloValues, TraceTable
 from rredcot_verl.config.blocks import ReadoutConfig
 from rredcot_verl.core.values import attribution_values, new_highs, smooth
 from rredcot_verl.probes.values import values_of_sums
-from rredcot_verl.sources.registry import source_class
+from rredcot_verl.sources.registry import DEFAULT, SOURCES, source_class
 
 T = TypeVar("T")
 
+ALL_ROLLOUTS = "monte_carlo_gold"
+"""Monte Carlo from all continuations: what the others are compared with."""
 FORMS = {
     "joint": "probability mass on useful answers ({})",
     "normalized": "that mass over the mass on all answers asked ({})",
@@ -44,7 +46,6 @@ class Method:
         uses_outcome: Whether the values are made with the trace's own outcome, so that they are no forecast of it.
         rests_on_group: Whether the values start from the mean of the prompt's other traces.
         estimator: The `algorithm.adv_estimator` that gives this credit in training.
-        pinned: Whether the last segment is credited with R - v_{K-1}; otherwise with 0.
         against: Which continuations it is compared with: `gold`, or `rest` where it has used the others itself.
         seconds, num_tokens: `(num_traces,)`, what it costs beside the plain log-prob pass; NaN where not known.
     """
@@ -56,10 +57,14 @@ class Method:
     uses_outcome: bool = False
     rests_on_group: bool = False
     estimator: str = "rredcot"
-    pinned: bool = True
     against: str = "gold"
     seconds: Array = field(default_factory=lambda: np.zeros(0))
     num_tokens: Array = field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the last segment is credited with R - v_{K-1}, as the estimator's source says; otherwise with 0."""
+        return source_class(self.estimator if self.estimator in SOURCES else DEFAULT).pinned
 
     def covers(self, table: TraceTable) -> Mask:
         """`(num_traces,)`, the traces all of whose states have a value."""
@@ -127,27 +132,6 @@ class Evidence:
         return seconds, num_tokens
 
 
-@dataclass(frozen=True)
-class Estimator:
-    """One `algorithm.adv_estimator` as the bench sees it.
-
-    Attributes:
-        name: Its name; `hidden` for the readout of hidden states.
-        needs: What has to be measured for it besides continuations.
-        methods: Makes its values from the measurements, none where they are missing; None for `hidden`, whose values
-            are fitted (see `regressions`).
-    """
-
-    name: str
-    needs: tuple[str, ...]
-    methods: "Callable[[Estimator, Evidence], list[Method]] | None"
-
-    @property
-    def pinned(self) -> bool:
-        """Whether the last segment is credited with R - v_{K-1}, as the source of that name says."""
-        return source_class(self.name).pinned
-
-
 def group_mean(table: TraceTable) -> Method:
     """What costs nothing; a prompt's only trace has the mean of all other traces, the only trace of all 0.5."""
     rewards, nothing = table.rewards, np.zeros(len(table.traces))
@@ -167,7 +151,7 @@ def group_mean(table: TraceTable) -> Method:
     )
 
 
-def probed(estimator: Estimator, evidence: Evidence) -> list[Method]:
+def probed(evidence: Evidence) -> list[Method]:
     """`joint`, `normalized` and `geometric` of every set of answers.
 
     `normalized:reference` is left out: it is 1 everywhere. The cost of the references is that of a pass of their own
@@ -184,35 +168,35 @@ def probed(estimator: Estimator, evidence: Evidence) -> list[Method]:
     for form in FORMS:
         for proposals in PROPOSALS:
             if (form, proposals) != ("normalized", "reference"):
-                method = replace(_probed(table, records, form, proposals), estimator=estimator.name)
+                method = _probed(table, records, form, proposals)
                 if proposals == "reference" and np.isfinite(alone[0]).any():
                     method = replace(method, seconds=alone[0], num_tokens=alone[1])
                 methods.append(method)
     return [method for method in methods if method.covers(table).any()]
 
 
-def changes_of_probe(estimator: Estimator, evidence: Evidence) -> list[Method]:
+def changes_of_probe(evidence: Evidence) -> list[Method]:
     """GRPO-VPS: the peer's probe is the mean log-probability a token of the reference."""
     about = "change of the reference answer's exp(mean log-probability) (GRPO-VPS, IGPO); the last segment gets 0"
-    return [
-        replace(
-            method, name=estimator.name, family="peer", about=about, estimator=estimator.name, pinned=estimator.pinned
-        )
-        for method in probed(estimator, evidence)
-        if method.name == "geometric:reference"
-    ]
+    found = [method for method in probed(evidence) if method.name == "geometric:reference"]
+    return [replace(method, name="vps", family="peer", about=about) for method in found]
 
 
-def new_highs_of_probe(estimator: Estimator, evidence: Evidence) -> list[Method]:
+def new_highs_of_probe(evidence: Evidence) -> list[Method]:
     """MIG: the same probe, of which only new highs pay."""
     about = "only new highs of the reference answer's exp(mean log-probability) pay (MIG); the last segment gets 0"
     return [
-        replace(method, about=about, values=by_row(evidence.table, method.values, lambda _, values: new_highs(values)))
-        for method in changes_of_probe(estimator, evidence)
+        replace(
+            method,
+            name="mig",
+            about=about,
+            values=by_row(evidence.table, method.values, lambda _, values: new_highs(values)),
+        )
+        for method in changes_of_probe(evidence)
     ]
 
 
-def attributed(estimator: Estimator, evidence: Evidence) -> list[Method]:
+def attributed(evidence: Evidence, names: Sequence[str]) -> list[Method]:
     """Weights of segments for the answer, as values b + (R - b) * (share of the segments so far).
 
     b is the group's mean reward, the trace's own included, as in training. A trace whose weights are all 0 is one
@@ -222,7 +206,7 @@ def attributed(estimator: Estimator, evidence: Evidence) -> list[Method]:
     sums, counts = np.bincount(table.groups, table.rewards), np.bincount(table.groups)
     means = (sums / np.maximum(counts, 1))[table.groups]
     methods = []
-    for name in estimator.needs:
+    for name in names:
         values = np.full(table.is_state.shape, np.nan)
         seconds, num_tokens = np.full((2, len(table.traces)), np.nan)
         records = [r for r in evidence.measurements.weights if (r.cutting, r.method) == (table.cutting, name)]
@@ -234,13 +218,13 @@ def attributed(estimator: Estimator, evidence: Evidence) -> list[Method]:
             values[row, :num] = given or np.nan
             seconds[row], num_tokens[row] = record.seconds, record.num_tokens
         about = f"{name.replace('_', ' ')}: R - b shared by the segments' weights for the answer"
-        method = Method(name, "attribution", about, values, uses_outcome=True, estimator=estimator.name)
+        method = Method(name, "attribution", about, values, uses_outcome=True)
         if records:
             methods.append(replace(method, seconds=seconds, num_tokens=num_tokens))
     return methods
 
 
-def monte_carlo(estimator: Estimator, evidence: Evidence) -> list[Method]:
+def monte_carlo(evidence: Evidence) -> list[Method]:
     """Monte Carlo with few continuations, compared with the other continuations of the same states."""
     table = evidence.table
     numbers = table.first_rollouts.num_rollouts[table.is_state]
@@ -248,19 +232,21 @@ def monte_carlo(estimator: Estimator, evidence: Evidence) -> list[Method]:
         return []
     most = int(np.median(numbers))
     about = f"mean reward of {most} continuations a state (VinePPO), compared with the other continuations"
-    values = np.where(table.is_state, table.first_rollouts.values, np.nan)
-    return [
-        Method(
-            "monte_carlo",
-            "monte_carlo",
-            about,
-            values,
-            estimator=estimator.name,
-            against="rest",
-            seconds=table.seconds * most,
-            num_tokens=table.num_tokens * most,
-        )
-    ]
+    method = _sampled(table, "monte_carlo", about, table.first_rollouts, np.full(len(table.traces), most))
+    return [replace(method, against="rest")]
+
+
+def from_all_rollouts(table: TraceTable) -> Method:
+    """The Monte Carlo reference as a method: what credit from all continuations would do."""
+    most = np.where(table.is_state, table.monte_carlo.num_rollouts, 0).sum(axis=1) / np.maximum(table.num_segments, 1)
+    about = "all continuations of the gold: what Monte Carlo credit can do at this noise"
+    return replace(_sampled(table, ALL_ROLLOUTS, about, table.monte_carlo, most), estimator="vineppo")
+
+
+def _sampled(table: TraceTable, name: str, about: str, sampled: MonteCarloValues, most: Array) -> Method:
+    values = np.where(table.is_state, sampled.values, np.nan)
+    seconds, num_tokens = table.seconds * most, table.num_tokens * most
+    return Method(name, "monte_carlo", about, values, seconds=seconds, num_tokens=num_tokens)
 
 
 def smoothed(table: TraceTable, method: Method, strength: float) -> Method:
