@@ -3,11 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
 
 from rredcot_verl.analyze.command_line import Options, read_options
 from rredcot_verl.analyze.records import Measurements
@@ -50,22 +47,11 @@ def write_results(measurements: Measurements, options: Options) -> None:
     from rredcot_verl.analyze import page, tables
     from rredcot_verl.analyze.evaluate import evaluate
 
-    with tqdm(desc="evaluating", unit="part") as bar:
-        results = evaluate(
-            measurements, seed=options.seed, num_resamples=options.num_resamples, progress=_progress_of(bar)
-        )
+    results = evaluate(measurements, seed=options.seed, num_resamples=options.num_resamples, progress=True)
     folder = options.out
     _write(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     _write(folder / "tables.md", tables.render(results))
     _write(folder / "report.html", page.render(results))
-
-
-def _progress_of(bar: Any) -> Callable[[str, int, int], None]:
-    def report(what: str, done: int, total: int) -> None:
-        bar.total, bar.n = total, done
-        bar.set_postfix_str(what)
-
-    return report
 
 
 def _say_how_much(measurements: Measurements) -> None:

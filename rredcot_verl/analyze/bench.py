@@ -2,8 +2,6 @@
 
 import sys
 from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -24,61 +22,23 @@ from rredcot_verl.analyze.records import Measurements, TraceRecord
 from rredcot_verl.analyze.run_facts import describe_run
 from rredcot_verl.analyze.store import Store, check_identity
 from rredcot_verl.analyze.timing import Budget, Stopwatch
-from rredcot_verl.analyze.trace_maker import PromptEncoder, TraceMaker
+from rredcot_verl.analyze.trace_maker import TraceMaker
 from rredcot_verl.analyze.verifier import Verifier, load_function
 from rredcot_verl.answers.grammar import formats_of
 from rredcot_verl.probes.elicitation import Elicitation
 from rredcot_verl.probes.vocabulary import Vocabulary
-from rredcot_verl.report.line_checker import LineChecker, load_line_checker
+from rredcot_verl.report.line_checker import load_line_checker
 
 _SHARE_OF_TRACES = 0.5
 """Of the budget at most, for making the traces."""
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What could be checked without a model.
-
-    Attributes:
-        folder: The model's.
-        fingerprint: Tells it from another.
-        problems: Prompts, one a group, in order.
-        given: Traces, where they are given.
-        verifier, line_checker: The task's functions.
-    """
-
-    folder: Path
-    fingerprint: str
-    problems: list[Problem]
-    given: list[GivenTrace]
-    verifier: Verifier
-    line_checker: LineChecker | None
-
-    def num_traces(self, group_size: int) -> int:
-        """Traces asked for."""
-        return len(self.given) or len(self.problems) * group_size
-
-
-def check_inputs(options: Options) -> Inputs:
-    """Find out what is wrong with the inputs before a model is loaded.
-
-    Raises:
-        ValueError: What, and what is expected.
-    """
-    folder = check_folder(options.model)
-    formats_of(options.settings.elicitation)
-    verifier = Verifier(load_function(options.reward_function), options.reward_options)
-    line_checker = load_line_checker(options.line_checker) if options.line_checker else None
-    given: list[GivenTrace] = []
+def _read_inputs(options: Options) -> tuple[list[Problem], list[GivenTrace]]:
+    """Prompts, one a group, in order; and the traces, where they are given."""
     if options.prompts:
-        problems = read_prompts(options.prompts, options.num_prompts)
-    else:
-        given = read_traces(options.traces or [], options.data_source, options.num_traces)
-        problems = list({trace.problem.group: trace.problem for trace in given}.values())
-    _try(verifier, problems[0])
-    found = fingerprint(folder)
-    check_identity(options.out, options.identity(found))
-    return Inputs(folder, found, problems, given, verifier, line_checker)
+        return read_prompts(options.prompts, options.num_prompts), []
+    given = read_traces(options.traces or [], options.data_source, options.num_traces)
+    return list({trace.problem.group: trace.problem for trace in given}.values()), given
 
 
 def _try(verifier: Verifier, problem: Problem) -> None:
@@ -97,16 +57,24 @@ class Bench:
 
     Args:
         options: What the user asked for.
-        inputs: From `check_inputs`.
 
     Raises:
-        ValueError: The model cannot be loaded or measured.
+        ValueError: The inputs are wrong, which is said before the model is loaded; or it cannot be loaded or measured.
     """
 
-    def __init__(self, options: Options, inputs: Inputs) -> None:
-        self._options, self._inputs = options, inputs
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        folder = check_folder(options.model)
+        formats_of(options.settings.elicitation)
+        self._verifier = Verifier(load_function(options.reward_function), options.reward_options)
+        line_checker = load_line_checker(options.line_checker) if options.line_checker else None
+        self._problems, self._given = _read_inputs(options)
+        _try(self._verifier, self._problems[0])
+        identity = options.identity(fingerprint(folder))
+        check_identity(options.out, identity)
+        self._num_asked = len(self._given) or len(self._problems) * options.group_size
         self._budget = Budget(options.budget_s)
-        self._policy = policy = load_policy(inputs.folder, options.device, options.dtype)
+        self._policy = policy = load_policy(folder, options.device, options.dtype)
         require_packing(policy)
         self._layers = parse_layers(options.layers, policy.num_layers)
         self._watch = watch = Stopwatch(policy.device)
@@ -115,17 +83,8 @@ class Bench:
         self._sampler = Sampler(
             policy.model, policy.eos_token_ids, options.temperature, options.seed, max_batch_tokens=options.batch_tokens
         )
-        self._maker = TraceMaker(
-            policy,
-            elicitation,
-            inputs.verifier,
-            inputs.line_checker,
-            PromptEncoder(policy.tokenizer, options.template_options),
-            options.temperature,
-            options.max_response_tokens,
-            watch,
-        )
-        run = describe_run(options, policy, inputs.folder, inputs.fingerprint, self._layers)
+        self._maker = TraceMaker(options, policy, elicitation, self._verifier, line_checker, watch)
+        run = describe_run(options, policy, folder, self._layers, identity)
         run["clock"] = "processor time" if watch.counts_processor_time else "wall time"
         self._store = Store(options.out, run)
 
@@ -145,27 +104,24 @@ class Bench:
         finally:
             run = self._store.run
             run["seconds"] = _sum(run["seconds"], {**self._watch.seconds, "all": self._budget.spent})
-            run["sampling"] = _sum(run["sampling"], vars(self._sampler.count))
+            run["sampling"] = _sum(run["sampling"], self._sampler.count)
             self._store.write_run()
         return self._finish(traces, measurements)
 
     def _make_traces(self) -> None:
-        store, options, given = self._store, self._options, self._inputs.given
+        store, options, given = self._store, self._options, self._given
         if not given:
             sizes = Counter(record.group for record in store.records().traces)
             store.keep_traces(lambda record: sizes[record.group] == options.group_size)
         present = store.records().traces
         for record in present:
             self._maker.remember(record)
-        total = self._inputs.num_traces(options.group_size)
         made: Any = (
             ((records, []) for records in self._maker.read_given(given, len(present)))
             if given
-            else self._maker.sample(
-                self._sampler, self._inputs.problems, len(present), options.group_size, options.batch_tokens
-            )
+            else self._maker.sample(self._sampler, self._problems, len(present))
         )
-        with tqdm(total=total, initial=len(present), desc="traces", unit="trace") as bar:
+        with tqdm(total=self._num_asked, initial=len(present), desc="traces", unit="trace") as bar:
             for records, costs in made:
                 store.add([*records, *costs])
                 bar.update(len(records))
@@ -185,7 +141,7 @@ class Bench:
 
     def _traces(self) -> list[TraceRecord]:
         """The traces that this call asks for; the folder may hold those of more prompts."""
-        groups = {problem.group for problem in self._inputs.problems}
+        groups = {problem.group for problem in self._problems}
         asked = [trace for trace in self._store.records().traces if trace.group in groups]
         traces = [trace for trace in asked if trace.response_ids]
         if len(traces) < len(asked):
@@ -200,18 +156,19 @@ class Bench:
             self._elicitation,
             options.settings,
             segments,
-            {problem.group: problem for problem in self._inputs.problems},
+            {problem.group: problem for problem in self._problems},
             self._maker.answers,
             options.temperature,
             options.pack_tokens,
             self._watch,
         )
-        verifier, limit = self._inputs.verifier, options.max_response_tokens
         probes = ProbeMeasurement(context, options.temperatures, traces) if PROBES in options.measured else None
         hidden = HiddenStateMeasurement(context, self._layers, options.dim, options.seed)
         weights = [name for name in options.measured if name not in (PROBES, HIDDEN)]
         found: list[Measurement | None] = [
-            RolloutMeasurement(context, self._sampler, verifier, limit, options.num_rollouts),
+            RolloutMeasurement(
+                context, self._sampler, self._verifier, options.max_response_tokens, options.num_rollouts
+            ),
             probes,
             *(WeightMeasurement(context, name) for name in weights),
             hidden if HIDDEN in options.measured else None,
@@ -227,8 +184,7 @@ class Bench:
             self._note(f"not read here, where every form has a row of its own: {', '.join(options.unread())}")
         for measurement in measurements:
             measurement.lay_out(store, whole)
-        asked = self._inputs.num_traces(options.group_size)
-        store.run["num_traces"] = {"asked": asked, "made": len(traces), "whole": len(whole)}
+        store.run["num_traces"] = {"asked": self._num_asked, "made": len(traces), "whole": len(whole)}
         store.write_run()
         kept = {trace.trace for trace in whole}
         return store.records().where(lambda record: record.trace in kept)
@@ -252,4 +208,4 @@ def measure(options: Options) -> Measurements:
     Raises:
         ValueError: The options, the inputs or the model cannot be measured.
     """
-    return Bench(options, check_inputs(options)).run()
+    return Bench(options).run()

@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rredcot_verl.analyze.estimators import ESTIMATORS
-from rredcot_verl.analyze.segmentations import Segmentation, parse_segmentations
+from rredcot_verl.analyze.segmentations import parse_segmentations
 from rredcot_verl.analyze.timing import parse_duration
+from rredcot_verl.config.blocks import SegmentationConfig
 from rredcot_verl.config.schema import PREFIX, RREDCoTConfig, parse
 
 
@@ -40,7 +41,7 @@ class Options:
     Attributes:
         command: The command line.
         settings: The `algorithm.rredcot` block: `--config` with `--set` on top.
-        cuttings: The first one is the main one.
+        cuttings: By name; the first one is the main one.
         temperatures: Of the probes; the first one is the main one.
         reward_options, template_options: Keyword arguments of the verifier and of the chat template.
         budget_s: Wall time in seconds, None for any.
@@ -85,7 +86,7 @@ class Options:
     methods: list[str] = _flag(
         nargs="+", default=list(ESTIMATORS), metavar="METHOD", help=f"of: {', '.join(ESTIMATORS)} (default: all)"
     )
-    cuttings: list[Segmentation] = _flag(
+    cuttings: dict[str, SegmentationConfig] = _flag(
         nargs="+",
         metavar="METHOD-N",
         help="ways to cut, the main one first, e.g. keyword_entropy-8 fixed-8 (default: the settings' own and others)",
@@ -147,7 +148,7 @@ class Options:
             **{name: getattr(self, name) for name in names},
             "num_traces": self.num_traces if self.traces else None,
             "settings": self.settings.model_dump(mode="json"),
-            "cuttings": [cutting.name for cutting in self.cuttings],
+            "cuttings": list(self.cuttings),
             "measured": list(self.measured),
             "reward_options": self.reward_options,
             "template_options": self.template_options,

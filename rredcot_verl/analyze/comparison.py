@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 
 from rredcot_verl.analyze import measures, policy_gradient, wrong_lines
-from rredcot_verl.analyze.estimators import ALL_ROLLOUTS, REFERENCE
+from rredcot_verl.analyze.estimators import REFERENCE
 from rredcot_verl.analyze.measures import agreement, calibration_curve
-from rredcot_verl.analyze.method_values import Method, cost
-from rredcot_verl.analyze.records import Measurements
-from rredcot_verl.analyze.statistics import Array, Measured, Resamples, intervals
-from rredcot_verl.analyze.trace_table import Mask, TraceTable, reward_range
+from rredcot_verl.analyze.method_values import ALL_ROLLOUTS, Evidence, Method
+from rredcot_verl.analyze.statistics import Array, Measured, intervals
+from rredcot_verl.analyze.trace_table import Mask
 
 FORMS = ("reweight", "td")
 NO_SKETCHES = "no gradient sketches"
@@ -25,32 +24,22 @@ class Comparison:
     """Compares methods on one table, and keeps what several of them need.
 
     Args:
-        measurements: All records.
-        table: The traces under one cutting.
-        resamples: Of the prompts; the same for all tables, so that differences are paired.
+        evidence: The traces under one cutting.
         methods: The methods; the one named `joint:reference` is what others are compared with.
-        notes: What could not be done is added here.
     """
 
-    def __init__(
-        self,
-        measurements: Measurements,
-        table: TraceTable,
-        resamples: Resamples,
-        methods: Iterable[Method],
-        notes: list[str],
-    ) -> None:
-        self.measurements, self.table, self.resamples = measurements, table, resamples
+    def __init__(self, evidence: Evidence, methods: Iterable[Method] = ()) -> None:
+        self.evidence = evidence
+        self.table = table = evidence.table
         self.methods = {method.name: method for method in methods}
         self.reference = self.methods.get(REFERENCE)
-        self.wrong = wrong_lines.wrong_segments(table)
-        self._grpo_credit = self.advantages(None, "reweight")
-        sketches = policy_gradient.load_sketches(measurements, table)
+        self._grpo_credit = policy_gradient.advantages(table, None, "reweight")
+        sketches = policy_gradient.load_sketches(evidence.measurements, table)
         self._gradients = None
         if sketches is None:
-            notes.append(f"no gradient sketches for {table.cutting}: no variance of the policy gradient")
+            evidence.notes.append(f"no gradient sketches for {table.cutting}: no variance of the policy gradient")
         else:
-            self._gradients = policy_gradient.GradientComparison(table, resamples, sketches, self._grpo_credit)
+            self._gradients = policy_gradient.GradientComparison(table, *sketches, self._grpo_credit)
         self._reference_measures: dict[tuple[str, bytes, tuple[str, ...]], dict[str, Measured]] = {}
 
     def entry(self, method: Method) -> dict[str, Any]:
@@ -69,7 +58,7 @@ class Comparison:
             "measures": intervals(measured),
             "differences": self._differences(method, measured, rows),
             "over_chance": {"blame_top1": self._over_chance(measured["blame_top1"], method, rows)},
-            "calibration": calibration_curve(self.table, self.resamples, method.values, rows) if forecast else None,
+            "calibration": calibration_curve(self.table, method.values, rows) if forecast else None,
             "credit": {form: self.credit(method, form) for form in FORMS},
             "cost": self.cost(method),
         }
@@ -82,7 +71,6 @@ class Comparison:
         else:
             measured = agreement(
                 self.table,
-                self.resamples,
                 method.values,
                 self.table.other_rollouts if method.against == "rest" else self.table.monte_carlo,
                 rows,
@@ -90,14 +78,16 @@ class Comparison:
                 names=names,
                 uses_outcome=method.uses_outcome,
             )
-        found = wrong_lines.blame(self.table, self.resamples, self.wrong, method.segment_rewards(self.table), rows)
+        found = wrong_lines.blame(self.table, method.segment_rewards(self.table), rows)
         return {**measured, **{f"blame_{name}": value for name, value in found.items()}}
 
-    def credit(
-        self, method: Method | None, form: str, *, beta: float = 1.0, penalty: float = 1.0, lam: float = 1.0
-    ) -> dict[str, dict[str, Any]]:
-        """Gradient under a credit form relative to GRPO, and the blame by the final advantage."""
-        credit = self.advantages(method, form, beta=beta, penalty=penalty, lam=lam)
+    def credit(self, method: Method | None, form: str, **options: float) -> dict[str, dict[str, Any]]:
+        """Gradient under a credit form relative to GRPO, and the blame by the final advantage.
+
+        Args:
+            method, form, options: As `policy_gradient.advantages` takes them.
+        """
+        credit = policy_gradient.advantages(self.table, method, form, **options)
         if self._gradients is None:
             result = {name: Measured.none(NO_SKETCHES) for name in policy_gradient.NAMES}
         else:
@@ -105,14 +95,13 @@ class Comparison:
         rows = np.ones(len(self.table.traces), dtype=bool) if method is None else method.covers(self.table)
         # A group whose traces all earn the same has no advantage to place.
         rows &= np.abs(self._grpo_credit[:, 0]) > UNIFORM
-        found = wrong_lines.blame(self.table, self.resamples, self.wrong, credit, rows)
+        found = wrong_lines.blame(self.table, credit, rows)
         result |= {f"blame_{name}": value for name, value in found.items()}
         return intervals(result)
 
     def cost(self, method: Method) -> dict[str, dict[str, Any]]:
         """Seconds and tokens a trace, beside those of the plain log-prob pass and of generating it."""
-        records = self.measurements.costs
-        log_prob, generate = (cost(self.table, records, what) for what in ("log_prob", "generate"))
+        log_prob, generate = self.evidence.cost("log_prob"), self.evidence.cost("generate")
         one = np.ones(len(self.table.traces))
         return {
             "seconds": self._ratio(method.seconds, one),
@@ -127,7 +116,7 @@ class Comparison:
         one = np.ones(len(self.table.traces))
         result = {}
         for what in ("generate", "log_prob"):
-            seconds, num_tokens = cost(self.table, self.measurements.costs, what)
+            seconds, num_tokens = self.evidence.cost(what)
             result[what] = {"seconds": self._ratio(seconds, one), "num_tokens": self._ratio(num_tokens, one)}
         return result
 
@@ -139,7 +128,7 @@ class Comparison:
         names = [name for name in measures.NAMES if name.startswith(("spearman", "pearson"))]
         everyone = np.ones(len(table.traces), dtype=bool)
         first, second = table.halves
-        halves = agreement(table, self.resamples, first.values, second, everyone, names=names)
+        halves = agreement(table, first.values, second, everyone, names=names)
         return {
             "num_rollouts": {
                 "min": int(numbers.min()) if numbers.size else 0,
@@ -154,21 +143,13 @@ class Comparison:
 
     def chance(self) -> dict[str, dict[str, Any]]:
         """Blame by rules that read nothing."""
-        rules = wrong_lines.chance(self.table, self.resamples, self.wrong)
+        rules = wrong_lines.chance(self.table)
         return {rule: intervals(found) for rule, found in rules.items()}
 
     def grpo(self) -> dict[str, Any]:
         """GRPO's own gradient."""
         snr = Measured.none(NO_SKETCHES) if self._gradients is None else self._gradients.grpo_signal_to_noise()
         return {"snr": snr.interval()}
-
-    def advantages(
-        self, method: Method | None, form: str, *, beta: float = 1.0, penalty: float = 1.0, lam: float = 1.0
-    ) -> Array:
-        """Advantages of the segments as in training; None is GRPO."""
-        regressed = method is not None and method.rests_on_group
-        settings = policy_gradient.settings_for(reward_range(self.measurements.run), form, beta, penalty, regressed)
-        return policy_gradient.advantages(self.measurements, self.table, method, settings, lam)
 
     def _differences(self, method: Method, measured: dict[str, Measured], rows: Mask) -> dict[str, dict[str, Any]]:
         reference = self.reference
@@ -192,12 +173,12 @@ class Comparison:
     def _over_chance(self, top1: Measured, method: Method, rows: Mask) -> dict[str, Any]:
         flat = np.zeros(self.table.is_state.shape)
         rows = rows & np.isfinite(method.segment_rewards(self.table)).all(axis=1)
-        return top1.minus(wrong_lines.blame(self.table, self.resamples, self.wrong, flat, rows)["top1"]).interval()
+        return top1.minus(wrong_lines.blame(self.table, flat, rows)["top1"]).interval()
 
     def _ratio(self, above: Array, below: Array) -> dict[str, Any]:
         known = np.isfinite(above) & np.isfinite(below)
         groups = self.table.groups[known]
-        samples = self.resamples.ratio(above[known], below[known], groups)
+        samples = self.table.resamples.ratio(above[known], below[known], groups)
         return Measured.of(samples, groups, "not measured").interval()
 
 

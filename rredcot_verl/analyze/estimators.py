@@ -1,10 +1,10 @@
 """All that the bench knows of estimators and methods by name: what is measured for each, how its values are made of
 it, and in which parts of the results it is shown."""
 
-import numpy as np
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from rredcot_verl.analyze.method_values import (
-    Estimator,
     Evidence,
     Method,
     attributed,
@@ -13,18 +13,38 @@ from rredcot_verl.analyze.method_values import (
     new_highs_of_probe,
     probed,
 )
-from rredcot_verl.analyze.trace_table import TraceTable
 
 PROBES, HIDDEN = "probes", "hidden"
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """One `algorithm.adv_estimator` as the bench sees it.
+
+    Attributes:
+        name: Its name; `hidden` for the readout of hidden states.
+        needs: What has to be measured for it besides continuations.
+        methods: Makes its values from the measurements, none where they are missing; None for `hidden`, whose values
+            are fitted (see `regressions`).
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    methods: Callable[[Evidence], list[Method]] | None
+
+
+def _weighing(name: str, *weights: str) -> Estimator:
+    return Estimator(name, weights, lambda evidence: attributed(evidence, weights))
+
 
 _ROWS = (
     Estimator("rredcot", (PROBES,), probed),
     Estimator("vps", (PROBES,), changes_of_probe),
     Estimator("mig", (PROBES,), new_highs_of_probe),
     Estimator("vineppo", (), monte_carlo),
-    Estimator("attention_attribution", ("attention_attribution",), attributed),
-    Estimator("gradient_attribution", ("input_x_gradient", "integrated_gradients"), attributed),
-    Estimator("leave_one_out", ("leave_one_out",), attributed),
+    _weighing("attention_attribution", "attention_attribution"),
+    _weighing("gradient_attribution", "input_x_gradient", "integrated_gradients"),
+    _weighing("leave_one_out", "leave_one_out"),
     Estimator("hidden", (HIDDEN,), None),
 )
 ESTIMATORS = {row.name: row for row in _ROWS}
@@ -32,8 +52,6 @@ ESTIMATORS = {row.name: row for row in _ROWS}
 
 REFERENCE = "joint:reference"
 """What differences are taken to: the plugin's default."""
-ALL_ROLLOUTS = "monte_carlo_gold"
-"""Monte Carlo from all continuations: what the others are compared with."""
 READ = ("hidden:", "both:")
 """How the names of methods begin that read hidden states; the layer follows."""
 
@@ -53,25 +71,9 @@ def methods_from(evidence: Evidence, *needs: str) -> list[Method]:
     """The methods of all estimators that need these measurements; of those that need continuations alone for none."""
     wanted = set(needs)
     rows = [row for row in _ROWS if (wanted & set(row.needs) if wanted else not row.needs)]
-    return [method for row in rows if row.methods for method in row.methods(row, evidence)]
+    return [replace(method, estimator=row.name) for row in rows if row.methods for method in row.methods(evidence)]
 
 
 def weighed(evidence: Evidence) -> list[Method]:
     """The methods of the estimators that weigh segments."""
     return methods_from(evidence, *(need for row in _ROWS for need in row.needs if need not in (PROBES, HIDDEN)))
-
-
-def from_all_rollouts(table: TraceTable) -> Method:
-    """The Monte Carlo reference as a method: what credit from all continuations would do."""
-    values = np.where(table.is_state, table.monte_carlo.values, np.nan)
-    most = np.where(table.is_state, table.monte_carlo.num_rollouts, 0).sum(axis=1) / np.maximum(table.num_segments, 1)
-    about = "all continuations of the gold: what Monte Carlo credit can do at this noise"
-    return Method(
-        ALL_ROLLOUTS,
-        "monte_carlo",
-        about,
-        values,
-        estimator="vineppo",
-        seconds=table.seconds * most,
-        num_tokens=table.num_tokens * most,
-    )

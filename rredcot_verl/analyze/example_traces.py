@@ -8,14 +8,11 @@ import numpy as np
 from rredcot_verl.analyze.estimators import IN_EXAMPLES, READ
 from rredcot_verl.analyze.method_values import Method
 from rredcot_verl.analyze.trace_table import TraceTable
-from rredcot_verl.analyze.wrong_lines import WrongSegments
 
 NUM_FAILED, NUM_SOLVED = 3, 2
 
 
-def examples(
-    table: TraceTable, methods: Sequence[Method], wrong: WrongSegments, layer: int | None = None
-) -> list[dict[str, Any]]:
+def examples(table: TraceTable, methods: Sequence[Method], layer: int | None = None) -> list[dict[str, Any]]:
     """Choose traces and lay out their segments.
 
     Failed traces with a known wrong line come first, those whose gold says most clearly where the outlook fell; then
@@ -23,22 +20,18 @@ def examples(
     read, `layer` is shown.
 
     Returns:
-        For each: `trace`, `why`, `prompt`, `reward`, `ground_truth`, `methods` (names of the columns), `start`
-        (`gold` and each method's v_0) and `segments`: `text`, `holds_wrong_line`, `gold` (v after the segment; null
-        where unknown), `values` (each method's, in the order of `methods`). The last values are the outcome.
+        `examples` of the results, see docs/analyze.md.
     """
     gold = np.where(table.is_state, table.monte_carlo.values, np.nan)
     complete = (np.isfinite(gold) | ~table.is_state).all(axis=1) & (table.num_segments > 1)
     moves = np.abs(table.segment_rewards(np.nan_to_num(gold)))
     largest = np.where(table.is_inner, moves, 0.0).max(axis=1)
-    wrong_of = dict(zip(wrong.rows.tolist(), wrong.segments.tolist(), strict=True))
     order = sorted(np.nonzero(complete)[0].tolist(), key=lambda row: -largest[row])
-    failed = sorted((row for row in order if table.failed[row]), key=lambda row: row not in wrong_of)
+    failed = sorted((row for row in order if table.failed[row]), key=lambda row: table.wrong_segments[row] < 0)
     solved = [row for row in order if not table.failed[row]]
     shown = _columns(methods, layer)
     return [
-        _layout(table, shown, row, wrong_of.get(row), "failed" if table.failed[row] else "solved")
-        for row in [*_apart(table, failed, NUM_FAILED), *_apart(table, solved, NUM_SOLVED)]
+        _layout(table, shown, row) for row in [*_apart(table, failed, NUM_FAILED), *_apart(table, solved, NUM_SOLVED)]
     ]
 
 
@@ -56,7 +49,7 @@ def _apart(table: TraceTable, rows: Sequence[int], most: int) -> list[int]:
     return list(chosen.values())[:most]
 
 
-def _layout(table: TraceTable, shown: Sequence[Method], row: int, wrong: int | None, why: str) -> dict[str, Any]:
+def _layout(table: TraceTable, shown: Sequence[Method], row: int) -> dict[str, Any]:
     trace, cut, num = table.traces[row], table.cuts[row], int(table.num_segments[row])
     outcome = float(table.rewards[row])
 
@@ -66,7 +59,7 @@ def _layout(table: TraceTable, shown: Sequence[Method], row: int, wrong: int | N
 
     return {
         "trace": trace.trace,
-        "why": why,
+        "why": "failed" if table.failed[row] else "solved",
         "prompt": trace.prompt,
         "reward": trace.reward,
         "ground_truth": trace.ground_truth,
@@ -75,7 +68,7 @@ def _layout(table: TraceTable, shown: Sequence[Method], row: int, wrong: int | N
         "segments": [
             {
                 "text": trace.response[cut.characters[k - 1] : cut.characters[k]],
-                "holds_wrong_line": wrong == k - 1,
+                "holds_wrong_line": bool(table.wrong_segments[row] == k - 1),
                 "gold": after(table.monte_carlo.values, k),
                 "values": [after(method.values, k) for method in shown],
             }

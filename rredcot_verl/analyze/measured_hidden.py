@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -31,10 +32,11 @@ def parse_layers(names: Sequence[str], num_layers: int) -> list[int]:
     return list(dict.fromkeys(layers))
 
 
+@dataclass(frozen=True)
 class HiddenStateMeasurement(Measurement):
     """Reads several layers in one pass, and what reading one costs.
 
-    Args:
+    Attributes:
         context: What the measurements share.
         layers: Indices of the layers, from 0.
         dim: Features that the projection keeps.
@@ -43,12 +45,13 @@ class HiddenStateMeasurement(Measurement):
 
     name = "hidden"
 
-    def __init__(self, context: Context, layers: Sequence[int], dim: int, seed: int) -> None:
-        self._context = context
-        self._layers = list(layers)
-        self._dim = dim
-        self._seed = seed
-        decoder_layers(context.policy.model)
+    context: Context
+    layers: Sequence[int]
+    dim: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        decoder_layers(self.context.policy.model)
 
     def units(self, trace: TraceRecord) -> list[Unit]:
         """See `Measurement`."""
@@ -56,11 +59,11 @@ class HiddenStateMeasurement(Measurement):
 
     def measure(self, units: Sequence[Unit]) -> Iterable[TraceArrays]:
         """See `Measurement`: `offsets` `(num_states,)` and for each layer `layer_<index>` `(num_states, dim)`."""
-        segments, watch = self._context.segments, self._context.watch
+        segments, watch = self.context.segments, self.context.watch
         for part in self._parts([unit.trace for unit in units]):
             offsets = [segments.states(trace) for trace in part]
             with watch.measure("hidden"):
-                by_layer = self._read(part, offsets, self._layers)
+                by_layer = self._read(part, offsets, self.layers)
             ends = list(itertools.accumulate(map(len, offsets)))
             for trace, own, end in zip(part, offsets, ends, strict=True):
                 rows = {f"layer_{layer}": values[end - len(own) : end] for layer, values in by_layer.items()}
@@ -69,25 +72,25 @@ class HiddenStateMeasurement(Measurement):
     def lay_out(self, store: Store, traces: Sequence[TraceRecord]) -> None:
         """See `Measurement`: `hidden/<cutting>.npz`."""
         parts = [store.arrays(HIDDEN_FOLDER, trace.trace) for trace in traces]
-        for cutting in self._context.segments.names:
+        for cutting in self.context.segments.names:
             chosen = [self._states(*pair, cutting) for pair in zip(traces, parts, strict=True)]
             store.write_arrays(HIDDEN_FOLDER, cutting, chosen)
 
     def _states(self, trace: TraceRecord, arrays: dict[str, np.ndarray], cutting: str) -> dict[str, np.ndarray]:
         places = {offset: place for place, offset in enumerate(arrays["offsets"].tolist())}
-        rows = [places[offset] for offset in self._context.segments.boundaries(trace, cutting)[:-1]]
+        rows = [places[offset] for offset in self.context.segments.boundaries(trace, cutting)[:-1]]
         chosen = {name: values[rows] for name, values in arrays.items() if name != "offsets"}
         return {"traces": np.full(len(rows), trace.trace), "states": np.arange(len(rows)), **chosen}
 
     def cost(self, traces: Sequence[TraceRecord]) -> Iterator[CostRecord]:
         """The plain pass of `old_log_prob` over some traces, and what reading one layer at their states adds."""
-        segments, watch = self._context.segments, self._context.watch
+        segments, watch = self.context.segments, self.context.watch
         for part in self._parts(traces):
             with watch.measure("log_prob"):
-                run_pack(self._context.policy.model, [trace.token_ids for trace in part])
+                run_pack(self.context.policy.model, [trace.token_ids for trace in part])
             plain = watch.last
             with watch.measure("hidden_cost"):
-                self._read(part, [segments.boundaries(trace)[:-1] for trace in part], self._layers[:1])
+                self._read(part, [segments.boundaries(trace)[:-1] for trace in part], self.layers[:1])
             surplus = watch.last - plain
             total = sum(len(trace.token_ids) for trace in part)
             for trace in part:
@@ -97,7 +100,7 @@ class HiddenStateMeasurement(Measurement):
                 yield CostRecord(trace.trace, "hidden", surplus * share, 0)
 
     def _parts(self, traces: Sequence[TraceRecord]) -> list[list[TraceRecord]]:
-        return [[traces[place] for place in part] for part in self._context.packs([len(t.token_ids) for t in traces])]
+        return [[traces[place] for place in part] for part in self.context.packs([len(t.token_ids) for t in traces])]
 
     def _read(
         self, traces: Sequence[TraceRecord], offsets: Sequence[Sequence[int]], layers: Sequence[int]
@@ -109,11 +112,9 @@ class HiddenStateMeasurement(Measurement):
             for start, trace, own in zip(starts, traces, offsets, strict=False)
             for offset in own
         ]
-        model = self._context.policy.model
+        model = self.context.policy.model
         with contextlib.ExitStack() as stack:
-            readers = {
-                layer: stack.enter_context(hidden_states(model, layer, self._dim, self._seed)) for layer in layers
-            }
+            readers = {layer: stack.enter_context(hidden_states(model, layer, self.dim, self.seed)) for layer in layers}
             for reader in readers.values():
                 reader.rows = torch.tensor(rows, dtype=torch.int64)
             run_pack(model, [trace.token_ids for trace in traces])

@@ -14,6 +14,7 @@ from rredcot_verl.config.blocks import GROUND_TRUTH
 from rredcot_verl.config.schema import parse
 from rredcot_verl.passes.probe_pack import count_probe_tokens, read_probes
 from rredcot_verl.probes.elicitation import Probe, Proposal, build_proposals
+from rredcot_verl.probes.values import ProbePlace, sum_by_state
 
 _MOST_ANSWERS = 64
 
@@ -124,7 +125,8 @@ class ProbeMeasurement(Measurement):
         for temperature in self._temperatures:
             scores = _read_at(done, temperature, len(traces))
             for trace, (known, probes), own, surplus in zip(traces, plans, scores, seconds, strict=True):
-                log_probs, lengths = _by_state(probes, own, len(known))
+                sums, lengths = sum_by_state([ProbePlace.of(probe) for probe in probes], own, len(known))
+                log_probs = [[value if value > -math.inf else None for value in row] for row in sums.tolist()]
                 yield ProbeRecord(
                     trace.trace,
                     cutting,
@@ -134,7 +136,7 @@ class ProbeMeasurement(Measurement):
                     [each.is_reference for each in known],
                     [each.is_group for each in known],
                     log_probs,
-                    lengths,
+                    lengths.tolist(),
                     surplus if temperature == self._temperatures[0] else None,
                     count_probe_tokens(probes),
                 )
@@ -180,38 +182,3 @@ def _any_useful(known: Sequence[KnownAnswer]) -> bool:
 
 def _read_at(done: PackedPass, temperature: float, num_traces: int) -> list[list[float]]:
     return read_probes(done.pack, done.rows, done.logits, torch.full((num_traces,), temperature))
-
-
-def _by_state(
-    probes: Sequence[Probe], scores: Sequence[float], num_answers: int
-) -> tuple[list[list[float | None]], list[list[int]]]:
-    """Log-probability and length of each answer at each state, from its one or two probes.
-
-    Args:
-        probes: In the order of their scores.
-        scores: Probe by probe the counted tokens' log-probabilities and that of the answer's end, laid end to end.
-        num_answers: Answers a state.
-
-    Raises:
-        ValueError: A log-probability is NaN or positive.
-    """
-    num_states = probes[-1].state + 1 if probes else 0
-    log_probs = [[-math.inf] * num_answers for _ in range(num_states)]
-    lengths = [[1] * num_answers for _ in range(num_states)]
-    place = 0
-    for probe in probes:
-        size = len(probe.token_ids) - probe.scored_from + 1
-        counted = scores[place : place + size]
-        place += size
-        # A sum over closing tokens may exceed log 1 by rounding only.
-        if any(value != value or value > 1e-3 for value in counted):
-            raise ValueError(f"got log-probabilities {list(counted)} for the probe {probe.token_ids}")
-        row, column = probe.state, probe.proposal
-        log_probs[row][column] = _log_add(log_probs[row][column], math.fsum(counted))
-        lengths[row][column] = max(lengths[row][column], size)
-    return [[value if value > -math.inf else None for value in row] for row in log_probs], lengths
-
-
-def _log_add(first: float, second: float) -> float:
-    high, low = max(first, second), min(first, second)
-    return high if low == -math.inf else high + math.log1p(math.exp(low - high))

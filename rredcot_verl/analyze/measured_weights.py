@@ -1,6 +1,7 @@
 """Weights of the segments for the answer, by the peers' functions in `rredcot_verl.passes.attribution`."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
@@ -17,32 +18,32 @@ from rredcot_verl.passes.attribution_task import AttributionTask
 Weigh = Callable[[PreTrainedModel, Sequence[AttributionTask]], list[list[float]]]
 
 
+@dataclass(frozen=True)
 class WeightMeasurement(Measurement):
     """Weighs the segments of traces, under the main cutting, for the answers that the traces give themselves.
 
-    Args:
+    Attributes:
         context: What the measurements share.
-        method: `attention_attribution`, `input_x_gradient`, `integrated_gradients` or `leave_one_out`.
+        name: `attention_attribution`, `input_x_gradient`, `integrated_gradients` or `leave_one_out`.
     """
 
-    def __init__(self, context: Context, method: str) -> None:
-        self.name = method
-        self._context = context
+    context: Context
+    name: str
 
     def units(self, trace: TraceRecord) -> list[Unit]:
         """See `Measurement`."""
-        return [Unit(trace, (WeightRecord.key_of(trace.trace, self._context.segments.main, self.name),))]
+        return [Unit(trace, (WeightRecord.key_of(trace.trace, self.context.segments.main, self.name),))]
 
     def task(self, trace: TraceRecord) -> AttributionTask | None:
         """The answer of a trace and the segments before it; None for a trace without answer."""
-        text, elicitation = trace.response, self._context.elicitation
+        text, elicitation = trace.response, self.context.elicitation
         found = find_answer(text, elicitation.formats, elicitation.thinking_after(trace.prompt_ids))
         if found is None or trace.answer_start is None:
             return None
         vocabulary, ids, offset = elicitation.vocabulary, trace.response_ids, len(trace.prompt_ids)
         answer_from = vocabulary.offset_of(ids, text, found.answer_start)
         answer_to = vocabulary.offset_of(ids, text, found.end - 1) + 1
-        boundaries = self._context.segments.boundaries(trace)
+        boundaries = self.context.segments.boundaries(trace)
         before = [offset + boundary for boundary in boundaries if boundary <= min(trace.answer_start, answer_from)]
         sequence = trace.token_ids[: offset + answer_to]
         return AttributionTask(tuple(sequence), tuple(before), offset + answer_from, offset + answer_to)
@@ -56,24 +57,24 @@ class WeightMeasurement(Measurement):
                 yield self._record(unit.trace, [], 0.0, 0)
             else:
                 asked.append((unit.trace, task))
-        weigh, watch = self._weigh(), self._context.watch
-        for part in self._context.packs([task.answer_to for _, task in asked]):
+        weigh, watch = self._weigh(), self.context.watch
+        for part in self.context.packs([task.answer_to for _, task in asked]):
             chosen = [asked[place] for place in part]
             with watch.measure(self.name):
-                weights = weigh(self._context.policy.model, [task for _, task in chosen])
+                weights = weigh(self.context.policy.model, [task for _, task in chosen])
             costs = [self._num_tokens(task) for _, task in chosen]
             for (trace, _), own, cost in zip(chosen, weights, costs, strict=True):
                 yield self._record(trace, own, watch.last * cost / max(1, sum(costs)), cost)
 
     def _record(self, trace: TraceRecord, weights: list[float], seconds: float, num_tokens: int) -> WeightRecord:
-        segments = self._context.segments
+        segments = self.context.segments
         # The answer's own segment, and what follows it, weighs nothing.
         padding = [0.0] * (len(segments.boundaries(trace)) - 1 - len(weights))
         return WeightRecord(trace.trace, segments.main, self.name, [*weights, *padding], seconds, num_tokens)
 
     def _weigh(self) -> Weigh:
-        method, settings = self.name, self._context.settings.attribution
-        temperature, limit = self._context.temperature, self._context.max_pack_tokens
+        method, settings = self.name, self.context.settings.attribution
+        temperature, limit = self.context.temperature, self.context.max_pack_tokens
         if method == "attention_attribution":
             return lambda model, tasks: attention_attribution(model, tasks, layers=settings.layers)
         if method == "leave_one_out":
@@ -89,6 +90,6 @@ class WeightMeasurement(Measurement):
         if self.name == "leave_one_out":
             spans = zip(task.boundaries, task.boundaries[1:], strict=False)
             return task.answer_to + sum(task.answer_to - (end - start) for start, end in spans)
-        steps = self._context.settings.attribution.num_steps
+        steps = self.context.settings.attribution.num_steps
         passes = {"attention_attribution": 1, "input_x_gradient": 2, "integrated_gradients": 2 * steps}
         return passes[self.name] * task.answer_to

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from rredcot_verl.analyze.statistics import Array, Measured, Resamples, row_correlation, within_ranks
+from rredcot_verl.analyze.statistics import Array, Measured, row_correlation, within_ranks
 from rredcot_verl.analyze.trace_table import Mask, MonteCarloValues, TraceTable
 
 THIRDS = ("early", "middle", "late")
@@ -32,7 +32,6 @@ NAMES = (
 
 def agreement(
     table: TraceTable,
-    resamples: Resamples,
     values: Array,
     gold: MonteCarloValues,
     rows: Mask,
@@ -45,7 +44,6 @@ def agreement(
 
     Args:
         table: The traces.
-        resamples: Of their prompts.
         values: `(num_traces, width)`, v_0 .. v_{K-1}.
         gold: What they are compared with.
         rows: `(num_traces,)`, the traces to count.
@@ -53,7 +51,8 @@ def agreement(
         names: Which measures.
         uses_outcome: Leaves `brier` and `ece` out.
     """
-    states = table.is_state & rows[:, None] & np.isfinite(values) & np.isfinite(gold.values)
+    valued = table.is_state & rows[:, None] & np.isfinite(values)
+    states = valued & np.isfinite(gold.values)
     rewards = table.segment_rewards(values) if rewards is None else rewards
     gold_rewards = table.segment_rewards(gold.values)
     segments = table.is_state & rows[:, None] & np.isfinite(rewards) & np.isfinite(gold_rewards)
@@ -65,22 +64,18 @@ def agreement(
         "d": (rewards, gold_rewards, inner, third_of_segment),
         "d_last": (rewards, gold_rewards, segments, third_of_segment),
     }
-    scores = {"mse", "bias", "brier", "ece"}
     measured = {}
     for name in names:
-        if name not in scores:
-            measured[name] = _correlation(table, resamples, name, sides)
-        elif name in ("brier", "ece") and uses_outcome:
-            measured[name] = Measured.none(USES_OUTCOME)
-        elif name in ("mse", "bias"):
-            measured[name] = _error(table, resamples, name, values, gold, states)
+        if name in ("mse", "bias"):
+            measured[name] = _error(table, name, values, gold, states)
+        elif name in ("brier", "ece"):
+            measured[name] = Measured.none(USES_OUTCOME) if uses_outcome else _forecast(table, name, values, valued)
         else:
-            valued = table.is_state & rows[:, None] & np.isfinite(values)
-            measured[name] = _forecast(table, resamples, name, values, valued)
+            measured[name] = _correlation(table, name, sides)
     return measured
 
 
-def calibration_curve(table: TraceTable, resamples: Resamples, values: Array, rows: Mask) -> list[dict[str, object]]:
+def calibration_curve(table: TraceTable, values: Array, rows: Mask) -> list[dict[str, object]]:
     """Mean outcome of the traces by value, in bins of equal width that hold a state.
 
     Returns:
@@ -95,7 +90,7 @@ def calibration_curve(table: TraceTable, resamples: Resamples, values: Array, ro
         if not inside.any():
             continue
         groups = table.groups_of(inside)
-        samples = resamples.mean(outcomes[inside], groups)
+        samples = table.resamples.mean(outcomes[inside], groups)
         # A bin of few prompts is empty in many resamples; those are not counted against it.
         drawn = np.concatenate([samples[:1], samples[1:][np.isfinite(samples[1:])]])
         curve.append(
@@ -110,9 +105,7 @@ def calibration_curve(table: TraceTable, resamples: Resamples, values: Array, ro
     return curve
 
 
-def _correlation(
-    table: TraceTable, resamples: Resamples, name: str, sides: dict[str, tuple[Array, Array, Mask, Array]]
-) -> Measured:
+def _correlation(table: TraceTable, name: str, sides: dict[str, tuple[Array, Array, Mask, Array]]) -> Measured:
     kind, _, rest = name.partition("_")
     what, _, where = rest.partition("_")
     if where == "last":
@@ -127,15 +120,13 @@ def _correlation(
         defined = np.isfinite(per_trace)
         groups = table.groups[defined]
         reason = "no trace with three or more that differ in the gold"
-        return Measured.of(resamples.mean(per_trace[defined], groups), groups, reason)
+        return Measured.of(table.resamples.mean(per_trace[defined], groups), groups, reason)
     groups = table.groups_of(valid)
-    statistic = resamples.spearman if kind == "spearman" else resamples.pearson
+    statistic = table.resamples.spearman if kind == "spearman" else table.resamples.pearson
     return Measured.of(statistic(x[valid], y[valid], groups), groups)
 
 
-def _error(
-    table: TraceTable, resamples: Resamples, name: str, values: Array, gold: MonteCarloValues, states: Mask
-) -> Measured:
+def _error(table: TraceTable, name: str, values: Array, gold: MonteCarloValues, states: Mask) -> Measured:
     if name == "mse":
         states = states & np.isfinite(gold.noise)
     groups = table.groups_of(states)
@@ -143,11 +134,11 @@ def _error(
     # The gold is a mean of few continuations: its own variance is in every square, and is taken out.
     quantity = off**2 - gold.noise[states] if name == "mse" else off
     reason = "fewer than two continuations a state" if name == "mse" else None
-    return Measured.of(resamples.mean(quantity, groups), groups, reason)
+    return Measured.of(table.resamples.mean(quantity, groups), groups, reason)
 
 
-def _forecast(table: TraceTable, resamples: Resamples, name: str, values: Array, valued: Mask) -> Measured:
-    groups = table.groups_of(valued)
+def _forecast(table: TraceTable, name: str, values: Array, valued: Mask) -> Measured:
+    groups, resamples = table.groups_of(valued), table.resamples
     off = (values - table.rewards[:, None])[valued]
     if name == "brier":
         return Measured.of(resamples.mean(off**2, groups), groups)

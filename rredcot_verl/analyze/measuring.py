@@ -14,9 +14,10 @@ from tqdm import tqdm
 from rredcot_verl.analyze.policy import Policy, split_by_size
 from rredcot_verl.analyze.problems import Problem
 from rredcot_verl.analyze.records import CuttingRecord, Key, Record, TraceArrays, TraceRecord
-from rredcot_verl.analyze.segmentations import Segmentation, cut
+from rredcot_verl.analyze.segmentations import cut
 from rredcot_verl.analyze.store import Store
 from rredcot_verl.analyze.timing import Budget, Stopwatch, describe_duration
+from rredcot_verl.config.blocks import SegmentationConfig
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.probes.elicitation import Elicitation, ReadAnswer
 
@@ -122,7 +123,7 @@ class Segments(Measurement):
     """The boundaries of the traces under every cutting; the first measurement, which the others ask.
 
     Args:
-        segmentations: The first one is the main one.
+        rules: How to cut, by name; the first one is the main one.
         elicitation: Knows the vocabulary.
         known: What was cut already.
     """
@@ -130,11 +131,11 @@ class Segments(Measurement):
     name = "cuttings"
 
     def __init__(
-        self, segmentations: Sequence[Segmentation], elicitation: Elicitation, known: Iterable[CuttingRecord] = ()
+        self, rules: Mapping[str, SegmentationConfig], elicitation: Elicitation, known: Iterable[CuttingRecord] = ()
     ) -> None:
-        self.main = segmentations[0].name
-        self.names = [each.name for each in segmentations]
-        self._segmentations = {each.name: each for each in segmentations}
+        self.names = list(rules)
+        self.main = self.names[0]
+        self._rules = rules
         self._elicitation = elicitation
         self._boundaries = {(record.trace, record.cutting): record.boundaries for record in known}
 
@@ -147,8 +148,7 @@ class Segments(Measurement):
         decode = self._elicitation.vocabulary.decode
         for unit in units:
             trace, ids = unit.trace, unit.trace.response_ids
-            rule = self._segmentations[unit.cutting]
-            places = cut(rule, self._elicitation, ids, trace.log_probs, trace.answer_start)
+            places = cut(self._rules[unit.cutting], self._elicitation, ids, trace.log_probs, trace.answer_start)
             self._boundaries[trace.trace, unit.cutting] = places
             yield CuttingRecord(trace.trace, unit.cutting, places, [len(decode(ids[:place])) for place in places])
 

@@ -5,19 +5,27 @@ of R - b; continuations give Monte Carlo. Regressions (`calibrated`, `hidden`, `
 estimator has which values in `estimators`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from rredcot_verl.analyze.records import CostRecord, Measurements, ProbeRecord, WeightRecord
+from rredcot_verl.analyze.records import HIDDEN_FOLDER, Measurements, ProbeRecord
 from rredcot_verl.analyze.statistics import Array
-from rredcot_verl.analyze.trace_table import Mask, TraceTable
-from rredcot_verl.core.self_value import geometric_value, joint_value, normalized_value
+from rredcot_verl.analyze.trace_table import Mask, MonteCarloValues, TraceTable
+from rredcot_verl.config.blocks import ReadoutConfig
 from rredcot_verl.core.values import attribution_values, new_highs, smooth
-from rredcot_verl.sources.registry import source_class
+from rredcot_verl.probes.values import values_of_sums
+from rredcot_verl.sources.registry import DEFAULT, SOURCES, source_class
 
+T = TypeVar("T")
+
+ALL_ROLLOUTS = "monte_carlo_gold"
+"""Monte Carlo from all continuations: what the others are compared with."""
 FORMS = {
     "joint": "probability mass on useful answers ({})",
     "normalized": "that mass over the mass on all answers asked ({})",
@@ -38,7 +46,6 @@ class Method:
         uses_outcome: Whether the values are made with the trace's own outcome, so that they are no forecast of it.
         rests_on_group: Whether the values start from the mean of the prompt's other traces.
         estimator: The `algorithm.adv_estimator` that gives this credit in training.
-        pinned: Whether the last segment is credited with R - v_{K-1}; otherwise with 0.
         against: Which continuations it is compared with: `gold`, or `rest` where it has used the others itself.
         seconds, num_tokens: `(num_traces,)`, what it costs beside the plain log-prob pass; NaN where not known.
     """
@@ -50,10 +57,14 @@ class Method:
     uses_outcome: bool = False
     rests_on_group: bool = False
     estimator: str = "rredcot"
-    pinned: bool = True
     against: str = "gold"
     seconds: Array = field(default_factory=lambda: np.zeros(0))
     num_tokens: Array = field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the last segment is credited with R - v_{K-1}, as the estimator's source says; otherwise with 0."""
+        return source_class(self.estimator if self.estimator in SOURCES else DEFAULT).pinned
 
     def covers(self, table: TraceTable) -> Mask:
         """`(num_traces,)`, the traces all of whose states have a value."""
@@ -76,38 +87,57 @@ class Evidence:
         measurements: All records.
         table: The traces under one cutting.
         temperature: Of the probes.
+        seed: Of what is fitted.
+        notes: What could not be done is added here.
+        progress: Whether to show how far a loop is.
     """
 
     measurements: Measurements
     table: TraceTable
     temperature: float
+    seed: int = 0
+    notes: list[str] = field(default_factory=list)
+    progress: bool = False
 
+    def each(self, items: Sequence[T], what: str) -> "tqdm[T]":
+        """The items, with a progress bar where one is wanted."""
+        return tqdm(items, desc=what, disable=not self.progress)
 
-@dataclass(frozen=True)
-class Estimator:
-    """One `algorithm.adv_estimator` as the bench sees it.
-
-    Attributes:
-        name: Its name; `hidden` for the readout of hidden states.
-        needs: What has to be measured for it besides continuations.
-        methods: Makes its values from the measurements, none where they are missing; None for `hidden`, whose values
-            are fitted (see `regressions`).
-    """
-
-    name: str
-    needs: tuple[str, ...]
-    methods: "Callable[[Estimator, Evidence], list[Method]] | None"
+    @cached_property
+    def hidden(self) -> dict[int, Array]:
+        """Projected hidden states `(num_traces, width, dim)` by layer; NaN where there is none."""
+        path = self.measurements.folder / HIDDEN_FOLDER / f"{self.table.cutting}.npz"
+        if not path.exists():
+            return {}
+        with np.load(path) as arrays:
+            read = {int(name.removeprefix("layer_")): arrays[name] for name in arrays if name.startswith("layer_")}
+            traces, states = arrays["traces"], arrays["states"]
+        return {layer: self.table.padded(traces, states, rows, np.nan)[0] for layer, rows in sorted(read.items())}
 
     @property
-    def pinned(self) -> bool:
-        """Whether the last segment is credited with R - v_{K-1}, as the source of that name says."""
-        return source_class(self.name).pinned
+    def layer(self) -> int | None:
+        """The layer that the plugin reads by default if it was measured, else the last one measured."""
+        default, model = ReadoutConfig().layer, self.measurements.run.get("model")
+        num_layers = model.get("num_layers", 0) if isinstance(model, dict) else 0
+        known = [layer for layer in (default, default + num_layers) if layer in self.hidden]
+        return known[0] if known else max(self.hidden, key=lambda layer: (layer < 0, layer), default=None)
+
+    def cost(self, what: str) -> tuple[Array, Array]:
+        """Seconds and tokens of one kind of cost `(num_traces,)`; NaN where not measured."""
+        seconds, num_tokens = np.full((2, len(self.table.traces)), np.nan)
+        for record in self.measurements.costs:
+            row = self.table.row_of.get(record.trace)
+            if row is not None and record.what == what:
+                seconds[row], num_tokens[row] = record.seconds, record.num_tokens
+        return seconds, num_tokens
 
 
 def group_mean(table: TraceTable) -> Method:
-    """What costs nothing."""
-    constant = np.where(table.is_state, table.others[:, None], np.nan)
-    nothing = np.zeros(len(table.traces))
+    """What costs nothing; a prompt's only trace has the mean of all other traces, the only trace of all 0.5."""
+    rewards, nothing = table.rewards, np.zeros(len(table.traces))
+    everyone = (rewards.sum() - rewards) / (len(rewards) - 1) if len(rewards) > 1 else np.array([0.5])
+    means = np.where(np.isnan(table.others), everyone, table.others)
+    constant = np.where(table.is_state, means[:, None], np.nan)
     about = "the mean reward of the prompt's other traces at every state: GRPO's baseline, leave-one-out"
     return Method(
         "group_mean",
@@ -121,7 +151,7 @@ def group_mean(table: TraceTable) -> Method:
     )
 
 
-def probed(estimator: Estimator, evidence: Evidence) -> list[Method]:
+def probed(evidence: Evidence) -> list[Method]:
     """`joint`, `normalized` and `geometric` of every set of answers.
 
     `normalized:reference` is left out: it is 1 everywhere. The cost of the references is that of a pass of their own
@@ -133,40 +163,40 @@ def probed(estimator: Estimator, evidence: Evidence) -> list[Method]:
         for record in evidence.measurements.probes
         if record.cutting == table.cutting and record.temperature == evidence.temperature
     }
-    alone = cost(table, evidence.measurements.costs, "probe_reference")
+    alone = evidence.cost("probe_reference")
     methods = []
     for form in FORMS:
         for proposals in PROPOSALS:
             if (form, proposals) != ("normalized", "reference"):
-                method = replace(_probed(table, records, form, proposals), estimator=estimator.name)
+                method = _probed(table, records, form, proposals)
                 if proposals == "reference" and np.isfinite(alone[0]).any():
                     method = replace(method, seconds=alone[0], num_tokens=alone[1])
                 methods.append(method)
     return [method for method in methods if method.covers(table).any()]
 
 
-def changes_of_probe(estimator: Estimator, evidence: Evidence) -> list[Method]:
+def changes_of_probe(evidence: Evidence) -> list[Method]:
     """GRPO-VPS: the peer's probe is the mean log-probability a token of the reference."""
     about = "change of the reference answer's exp(mean log-probability) (GRPO-VPS, IGPO); the last segment gets 0"
-    return [
-        replace(
-            method, name=estimator.name, family="peer", about=about, estimator=estimator.name, pinned=estimator.pinned
-        )
-        for method in probed(estimator, evidence)
-        if method.name == "geometric:reference"
-    ]
+    found = [method for method in probed(evidence) if method.name == "geometric:reference"]
+    return [replace(method, name="vps", family="peer", about=about) for method in found]
 
 
-def new_highs_of_probe(estimator: Estimator, evidence: Evidence) -> list[Method]:
+def new_highs_of_probe(evidence: Evidence) -> list[Method]:
     """MIG: the same probe, of which only new highs pay."""
     about = "only new highs of the reference answer's exp(mean log-probability) pay (MIG); the last segment gets 0"
     return [
-        replace(method, about=about, values=by_row(evidence.table, method.values, lambda _, values: new_highs(values)))
-        for method in changes_of_probe(estimator, evidence)
+        replace(
+            method,
+            name="mig",
+            about=about,
+            values=by_row(evidence.table, method.values, lambda _, values: new_highs(values)),
+        )
+        for method in changes_of_probe(evidence)
     ]
 
 
-def attributed(estimator: Estimator, evidence: Evidence) -> list[Method]:
+def attributed(evidence: Evidence, names: Sequence[str]) -> list[Method]:
     """Weights of segments for the answer, as values b + (R - b) * (share of the segments so far).
 
     b is the group's mean reward, the trace's own included, as in training. A trace whose weights are all 0 is one
@@ -176,18 +206,25 @@ def attributed(estimator: Estimator, evidence: Evidence) -> list[Method]:
     sums, counts = np.bincount(table.groups, table.rewards), np.bincount(table.groups)
     means = (sums / np.maximum(counts, 1))[table.groups]
     methods = []
-    for name in estimator.needs:
-        records = [
-            record
-            for record in evidence.measurements.weights
-            if (record.cutting, record.method) == (table.cutting, name)
-        ]
+    for name in names:
+        values = np.full(table.is_state.shape, np.nan)
+        seconds, num_tokens = np.full((2, len(table.traces)), np.nan)
+        records = [r for r in evidence.measurements.weights if (r.cutting, r.method) == (table.cutting, name)]
+        for record in records:
+            row, num = table.row_of.get(record.trace), len(record.weights)
+            if row is None or num != table.num_segments[row]:
+                continue
+            given = attribution_values(record.weights, float(table.rewards[row]), float(means[row]))
+            values[row, :num] = given or np.nan
+            seconds[row], num_tokens[row] = record.seconds, record.num_tokens
+        about = f"{name.replace('_', ' ')}: R - b shared by the segments' weights for the answer"
+        method = Method(name, "attribution", about, values, uses_outcome=True)
         if records:
-            methods.append(replace(_attributed(table, name, records, means), estimator=estimator.name))
+            methods.append(replace(method, seconds=seconds, num_tokens=num_tokens))
     return methods
 
 
-def monte_carlo(estimator: Estimator, evidence: Evidence) -> list[Method]:
+def monte_carlo(evidence: Evidence) -> list[Method]:
     """Monte Carlo with few continuations, compared with the other continuations of the same states."""
     table = evidence.table
     numbers = table.first_rollouts.num_rollouts[table.is_state]
@@ -195,19 +232,21 @@ def monte_carlo(estimator: Estimator, evidence: Evidence) -> list[Method]:
         return []
     most = int(np.median(numbers))
     about = f"mean reward of {most} continuations a state (VinePPO), compared with the other continuations"
-    values = np.where(table.is_state, table.first_rollouts.values, np.nan)
-    return [
-        Method(
-            "monte_carlo",
-            "monte_carlo",
-            about,
-            values,
-            estimator=estimator.name,
-            against="rest",
-            seconds=table.seconds * most,
-            num_tokens=table.num_tokens * most,
-        )
-    ]
+    method = _sampled(table, "monte_carlo", about, table.first_rollouts, np.full(len(table.traces), most))
+    return [replace(method, against="rest")]
+
+
+def from_all_rollouts(table: TraceTable) -> Method:
+    """The Monte Carlo reference as a method: what credit from all continuations would do."""
+    most = np.where(table.is_state, table.monte_carlo.num_rollouts, 0).sum(axis=1) / np.maximum(table.num_segments, 1)
+    about = "all continuations of the gold: what Monte Carlo credit can do at this noise"
+    return replace(_sampled(table, ALL_ROLLOUTS, about, table.monte_carlo, most), estimator="vineppo")
+
+
+def _sampled(table: TraceTable, name: str, about: str, sampled: MonteCarloValues, most: Array) -> Method:
+    values = np.where(table.is_state, sampled.values, np.nan)
+    seconds, num_tokens = table.seconds * most, table.num_tokens * most
+    return Method(name, "monte_carlo", about, values, seconds=seconds, num_tokens=num_tokens)
 
 
 def smoothed(table: TraceTable, method: Method, strength: float) -> Method:
@@ -232,16 +271,6 @@ def by_row(table: TraceTable, values: Array, change: Callable[[int, list[float]]
         if np.isfinite(values[row, :num]).all():
             changed[row, :num] = change(row, values[row, :num].tolist())
     return changed
-
-
-def cost(table: TraceTable, records: Iterable[CostRecord], what: str) -> tuple[Array, Array]:
-    """Seconds and tokens of one kind of cost `(num_traces,)`; NaN where not measured."""
-    seconds, num_tokens = np.full((2, len(table.traces)), np.nan)
-    for record in records:
-        row = table.row_of.get(record.trace)
-        if row is not None and record.what == what:
-            seconds[row], num_tokens[row] = record.seconds, record.num_tokens
-    return seconds, num_tokens
 
 
 def _probed(table: TraceTable, records: dict[int, ProbeRecord], form: str, proposals: str) -> Method:
@@ -272,26 +301,5 @@ def _form_values(record: ProbeRecord, chosen: list[bool], form: str) -> Array:
     log_probs = torch.tensor(
         [[float("-inf") if row[i] is None else row[i] for i in keep] for row in record.log_probs], dtype=torch.float64
     )
-    utilities = torch.tensor([record.utilities[i] for i in keep], dtype=torch.float64)
-    if form == "joint":
-        values = joint_value(log_probs, utilities)
-    elif form == "normalized":
-        values = normalized_value(log_probs, utilities)
-    else:
-        lengths = torch.tensor([[max(row[i], 1) for i in keep] for row in record.lengths])
-        values = geometric_value(log_probs, utilities, lengths)
-    return values.double().numpy()
-
-
-def _attributed(table: TraceTable, name: str, records: list[WeightRecord], means: Array) -> Method:
-    values = np.full((len(table.traces), table.width), np.nan)
-    seconds, num_tokens = np.full((2, len(table.traces)), np.nan)
-    for record in records:
-        row = table.row_of.get(record.trace)
-        if row is None or len(record.weights) != table.num_segments[row]:
-            continue
-        outcome, mean, num = float(table.rewards[row]), float(means[row]), len(record.weights)
-        values[row, :num] = attribution_values(record.weights, outcome, mean) or np.nan
-        seconds[row], num_tokens[row] = record.seconds, record.num_tokens
-    about = f"{name.replace('_', ' ')}: R - b shared by the segments' weights for the answer"
-    return Method(name, "attribution", about, values, uses_outcome=True, seconds=seconds, num_tokens=num_tokens)
+    lengths = torch.tensor([[row[i] for i in keep] for row in record.lengths])
+    return values_of_sums(form, log_probs, lengths, [record.utilities[i] for i in keep]).double().numpy()

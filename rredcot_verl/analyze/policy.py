@@ -1,6 +1,5 @@
 """The policy from a HuggingFace folder, and its log-probability passes over packed traces."""
 
-import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -183,16 +182,3 @@ def require_packing(policy: Policy) -> None:
     obstacle = why_not_shared(policy.model.config, policy.device.type)
     if obstacle is not None:
         raise ValueError(f"--model: {obstacle}, and the bench computes traces and probes in shared passes only")
-
-
-def describe(policy: Policy, folder: Path) -> dict[str, Any]:
-    """What `run.json` says of the model."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return {
-        "path": str(folder),
-        "type": config.get("model_type"),
-        "num_parameters": policy.num_parameters,
-        "num_layers": policy.num_layers,
-        "hidden_size": policy.model.config.get_text_config(decoder=True).hidden_size,
-        "vocab_size": policy.model.config.get_text_config(decoder=True).vocab_size,
-    }

@@ -10,7 +10,7 @@ A small variance alone is worthless: advantages near 0 have it too. Hence the ra
 and the direction: inner products of means leave out a prompt's product with itself, which would be its noise.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from omegaconf import OmegaConf
 
 from rredcot_verl.analyze.method_values import Method
 from rredcot_verl.analyze.records import GRADIENTS_FOLDER, Measurements
-from rredcot_verl.analyze.statistics import Array, Measured, Resamples
-from rredcot_verl.analyze.trace_table import Mask, TraceTable, reward_range
+from rredcot_verl.analyze.statistics import Array, Measured
+from rredcot_verl.analyze.trace_table import Mask, TraceTable
 from rredcot_verl.config.blocks import CreditConfig, SelfValueConfig
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.core.redistribution import SegmentBatch
@@ -40,62 +40,48 @@ NO_DIRECTION = "the mean gradient does not stand out from its noise"
 TOO_FEW = f"gradients of fewer than {FEWEST_PROMPTS} prompts: their mean is noise"
 
 
-@dataclass(frozen=True)
-class GradientSketches:
-    """Gradient sketches of the segments of a table.
+def load_sketches(measurements: Measurements, table: TraceTable) -> tuple[Mask, Array] | None:
+    """Read the sketches of a cutting; None where there are none.
 
-    Attributes:
-        rows: `(num_traces,)`, traces all of whose segments have one.
-        vectors: `(num_traces, width, dim)`; 0 where there is none.
+    Returns:
+        `(num_traces,)`, traces all of whose segments have one, and `(num_traces, width, dim)`, 0 where there is none.
     """
-
-    rows: Mask
-    vectors: Array
-
-
-def load_sketches(measurements: Measurements, table: TraceTable) -> GradientSketches | None:
-    """Read the sketches of a cutting; None where there are none."""
     path = measurements.folder / GRADIENTS_FOLDER / f"{table.cutting}.npz"
     if not path.exists():
         return None
     with np.load(path) as arrays:
         vectors, present = table.padded(arrays["traces"], arrays["segments"], arrays["sketches"], 0.0)
     rows: Mask = np.all(present | ~table.is_state, axis=1)
-    return GradientSketches(rows, vectors) if rows.any() else None
-
-
-def settings_for(
-    values_range: tuple[float, float], form: str, beta: float = 1.0, penalty: float = 1.0, regressed: bool = False
-) -> RREDCoTConfig:
-    """Settings of a credit form; the other defaults are the plugin's.
-
-    Args:
-        values_range: `self_value.reward_range`.
-        form, beta, penalty: Of the `credit` block.
-        regressed: Whether the values rest on the mean of the prompt's other traces, as a readout's do.
-    """
-    return RREDCoTConfig(
-        credit=CreditConfig(form=form, beta=beta, error_penalty=penalty),  # type: ignore[arg-type]
-        self_value=SelfValueConfig(reward_range=values_range, calibration="logistic" if regressed else "none"),
-    )
+    return (rows, vectors) if rows.any() else None
 
 
 def advantages(
-    measurements: Measurements, table: TraceTable, method: Method | None, settings: RREDCoTConfig, lam: float = 1.0
+    table: TraceTable,
+    method: Method | None,
+    form: str,
+    *,
+    beta: float = 1.0,
+    penalty: float = 1.0,
+    lam: float = 1.0,
 ) -> Array:
     """Advantages of the segments exactly as in training, from the plugin's own `compute_credit`.
 
     Args:
-        measurements: For the reward range.
         table: The traces.
         method: Whose values; None is GRPO. A trace without values is not scored: it has GRPO's advantage.
-        settings: `algorithm.rredcot`.
+        form, beta, penalty: Of the `credit` block; all other settings are the plugin's defaults.
         lam: verl's `algorithm.lam`.
 
     Returns:
         `(num_traces, width)`; what stands beyond a trace's last segment has no meaning.
     """
-    low, high = reward_range(measurements.run)
+    # Values that rest on the mean of the prompt's other traces, as a readout's do, are used as calibrated ones are.
+    calibration = "logistic" if method is not None and method.rests_on_group else "none"
+    settings = RREDCoTConfig(
+        credit=CreditConfig(form=form, beta=beta, error_penalty=penalty),  # type: ignore[arg-type]
+        self_value=SelfValueConfig(reward_range=table.reward_range, calibration=calibration),  # type: ignore[arg-type]
+    )
+    low, high = table.reward_range
     scored = np.zeros(len(table.traces), dtype=bool) if method is None else method.covers(table)
     nums = table.num_segments.tolist()
     values: list[list[float]] = [
@@ -118,71 +104,60 @@ def advantages(
     return result
 
 
-@dataclass(frozen=True)
-class PromptGradients:
-    """What the statistics of one credit need.
-
-    Attributes:
-        sums: `(num_groups, dim)`, h of each prompt.
-        squares: `(num_groups,)`, sum of tokens times squared advantages.
-    """
-
-    sums: Array
-    squares: Array
-
-
 class GradientComparison:
     """Compares the policy gradients of credits with GRPO's.
 
     Args:
         table: The traces.
-        resamples: Of their prompts.
-        sketches: Of their segments' gradients.
+        rows, sketches: From `load_sketches`.
         grpo: `(num_traces, width)`, GRPO's advantages.
     """
 
-    def __init__(self, table: TraceTable, resamples: Resamples, sketches: GradientSketches, grpo: Array) -> None:
-        self._table, self._sketches = table, sketches
-        self._num_groups = resamples.counts.shape[1]
-        lengths = np.array(table.lengths, dtype=np.float64) * sketches.rows
+    def __init__(self, table: TraceTable, rows: Mask, sketches: Array, grpo: Array) -> None:
+        self._table, self._rows, self._sketches = table, rows, sketches
+        self._num_groups = table.resamples.counts.shape[1]
+        lengths = np.array(table.lengths, dtype=np.float64) * rows
         self._tokens = np.bincount(table.groups, lengths, minlength=self._num_groups).astype(np.float64)
         # 0 for a prompt of which nothing was sketched.
-        self._counts = resamples.counts * (self._tokens > 0)
+        self._counts = table.resamples.counts * (self._tokens > 0)
         self._grpo = self.gradients(grpo)
 
-    def gradients(self, credit: Array) -> PromptGradients:
-        """Sum advantages `(num_traces, width)` times sketches by prompt."""
-        table, sketches = self._table, self._sketches
+    def gradients(self, credit: Array) -> tuple[Array, Array]:
+        """Of advantages `(num_traces, width)`, what the statistics need.
+
+        Returns:
+            `(num_groups, dim)`, h of each prompt, and `(num_groups,)`, its sum of tokens times squared advantages.
+        """
+        table = self._table
         segment_tokens = np.zeros(table.is_state.shape)
         for row, cut in enumerate(table.cuts):
             segment_tokens[row, : table.num_segments[row]] = np.diff(cut.boundaries)
-        weights = np.where(table.is_state & sketches.rows[:, None], credit, 0.0)
-        per_trace = np.einsum("tk,tkd->td", weights, sketches.vectors)
+        weights = np.where(table.is_state & self._rows[:, None], credit, 0.0)
+        per_trace = np.einsum("tk,tkd->td", weights, self._sketches)
         sums = np.zeros((self._num_groups, per_trace.shape[1]))
         np.add.at(sums, table.groups, per_trace)
         squares = (weights**2 * segment_tokens).sum(axis=1)
-        by_prompt = np.bincount(table.groups, squares, minlength=self._num_groups)
-        return PromptGradients(sums, by_prompt.astype(np.float64))
+        return sums, np.bincount(table.groups, squares, minlength=self._num_groups).astype(np.float64)
 
     def compare(self, credit: Array) -> dict[str, Measured]:
         """Each of `NAMES` of advantages `(num_traces, width)`, relative to GRPO."""
-        counts, tokens, grpo = self._counts, self._tokens, self._grpo
+        counts, tokens = self._counts, self._tokens
         if (tokens > 0).sum() < FEWEST_PROMPTS:
             return {name: Measured.none(TOO_FEW) for name in NAMES}
-        given = self.gradients(credit)
+        (sums, squares), (sums_grpo, squares_grpo) = self.gradients(credit), self._grpo
         with np.errstate(invalid="ignore", divide="ignore"):
-            own, theirs = _moments(counts, given, tokens), _moments(counts, grpo, tokens)
-            across = _Products(counts, given.sums @ grpo.sums.T, tokens)
-            scale = (counts @ grpo.squares) / (counts @ given.squares)
+            own, theirs = _moments(counts, sums, tokens), _moments(counts, sums_grpo, tokens)
+            plain, apart = _products(counts, sums @ sums_grpo.T, tokens)
+            scale = (counts @ squares_grpo) / (counts @ squares)
             variance = own.variance / theirs.variance
-            lengths = _positive(own.products.apart) * _positive(theirs.products.apart)
+            lengths = _positive(own.apart) * _positive(theirs.apart)
             samples = {
                 "variance": variance,
                 "variance_scaled": variance * scale,
-                "cosine": across.plain / np.sqrt(own.products.plain * theirs.products.plain),
-                "cosine_unbiased": across.apart / np.sqrt(lengths),
-                "snr": own.products.apart / own.variance / (_positive(theirs.products.apart) / theirs.variance),
-                "efficiency": (across.apart / _positive(theirs.products.apart)) ** 2 / variance,
+                "cosine": plain / np.sqrt(own.plain * theirs.plain),
+                "cosine_unbiased": apart / np.sqrt(lengths),
+                "snr": own.apart / own.variance / (_positive(theirs.apart) / theirs.variance),
+                "efficiency": (apart / _positive(theirs.apart)) ** 2 / variance,
             }
         measured = {name: self._measured(numbers) for name, numbers in samples.items()}
         # A direction needs a mean that stands out from its noise; the ratio of two noises is no number.
@@ -197,44 +172,41 @@ class GradientComparison:
         if (self._tokens > 0).sum() < FEWEST_PROMPTS:
             return Measured.none(TOO_FEW)
         with np.errstate(invalid="ignore", divide="ignore"):
-            own = _moments(self._counts, self._grpo, self._tokens)
-            return self._measured(own.products.apart / own.variance)
+            own = _moments(self._counts, self._grpo[0], self._tokens)
+            return self._measured(own.apart / own.variance)
 
     def _measured(self, samples: Array) -> Measured:
-        return Measured(samples, int(self._sketches.rows.sum()), int((self._tokens > 0).sum()), NO_GRADIENT)
+        return Measured(samples, int(self._rows.sum()), int((self._tokens > 0).sum()), NO_GRADIENT)
 
 
-class _Products:
-    """Inner products of two mean gradients on every resample: `plain`, and `apart` without a prompt's with itself."""
-
-    def __init__(self, counts: Array, gram: Array, tokens: Array) -> None:
-        total = counts @ tokens
-        both = np.einsum("bg,bg->b", counts @ gram, counts)
-        self.plain = both / total**2
-        own = (counts**2) @ np.diag(gram)
-        self.apart = (both - own) / (total**2 - (counts**2) @ tokens**2)
+def _products(counts: Array, gram: Array, tokens: Array) -> tuple[Array, Array]:
+    """Inner products of two mean gradients on every resample: all, and those without a prompt's with itself."""
+    total = counts @ tokens
+    both = np.einsum("bg,bg->b", counts @ gram, counts)
+    own = (counts**2) @ np.diag(gram)
+    return both / total**2, (both - own) / (total**2 - (counts**2) @ tokens**2)
 
 
-@dataclass(frozen=True)
-class _Moments:
+class _Moments(NamedTuple):
     variance: Array
-    products: _Products
+    plain: Array
+    apart: Array
 
 
-def _moments(counts: Array, credit: PromptGradients, tokens: Array) -> _Moments:
-    gram = credit.sums @ credit.sums.T
-    products = _Products(counts, gram, tokens)
+def _moments(counts: Array, sums: Array, tokens: Array) -> _Moments:
+    """Variance, and products of the mean gradient with itself, on every resample."""
+    gram = sums @ sums.T
+    plain, apart = _products(counts, gram, tokens)
     num, total = counts.sum(axis=1), counts @ tokens
     # sum over prompts of |h - n mu|^2, multiplied out.
     along = np.einsum("bg,bg->b", (counts * tokens) @ gram, counts) / total
-    squares = counts @ np.diag(gram) - 2 * along + (counts @ tokens**2) * products.plain
-    return _Moments(squares / (num - 1) / (total / num) ** 2, products)
+    squares = counts @ np.diag(gram) - 2 * along + (counts @ tokens**2) * plain
+    return _Moments(squares / (num - 1) / (total / num) ** 2, plain, apart)
 
 
 def _stands_out(moments: _Moments) -> bool:
     """Whether the squared length of the mean gradient is above 0 on all but 2.5 % of the resamples."""
-    lengths = moments.products.apart
-    return bool(lengths[0] > 0 and np.mean(lengths > 0) > 0.975)
+    return bool(moments.apart[0] > 0 and np.mean(moments.apart > 0) > 0.975)
 
 
 def _positive(numbers: Array) -> Array:

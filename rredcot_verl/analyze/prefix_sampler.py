@@ -5,6 +5,7 @@ and stands for all samples that have written it so far; where they part, the row
 sample still draws every token by itself: the continuations are independent draws, only their computation is shared.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,21 +51,6 @@ class Continuation:
     log_probs: list[float]
 
 
-@dataclass
-class SamplingCount:
-    """What sampling came to.
-
-    Attributes:
-        num_continuations: Continuations sampled.
-        num_tokens: Their tokens.
-        num_computed_tokens: Tokens that were computed for them, the prefixes apart.
-    """
-
-    num_continuations: int = 0
-    num_tokens: int = 0
-    num_computed_tokens: int = 0
-
-
 class Sampler:
     """Samples from a causal language model at one temperature.
 
@@ -91,7 +77,8 @@ class Sampler:
         self._temperature = temperature
         self._seed = seed
         self._max_batch_tokens = max_batch_tokens
-        self.count = SamplingCount()
+        # Continuations sampled, their tokens, and those that were computed for them, the prefixes apart.
+        self.count = Counter(num_continuations=0, num_tokens=0, num_computed_tokens=0)
 
     def batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
         """Numbers of the requests that are sampled together: of like length, so that little is padding."""
@@ -137,9 +124,9 @@ class Sampler:
             if not len(live):
                 break
             rows[live] = tree.grow(rows[live], drawn)
-        self.count.num_continuations += len(rows)
-        self.count.num_tokens += int(lengths.sum())
-        self.count.num_computed_tokens += tree.num_computed_tokens
+        self.count.update(
+            num_continuations=len(rows), num_tokens=int(lengths.sum()), num_computed_tokens=tree.num_computed_tokens
+        )
         columns = zip(
             torch.stack(tokens, 1).tolist(), torch.stack(log_probs, 1).tolist(), lengths.tolist(), strict=True
         )

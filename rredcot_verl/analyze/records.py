@@ -1,7 +1,8 @@
 """What the bench measures of each trace, and the files that hold it.
 
 Measuring is dear and evaluating is cheap, so they are apart: the measuring side appends these records, one JSON line
-each, as it goes (a run that is cut off goes on where it stopped), and the evaluating side reads nothing else.
+each, as it goes (a run that is cut off goes on where it stopped), and the evaluating side reads nothing else. What the
+files and their fields hold is told in docs/analyze.md.
 
 A *cutting* is one way to cut traces into segments, e.g. `keyword_entropy-8`. Boundaries are token offsets in the
 response, from 0 to its length; state k stands after boundary k, and K segments have states 0 .. K-1 and an outcome.
@@ -16,18 +17,8 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 RUN_FILE = "run.json"
-"""Model, task, settings, versions, machine and command of a measurement."""
-
 HIDDEN_FOLDER = "hidden"
-"""`<cutting>.npz`: `traces` (num_states,) and `states` (num_states,) int64, and for each layer read `layer_<index>`
-(num_states, dim) float32: the projected hidden state at the last token before the boundary."""
-
 GRADIENTS_FOLDER = "gradients"
-"""`<cutting>.npz`: `traces` (num_segments_in_all,), `segments` int64 (0 is the first) and `sketches`
-(num_segments_in_all, dim) float32: a random sketch, one for all, of the gradient of the segment's summed
-log-probability with respect to the policy's parameters. Inner products of sketches are those of the gradients in
-expectation."""
-
 
 Key = tuple[Any, ...]
 """Names one record of a folder: its file and the fields that tell it from the others there."""
@@ -57,22 +48,7 @@ class Record:
 
 @dataclass(frozen=True)
 class TraceRecord(Record):
-    """One sampled and verified response.
-
-    Attributes:
-        trace: Number of the trace, from 0.
-        group: Which prompt; traces of a prompt form GRPO's group.
-        prompt: What the user asked, without the chat template.
-        response: Text of the response, decoded without special tokens.
-        prompt_ids, response_ids: Tokens.
-        log_probs: Log-probability of each response token at the sampling temperature, nats; empty if not known.
-        reward: Verified reward.
-        ground_truth: The reference answer, None if not known.
-        answer_start: Offset of the first token of the final answer's opening; None without an answer.
-        wrong_from, wrong_to: Character offsets in `response` of the first wrong line; None where no line is wrong or
-            none can be checked.
-        lines_checked: Whether the task could check the lines of this trace.
-    """
+    """One sampled and verified response."""
 
     FILE = "traces.jsonl"
     KEY = ("trace",)
@@ -99,13 +75,7 @@ class TraceRecord(Record):
 
 @dataclass(frozen=True)
 class CuttingRecord(Record):
-    """The segments of one trace under one cutting.
-
-    Attributes:
-        trace, cutting: Which.
-        boundaries: `num_segments + 1` token offsets.
-        characters: The same in characters of `response`.
-    """
+    """The segments of one trace under one cutting."""
 
     FILE = "cuttings.jsonl"
     KEY = ("trace", "cutting")
@@ -118,14 +88,7 @@ class CuttingRecord(Record):
 
 @dataclass(frozen=True)
 class RolloutRecord(Record):
-    """Monte Carlo continuations from one state of a trace; states of different cuttings share them.
-
-    Attributes:
-        trace, offset: The state: the trace's tokens before `offset` of the response.
-        rewards: Verified reward of each continuation, in order of drawing.
-        seconds: Time they took; a batch's time is shared among its continuations by their tokens.
-        num_tokens: Tokens generated.
-    """
+    """Monte Carlo continuations from one state of a trace; states of different cuttings share them."""
 
     FILE = "rollouts.jsonl"
     KEY = ("trace", "offset")
@@ -143,19 +106,6 @@ class ProbeRecord(Record):
 
     Every form (joint, normalized, geometric) and choice of proposals is made from them without another pass. A trace
     without a useful answer that can be forced has a record without answers.
-
-    Attributes:
-        trace, cutting: Which.
-        temperature: What divides the logits.
-        answers: Text of each answer.
-        utilities: Verified utility of each answer in [0, 1].
-        is_reference: Whether the answer is the ground truth (it may be the group's too).
-        is_group: Whether a rollout of the group gave it.
-        log_probs: `[num_states][num_answers]`, nats; null in JSON for -inf.
-        lengths: `[num_states][num_answers]` tokens each log-probability sums over.
-        seconds: Time of the pass beyond the plain one, which may come out slightly negative; null if it was shared with
-            another temperature's.
-        num_tokens: Tokens forced.
     """
 
     FILE = "probes.jsonl"
@@ -176,15 +126,7 @@ class ProbeRecord(Record):
 
 @dataclass(frozen=True)
 class WeightRecord(Record):
-    """Weights of the segments of a trace for its answer.
-
-    Attributes:
-        trace, cutting: Which.
-        method: `attention_attribution`, `input_x_gradient`, `integrated_gradients` or `leave_one_out`.
-        weights: `num_segments` numbers >= 0.
-        seconds: Time it took.
-        num_tokens: Tokens computed, forward and backward.
-    """
+    """Weights of the segments of a trace for its answer."""
 
     FILE = "weights.jsonl"
     KEY = ("trace", "cutting", "method")
@@ -199,15 +141,7 @@ class WeightRecord(Record):
 
 @dataclass(frozen=True)
 class CostRecord(Record):
-    """What else one trace cost, to compare with.
-
-    Attributes:
-        trace: Which.
-        what: `generate`, `log_prob` (the plain pass of `old_log_prob`); its surplus with hidden states read (`hidden`),
-            or with the probes of the reference answer alone (`probe_reference`).
-        seconds: Time.
-        num_tokens: Tokens.
-    """
+    """What else one trace cost, to compare with."""
 
     FILE = "costs.jsonl"
     KEY = ("trace", "what")

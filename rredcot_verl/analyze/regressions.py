@@ -6,56 +6,21 @@ that size and each is fitted on its own, so with 5 folds a value comes from a fi
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
-from rredcot_verl.analyze.method_values import Method, cost
-from rredcot_verl.analyze.records import HIDDEN_FOLDER, Measurements
+from rredcot_verl.analyze.method_values import Evidence, Method
 from rredcot_verl.analyze.statistics import Array
 from rredcot_verl.analyze.trace_table import Mask, TraceTable
 from rredcot_verl.config.blocks import ReadoutConfig
 from rredcot_verl.readout.features import build_features
 from rredcot_verl.readout.readout import Readout, States
+from rredcot_verl.sources.regression import LONG_RESPONSE
 
 SIZES = (16, 32, 64, 128, 256)
 """Prompts in a batch, for the ablation over training-set sizes; those below the number of prompts are run."""
-LONG_RESPONSE = 0.9
-"""Positions are measured against this quantile of the response lengths, as in `trainer.calibration`: a state does
-not know how long its own response will become."""
-
-
-@dataclass(frozen=True)
-class LayerStates:
-    """Projected hidden states of a table.
-
-    Attributes:
-        layers: `(num_traces, width, dim)` for each layer read; NaN where there is none.
-        seconds, num_tokens: `(num_traces,)`, surplus of reading them.
-    """
-
-    layers: dict[int, Array]
-    seconds: Array
-    num_tokens: Array
-
-    def only(self, layer: int) -> "LayerStates":
-        """One layer."""
-        return replace(self, layers={layer: self.layers[layer]})
-
-
-def load_hidden(measurements: Measurements, table: TraceTable) -> LayerStates | None:
-    """Read the hidden states of a cutting; None where there are none."""
-    path = measurements.folder / HIDDEN_FOLDER / f"{table.cutting}.npz"
-    if not path.exists():
-        return None
-    with np.load(path) as arrays:
-        read = {int(name.removeprefix("layer_")): arrays[name] for name in arrays if name.startswith("layer_")}
-        traces, states = arrays["traces"], arrays["states"]
-    layers = {layer: table.padded(traces, states, vectors, np.nan)[0] for layer, vectors in sorted(read.items())}
-    return LayerStates(layers, *cost(table, measurements.costs, "hidden"))
 
 
 def fit(
@@ -97,7 +62,7 @@ def fit(
         )
         given = States(
             features=features,
-            group_means=torch.from_numpy(_group_means(table, members)[where[0]]),
+            group_means=torch.from_numpy(table.others[where[0]]),
             outcomes=torch.from_numpy(np.clip(table.rewards[where[0]], 0, 1)),
             groups=[table.traces[row].group for row in where[0].tolist()],
             rows=torch.from_numpy(where[0].astype(np.int64)),
@@ -107,56 +72,49 @@ def fit(
     return values, time.perf_counter() - started
 
 
-def default_layer(hidden: LayerStates, run: dict[str, Any]) -> int:
-    """The layer that the plugin reads by default if it was measured, else the last one measured."""
-    default, model = ReadoutConfig().layer, run.get("model")
-    num_layers = model.get("num_layers", 0) if isinstance(model, dict) else 0
-    known = [layer for layer in (default, default + num_layers) if layer in hidden.layers]
-    return known[0] if known else max(hidden.layers, key=lambda layer: (layer < 0, layer))
-
-
-def regression_methods(
-    table: TraceTable, probes: Sequence[Method], hidden: LayerStates | None, *, seed: int = 0
-) -> list[Method]:
+def regression_methods(evidence: Evidence, probes: Sequence[Method], layers: Iterable[int]) -> list[Method]:
     """`position`, `calibrated` (on each probe, on the first with the position too); for each layer `hidden`, `both`.
 
     Args:
-        table: The traces.
+        evidence: The traces, their hidden states, and the seed of the folds.
         probes: Methods whose values are calibrated; the first is what `calibrated` and `both` read.
-        hidden: Hidden states, if they were measured.
-        seed: Of the folds.
+        layers: Those whose hidden states are read.
     """
-
-    def fitted(
-        name: str, features: str, probe: Method | None = None, layer: int | None = None, position: bool = False
-    ) -> Method:
-        states = None if hidden is None or layer is None else hidden.layers[layer]
-        given = None if probe is None else probe.values
-        values, fit_seconds = fit(table, probe=given, hidden=states, position=position, seed=seed)
-        seconds, num_tokens = np.zeros((2, len(table.traces)))
-        if hidden is not None and layer is not None:
-            seconds, num_tokens = hidden.seconds, hidden.num_tokens
-        if probe is not None:
-            seconds, num_tokens = probe.seconds + seconds, probe.num_tokens
-        # The fit is shared by the traces.
-        seconds = seconds + fit_seconds / max(1, len(table.traces))
-        about = f"regression on {features}"
-        return Method(name, "readout", about, values, rests_on_group=True, seconds=seconds, num_tokens=num_tokens)
-
-    methods = [fitted("position", "the position and the group's other outcomes", position=True)]
-    for probe in probes:
-        name = "calibrated" if probe is probes[0] else f"calibrated:{probe.name}"
-        methods.append(fitted(name, f"{probe.name} and the group's other outcomes", probe))
-        if probe is probes[0]:
-            features = f"{probe.name}, position and the group's other outcomes"
-            methods.append(fitted("calibrated+position", features, probe, position=True))
-    for layer in () if hidden is None else hidden.layers:
-        features = f"the hidden state after layer {layer} and the group's other outcomes; no probe"
-        methods.append(fitted(f"hidden:{layer}", features, layer=layer))
-        if probes:
-            features = f"{probes[0].name}, the hidden state after layer {layer} and outcomes"
-            methods.append(fitted(f"both:{layer}", features, probes[0], layer))
+    outcomes = "the group's other outcomes"
+    methods = [_regression(evidence, "position", f"the position and {outcomes}", position=True)]
+    for probe in probes[:1]:
+        methods.append(_regression(evidence, "calibrated", f"{probe.name} and {outcomes}", probe))
+        features = f"{probe.name}, position and {outcomes}"
+        methods.append(_regression(evidence, "calibrated+position", features, probe, position=True))
+    for probe in probes[1:]:
+        methods.append(_regression(evidence, f"calibrated:{probe.name}", f"{probe.name} and {outcomes}", probe))
+    for layer in layers:
+        state = f"the hidden state after layer {layer}"
+        methods.append(_regression(evidence, f"hidden:{layer}", f"{state} and {outcomes}; no probe", layer=layer))
+        for probe in probes[:1]:
+            methods.append(_regression(evidence, f"both:{layer}", f"{probe.name}, {state} and outcomes", probe, layer))
     return methods
+
+
+def _regression(
+    evidence: Evidence,
+    name: str,
+    features: str,
+    probe: Method | None = None,
+    layer: int | None = None,
+    position: bool = False,
+) -> Method:
+    table = evidence.table
+    states = None if layer is None else evidence.hidden[layer]
+    given = None if probe is None else probe.values
+    values, fit_seconds = fit(table, probe=given, hidden=states, position=position, seed=evidence.seed)
+    seconds, num_tokens = np.zeros((2, len(table.traces))) if layer is None else evidence.cost("hidden")
+    if probe is not None:
+        seconds, num_tokens = probe.seconds + seconds, probe.num_tokens
+    # The fit is shared by the traces.
+    seconds = seconds + fit_seconds / max(1, len(table.traces))
+    about = f"regression on {features}"
+    return Method(name, "readout", about, values, rests_on_group=True, seconds=seconds, num_tokens=num_tokens)
 
 
 def _batches(table: TraceTable, rows: Mask, batch: int | None, seed: int) -> list[Mask]:
@@ -174,11 +132,3 @@ def _positions(table: TraceTable, members: Mask) -> Array:
     lengths = np.array(table.lengths, dtype=np.float64)
     long_response = np.quantile(lengths[members], LONG_RESPONSE)
     return np.minimum(table.position * lengths[:, None] / long_response, 1.0)
-
-
-def _group_means(table: TraceTable, members: Mask) -> Array:
-    """Leave-one-out mean reward of the group among the traces of the table; NaN where there is no other."""
-    sums = np.bincount(table.groups, table.rewards)
-    others = np.bincount(table.groups)[table.groups] - 1
-    means = (sums[table.groups] - table.rewards) / np.maximum(others, 1)
-    return np.where(members & (others > 0), np.clip(means, 0, 1), np.nan)

@@ -10,20 +10,29 @@ from typing import Any
 import torch
 
 from rredcot_verl.analyze.command_line import Options
-from rredcot_verl.analyze.policy import Policy, default_dtype, describe
+from rredcot_verl.analyze.policy import Policy, default_dtype
 
 _PACKAGES = ("rredcot_verl", "verl", "torch", "transformers", "numpy")
 
 
 def describe_run(
-    options: Options, policy: Policy, folder: Path, model_fingerprint: str, layers: Sequence[int]
+    options: Options, policy: Policy, folder: Path, layers: Sequence[int], identity: dict[str, Any]
 ) -> dict[str, Any]:
     """The contents of `run.json` before anything is measured."""
     main, other = options.num_rollouts
+    config, device = policy.model.config, policy.device
+    text = config.get_text_config(decoder=True)
     return {
         "title": options.title or folder.resolve().name,
         "command": options.command,
-        "model": describe(policy, folder),
+        "model": {
+            "path": str(folder),
+            "type": config.model_type,
+            "num_parameters": policy.num_parameters,
+            "num_layers": policy.num_layers,
+            "hidden_size": text.hidden_size,
+            "vocab_size": text.vocab_size,
+        },
         "source": {"prompts": options.prompts, "traces": options.traces},
         "reward_function": options.reward_function,
         "line_checker": options.line_checker,
@@ -31,8 +40,8 @@ def describe_run(
         "settings": options.settings.model_dump(mode="json"),
         "methods": options.methods,
         "measured": list(options.measured),
-        "cuttings": [cutting.name for cutting in options.cuttings],
-        "main_cutting": options.cuttings[0].name,
+        "cuttings": list(options.cuttings),
+        "main_cutting": next(iter(options.cuttings)),
         "group_size": None if options.traces else options.group_size,
         "sampling_temperature": options.temperature,
         "temperature": options.temperatures[0],
@@ -44,17 +53,12 @@ def describe_run(
         "num_gradients": options.gradients,
         "seed": options.seed,
         "budget_s": options.budget_s,
-        "device": describe_device(policy.device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper(),
         "dtype": options.dtype if options.dtype != "auto" else default_dtype(options.device),
         "machine": {"system": platform.platform(), "num_cores": os.cpu_count(), "num_threads": torch.get_num_threads()},
         "versions": _versions(),
-        "identity": options.identity(model_fingerprint),
+        "identity": identity,
     }
-
-
-def describe_device(device: torch.device) -> str:
-    """The device for people."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
 
 
 def _versions() -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Ways to cut a trace into segments (*cuttings*) that the bench compares, by names such as `keyword_entropy-8`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -21,21 +20,8 @@ DEFAULT_ABLATION = (
 )
 
 
-@dataclass(frozen=True)
-class Segmentation:
-    """One way to cut.
-
-    Attributes:
-        name: `METHOD-NUM_SEGMENTS`.
-        rule: Its settings; lengths and keywords are the run's.
-    """
-
-    name: str
-    rule: SegmentationConfig
-
-
-def parse_segmentations(names: Sequence[str] | None, settings: RREDCoTConfig) -> list[Segmentation]:
-    """The segmentations of some names; the first one is the main one.
+def parse_segmentations(names: Sequence[str] | None, settings: RREDCoTConfig) -> dict[str, SegmentationConfig]:
+    """The segmentations of some names, lengths and keywords being the run's; the first one is the main one.
 
     Args:
         names: `METHOD-NUM_SEGMENTS` each; None for the settings' own and the usual ablation after it.
@@ -47,7 +33,7 @@ def parse_segmentations(names: Sequence[str] | None, settings: RREDCoTConfig) ->
     if names is None:
         own = f"{settings.segmentation.method}-{settings.segmentation.num_segments}"
         names = [own, *DEFAULT_ABLATION]
-    found = []
+    found = {}
     for name in dict.fromkeys(names):
         method, _, number = name.rpartition("-")
         if not method or not number.isdecimal():
@@ -59,12 +45,12 @@ def parse_segmentations(names: Sequence[str] | None, settings: RREDCoTConfig) ->
             get_segmenter(rule.method)
         except ValueError as error:
             raise ValueError(f"--cuttings {name!r}: {error}") from error
-        found.append(Segmentation(name, rule))
+        found[name] = rule
     return found
 
 
 def cut(
-    segmentation: Segmentation,
+    rule: SegmentationConfig,
     elicitation: Elicitation,
     response_ids: Sequence[int],
     log_probs: Sequence[float],
@@ -73,7 +59,7 @@ def cut(
     """Boundaries of a response, offsets from 0 to its length: those the plugin would choose in training.
 
     Args:
-        segmentation: How.
+        rule: How.
         elicitation: Knows the vocabulary and the thinking block.
         response_ids: Tokens of the response, all written by the model.
         log_probs: Their log-probabilities, nats.
@@ -89,7 +75,6 @@ def cut(
         answer_start=len(ids) if answer_start is None else answer_start,
         think_end=elicitation.think_end(response_ids),
     )
-    rule = segmentation.rule
     method = get_segmenter(rule.method)
     boundaries: list[int] = segment(trace, method, rule.num_segments, rule.min_tokens, rule.max_tokens).tolist()
     return boundaries

@@ -7,7 +7,7 @@ estimate on the data themselves, the others are those of the resamples. Two meth
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,39 +75,39 @@ class Resamples:
 
     def spearman(self, x: Array, y: Array, groups: Labels) -> Array:
         """Rank correlation of `x` and `y` `(num,)`, ranked anew in every resample; ties share their mean rank."""
-        if x.size == 0:
-            return np.full(len(self.counts), np.nan)
         ranker_x, ranker_y = Ranker(x), Ranker(y)
-        results = []
-        for counts in self._blocks(x.size):
-            weights = counts[:, groups]
+
+        def correlation(weights: Array) -> Array:
             ranks_x, ranks_y = ranker_x.ranks(weights), ranker_y.ranks(weights)
             weighted = weights * ranks_x
             covariance = np.einsum("bn,bn->b", weighted, ranks_y)
             spread_x = np.einsum("bn,bn->b", weighted, ranks_x)
             spread_y = np.einsum("bn,bn,bn->b", weights, ranks_y, ranks_y)
             scale = weights.sum(axis=1) ** 3
-            results.append(_correlation(covariance, spread_x, spread_y, scale_x=scale, scale_y=scale))
-        return np.concatenate(results)
+            return _correlation(covariance, spread_x, spread_y, scale_x=scale, scale_y=scale)
+
+        return self._in_blocks(correlation, groups)
 
     def auc(self, score: Array, positive: NDArray[np.bool_], groups: Labels) -> Array:
         """Probability that a positive item scores above a negative one, a tie counting one half; items `(num,)`."""
-        if score.size == 0:
-            return np.full(len(self.counts), np.nan)
         ranker = Ranker(score)
-        results = []
-        for counts in self._blocks(score.size):
-            weights = counts[:, groups]
+
+        def share(weights: Array) -> Array:
             num_positive = weights[:, positive].sum(axis=1)
             num_negative = weights.sum(axis=1) - num_positive
             # Ranks are centred on 0; half the number of positive items is the mean rank among themselves.
             lead = (weights * ranker.ranks(weights))[:, positive].sum(axis=1)
-            results.append(_divide(lead, num_positive * num_negative) + 0.5)
-        return np.concatenate(results)
+            return _divide(lead, num_positive * num_negative) + 0.5
 
-    def _blocks(self, num: int) -> list[Array]:
-        size = max(1, BLOCK // max(num, 1))
-        return [self.counts[start : start + size] for start in range(0, len(self.counts), size)]
+        return self._in_blocks(share, groups)
+
+    def _in_blocks(self, statistic: Callable[[Array], Array], groups: Labels) -> Array:
+        """A statistic of how often each item is drawn, computed on a part of the resamples at a time."""
+        if not groups.size:
+            return np.full(len(self.counts), np.nan)
+        size = max(1, BLOCK // groups.size)
+        starts = range(0, len(self.counts), size)
+        return np.concatenate([statistic(self.counts[start : start + size][:, groups]) for start in starts])
 
 
 class Ranker:

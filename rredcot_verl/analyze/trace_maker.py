@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rredcot_verl.analyze.command_line import Options
 from rredcot_verl.analyze.policy import Policy, run_pack
 from rredcot_verl.analyze.prefix_sampler import Request, Sampler
 from rredcot_verl.analyze.problems import GivenTrace, Problem
@@ -80,35 +81,36 @@ class TraceMaker:
     """Makes trace records.
 
     Attributes:
+        options: What the user asked for.
         policy: The model.
         elicitation: Finds answers; reads every response once, in order.
         verifier: Gives the rewards.
         line_checker: Judges lines; None where the task cannot.
-        encoder: Makes prompt tokens.
-        temperature: Sampling temperature.
-        max_response_tokens: Longest response.
         watch: Where seconds go.
+        encoder: Makes prompt tokens.
         num_other_rewards: Given traces whose reward was not what the verifier says.
         answers: What was read of each trace, by number.
     """
 
+    options: Options
     policy: Policy
     elicitation: Elicitation
     verifier: Verifier
     line_checker: LineChecker | None
-    encoder: PromptEncoder
-    temperature: float
-    max_response_tokens: int
     watch: Stopwatch
+    encoder: PromptEncoder = dataclasses.field(init=False)
     num_other_rewards: int = 0
     answers: dict[int, ReadAnswer | None] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.encoder = PromptEncoder(self.policy.tokenizer, self.options.template_options)
 
     def remember(self, record: TraceRecord) -> None:
         """Read a trace of an earlier call, as it was read then."""
         self.answers[record.trace] = self.elicitation.read(record.response_ids, record.prompt_ids)
 
     def sample(
-        self, sampler: Sampler, problems: Sequence[Problem], num_present: int, group_size: int, batch_tokens: int
+        self, sampler: Sampler, problems: Sequence[Problem], num_present: int
     ) -> Iterator[tuple[list[TraceRecord], list[CostRecord]]]:
         """Sample and verify the groups of the prompts that have none.
 
@@ -116,13 +118,12 @@ class TraceMaker:
             sampler: Of the policy.
             problems: All prompts; the traces of prompt n are numbered from `n * group_size`.
             num_present: Traces that are there, of whole groups.
-            group_size: Responses a prompt.
-            batch_tokens: Most tokens of the responses of one batch.
 
         Yields:
             Some traces in the order of their numbers, and what generating each cost.
         """
-        num_prompts = max(1, batch_tokens // (group_size * self.max_response_tokens))
+        group_size = self.options.group_size
+        num_prompts = max(1, self.options.batch_tokens // (group_size * self.options.max_response_tokens))
         for first in range(num_present // group_size, len(problems), num_prompts):
             numbers = range(first, min(first + num_prompts, len(problems)))
             prompts = [self.encoder.encode(problems[number]) for number in numbers]
@@ -147,7 +148,9 @@ class TraceMaker:
 
     def _room(self, prompt: Sequence[int]) -> int:
         limit = self.policy.max_length
-        room = self.max_response_tokens if limit is None else min(self.max_response_tokens, limit - len(prompt))
+        room = self.options.max_response_tokens
+        if limit is not None:
+            room = min(room, limit - len(prompt))
         if room < 1:
             raise ValueError(f"a prompt of {len(prompt)} tokens leaves no room in a model of {limit} positions")
         return room
@@ -170,17 +173,17 @@ class TraceMaker:
         tokenizer = self.policy.tokenizer
         prompt_ids = self.encoder.encode(given.problem)
         response_ids = list(tokenizer.encode(given.response, add_special_tokens=False))
-        if len(response_ids) > self.max_response_tokens:
+        if len(response_ids) > self.options.max_response_tokens:
             raise ValueError(
-                f"--max-response-tokens {self.max_response_tokens}: trace {number} has {len(response_ids)} "
+                f"--max-response-tokens {self.options.max_response_tokens}: trace {number} has {len(response_ids)} "
                 "tokens, and its continuations would have no room; give the budget of the run it comes from"
             )
-        if given.truncated is not True and len(response_ids) < self.max_response_tokens:
+        if given.truncated is not True and len(response_ids) < self.options.max_response_tokens:
             # Dumps leave it out, and the policy had to write it.
             response_ids.append(tokenizer.eos_token_id)
         sequence = prompt_ids + response_ids
         with self.watch.measure("read_traces"):
-            (log_probs,) = run_pack(self.policy.model, [sequence]).log_probs([sequence], self.temperature)
+            (log_probs,) = run_pack(self.policy.model, [sequence]).log_probs([sequence], self.options.temperature)
         own = log_probs[len(prompt_ids) - 1 :].tolist()
         (record,) = self._records(given.problem, number, prompt_ids, [response_ids], [own])
         self.num_other_rewards += given.reward is not None and abs(given.reward - record.reward) > 1e-6

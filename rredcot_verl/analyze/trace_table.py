@@ -6,10 +6,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from rredcot_verl.analyze.records import CuttingRecord, Measurements, RolloutRecord, TraceRecord
-from rredcot_verl.analyze.statistics import Array, Labels
+from rredcot_verl.analyze.records import CuttingRecord, Measurements, TraceRecord
+from rredcot_verl.analyze.statistics import Array, Labels, Resamples
+from rredcot_verl.readout.features import leave_one_out_means
 
 SOLVED_AT = 0.5
 """Lowest reward, as a share of the reward range, of a solved trace; the same as in `rredcot_verl.report`."""
@@ -39,13 +41,14 @@ class TraceTable:
     """Traces under one cutting. `width` is the largest number of segments; state k of a row stands before segment k+1.
 
     Attributes:
+        resamples: Of the prompts, for all intervals; the same under every cutting, so that differences are paired.
+        reward_range: Lowest and highest reward of the task.
         cutting: Name of the cutting.
         traces: The traces that were cut, in order.
         cuts: Their cuttings.
         groups: `(num_traces,)` number of the prompt among all prompts of the measurement.
         rewards: `(num_traces,)` reward, mapped to [0, 1].
-        others: `(num_traces,)` mean reward of the group's other traces (leave-one-out); of all other prompts' traces
-            where the group has one member.
+        others: `(num_traces,)` mean reward of the group's other traces (leave-one-out); NaN where there are none.
         num_segments: `(num_traces,)`.
         is_state: `(num_traces, width)`, whether k < K.
         position: `(num_traces, width)`, offset of state k over the length of the response.
@@ -56,6 +59,8 @@ class TraceTable:
         seconds, num_tokens: `(num_traces,)`, what the continuations from the trace's states took.
     """
 
+    resamples: Resamples
+    reward_range: tuple[float, float]
     cutting: str
     traces: list[TraceRecord]
     cuts: list[CuttingRecord]
@@ -86,6 +91,32 @@ class TraceTable:
     def failed(self) -> Mask:
         """`(num_traces,)`, whether the trace is not solved."""
         return self.rewards < SOLVED_AT
+
+    @cached_property
+    def wrong_segments(self) -> Labels:
+        """`(num_traces,)`, the segment that holds a failed trace's first wrong line, 0 is the first.
+
+        -1 where the trace is solved, no wrong line is known, or there is no second segment to blame.
+        """
+        found = np.full(len(self.traces), -1)
+        for row in np.nonzero(self.failed & (self.num_segments > 1))[0].tolist():
+            trace = self.traces[row]
+            if trace.wrong_from is not None and trace.wrong_to is not None:
+                line = trace.response[trace.wrong_from : trace.wrong_to]
+                last = trace.wrong_from + max(len(line.rstrip()), 1) - 1
+                segment = int(np.searchsorted(self.cuts[row].characters, last, side="right")) - 1
+                found[row] = segment if segment < self.num_segments[row] else -1
+        return found
+
+    @cached_property
+    def lines_checked(self) -> Mask:
+        """`(num_traces,)`, whether the task could check the lines of the trace."""
+        return np.array([trace.lines_checked for trace in self.traces], dtype=bool)
+
+    @cached_property
+    def has_wrong_line(self) -> Mask:
+        """`(num_traces,)`, whether a line is known to be wrong."""
+        return np.array([trace.wrong_from is not None for trace in self.traces], dtype=bool)
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -134,21 +165,10 @@ class TraceTable:
         return np.where(self.is_state, np.diff(pinned, axis=1), 0.0)
 
 
-def reward_range(run: dict[str, Any]) -> tuple[float, float]:
-    """Lowest and highest reward of the task, [0, 1] where `run.json` does not say."""
-    low, high = run.get("reward_range") or (0.0, 1.0)
-    return float(low), float(high)
-
-
-def group_numbers(measurements: Measurements) -> dict[str, int]:
-    """Number of each prompt, in order of appearance."""
-    return {group: number for number, group in enumerate(dict.fromkeys(trace.group for trace in measurements.traces))}
-
-
-def make_table(measurements: Measurements, cutting: str) -> TraceTable:
+def make_table(measurements: Measurements, cutting: str, resamples: Resamples) -> TraceTable:
     """Lay out one cutting.
 
-    Traces whose cutting has not been measured are left out.
+    Traces whose cutting has not been measured are left out; `resamples` are of the prompts of all traces.
 
     Raises:
         ValueError: A cutting whose offsets do not rise from 0, or that names an unknown trace.
@@ -160,49 +180,48 @@ def make_table(measurements: Measurements, cutting: str) -> TraceTable:
     # An empty response has no segment to credit.
     cuts = [cut for cut in cuts if len(cut.boundaries) > 1]
     traces = [traces_by_number[cut.trace] for cut in cuts]
-    low, high = reward_range(measurements.run)
+    low, high = map(float, measurements.run.get("reward_range") or (0.0, 1.0))
     rewards = np.array([(trace.reward - low) / (high - low) for trace in traces], dtype=np.float64)
-    numbers = group_numbers(measurements)
+    # Numbered in order of appearance.
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(t.group for t in measurements.traces))}
     groups = np.array([numbers[trace.group] for trace in traces], dtype=np.int64)
     num_segments = np.array([len(cut.boundaries) - 1 for cut in cuts], dtype=np.int64)
     width = int(num_segments.max(initial=1))
     position = np.zeros((len(cuts), width))
     for row, cut in enumerate(cuts):
         position[row, : num_segments[row]] = np.array(cut.boundaries[:-1]) / cut.boundaries[-1]
-    states = _rollouts(measurements, cuts, width, low, high)
+    others, _ = leave_one_out_means(torch.from_numpy(rewards), groups.tolist(), torch.arange(len(rewards)))
     return TraceTable(
+        resamples,
+        (low, high),
         cutting,
         traces,
         cuts,
         groups,
         rewards,
-        _others(rewards, groups),
+        others.numpy(),
         num_segments,
         np.arange(width) < num_segments[:, None],
         position,
-        **states,
+        **_rollouts(measurements, cuts, width, low, high),
     )
 
 
 def _rollouts(
     measurements: Measurements, cuts: list[CuttingRecord], width: int, low: float, high: float
 ) -> dict[str, Any]:
-    records: dict[tuple[int, int], list[RolloutRecord]] = {}
-    for record in measurements.rollouts:
-        records.setdefault((record.trace, record.offset), []).append(record)
+    records = {(record.trace, record.offset): record for record in measurements.rollouts}
     drawn: dict[tuple[int, int], Array] = {}
     seconds, num_tokens = np.full((2, len(cuts)), np.nan)
     for row, cut in enumerate(cuts):
-        found = [records.get((cut.trace, offset), []) for offset in cut.boundaries[:-1]]
-        for k, state in enumerate(found):
-            rewards = np.array([reward for record in state for reward in record.rewards], dtype=np.float64)
-            drawn[row, k] = (rewards - low) / (high - low)
-        if all(found):
+        states = {k: records.get((cut.trace, offset)) for k, offset in enumerate(cut.boundaries[:-1])}
+        found = {k: record for k, record in states.items() if record is not None}
+        for k, record in found.items():
+            drawn[row, k] = (np.array(record.rewards, dtype=np.float64) - low) / (high - low)
+        if len(found) == len(states):
             # For one continuation a state: methods multiply by theirs.
-            counts = [max(sum(len(record.rewards) for record in state), 1) for state in found]
-            pairs = list(zip(found, counts, strict=True))
-            seconds[row] = sum(sum(record.seconds for record in state) / n for state, n in pairs)
-            num_tokens[row] = sum(sum(record.num_tokens for record in state) / n for state, n in pairs)
+            seconds[row] = sum(each.seconds / max(len(each.rewards), 1) for each in found.values())
+            num_tokens[row] = sum(each.num_tokens / max(len(each.rewards), 1) for each in found.values())
 
     def values(pick: Callable[[Array], Array]) -> MonteCarloValues:
         means, noise, num_rollouts = np.full((3, len(cuts), width), np.nan)
@@ -229,16 +248,6 @@ def _rollouts(
 def num_first_rollouts(num_rollouts: int) -> int:
     """How many of a state's continuations the method `monte_carlo` takes for itself."""
     return min(NUM_ROLLOUTS, num_rollouts // 2)
-
-
-def _others(rewards: Array, groups: Labels) -> Array:
-    """Leave-one-out mean of the group; where it has one member, of all other traces."""
-    if len(rewards) < 2:
-        return np.full(len(rewards), 0.5)
-    sums, counts = np.bincount(groups, rewards), np.bincount(groups)
-    everyone = (rewards.sum() - rewards) / (len(rewards) - 1)
-    num_others = counts[groups] - 1
-    return np.where(num_others > 0, (sums[groups] - rewards) / np.maximum(num_others, 1), everyone)
 
 
 def _check(cut: CuttingRecord, traces: dict[int, TraceRecord]) -> None:

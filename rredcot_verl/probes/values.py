@@ -82,7 +82,24 @@ def values_of_log_probs(
     Raises:
         ValueError: A log-probability is NaN or positive: the numbers cannot be trusted.
     """
-    shape = (places[-1].state + 1, len(utilities))
+    total, lengths = sum_by_state(places, log_probs, len(utilities))
+    return values_of_sums(form, total, lengths, utilities)
+
+
+def sum_by_state(places: Sequence[ProbePlace], log_probs: Sequence[float], num_answers: int) -> tuple[Tensor, Tensor]:
+    """Log-probability of each answer at each state, from its one or two probes.
+
+    Args:
+        places, log_probs: As in `values_of_log_probs`.
+        num_answers: Answers a state.
+
+    Returns:
+        `(num_states, num_answers)` float64, nats, and the tokens that each sums over, int64, at least 1.
+
+    Raises:
+        ValueError: A log-probability is NaN or positive: the numbers cannot be trusted.
+    """
+    shape = (places[-1].state + 1, num_answers)
     total = torch.full(shape, float("-inf"), dtype=torch.float64)
     lengths = torch.ones(shape, dtype=torch.int64)
     first = 0
@@ -95,6 +112,11 @@ def values_of_log_probs(
         at = place.state, place.proposal
         total[at] = torch.logaddexp(total[at], torch.tensor(sum(counted), dtype=torch.float64))
         lengths[at] = max(int(lengths[at]), len(counted))
+    return total, lengths
+
+
+def values_of_sums(form: str, total: Tensor, lengths: Tensor, utilities: Sequence[float]) -> Tensor:
+    """Self-values `(num_states,)` float32 in [0, 1] from what `sum_by_state` gives."""
     weights = torch.tensor(utilities, dtype=torch.float64)
     if form == "joint":
         return joint_value(total, weights)

@@ -11,10 +11,12 @@ from rredcot_verl.analyze.estimators import PROBES, methods_from, weighed
 from rredcot_verl.analyze.measures import agreement, calibration_curve
 from rredcot_verl.analyze.method_values import Evidence, Method, smoothed
 from rredcot_verl.analyze.records import CuttingRecord, Measurements, RolloutRecord, TraceRecord
-from rredcot_verl.analyze.regressions import fit, load_hidden
+from rredcot_verl.analyze.regressions import fit
 from rredcot_verl.analyze.statistics import Resamples
 from rredcot_verl.analyze.trace_table import MonteCarloValues, make_table, num_first_rollouts
 from tests.analyze.synthetic import CUTTING, write
+
+ONE = Resamples.draw(1, 0, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +27,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def table(world):
-    return make_table(world.load(), CUTTING)
-
-
-@pytest.fixture(scope="module")
-def resamples():
-    return Resamples.draw(80, 300, seed=0)
+    return make_table(world.load(), CUTTING, Resamples.draw(80, 300, seed=0))
 
 
 @pytest.fixture(scope="module")
@@ -50,24 +47,24 @@ def _inside(measured, value):
     return found["low"] <= value <= found["high"]
 
 
-def test_squared_error_is_that_to_the_truth(table, resamples, truth):
+def test_squared_error_is_that_to_the_truth(table, truth):
     off = 0.15 * np.sin(np.arange(truth.size)).reshape(truth.shape) + 0.1
-    measured = agreement(table, resamples, truth + off, table.monte_carlo, _everyone(table), names=("mse", "bias"))
+    measured = agreement(table, truth + off, table.monte_carlo, _everyone(table), names=("mse", "bias"))
     states = table.is_state
     assert _inside(measured["mse"], (off[states] ** 2).mean()) and _inside(measured["bias"], off[states].mean())
     raw = ((truth + off - table.monte_carlo.values)[states] ** 2).mean()
     assert raw > measured["mse"].interval()["high"], "the gold's own variance would have been counted"
 
 
-def test_true_values_reach_the_ceiling_and_are_calibrated(world, table, resamples, truth):
+def test_true_values_reach_the_ceiling_and_are_calibrated(world, table, truth):
     everyone = _everyone(table)
-    measured = agreement(table, resamples, truth, table.monte_carlo, everyone)
+    measured = agreement(table, truth, table.monte_carlo, everyone)
     assert abs(measured["mse"].samples[0]) < 0.003
     states = table.is_state
     # The outcome of a trace is drawn once for all its states, so only a state's own expectation is known.
     assert _inside(measured["brier"], (truth * (1 - truth))[states].mean())
     assert measured["ece"].samples[0] < 0.08
-    gold = Comparison(world.load(), table, resamples, [], []).gold()
+    gold = Comparison(Evidence(world.load(), table, 1.0)).gold()
     for name in ("pearson_v", "pearson_d"):
         ceiling = gold["ceiling"][name]
         assert ceiling["estimate"] == pytest.approx(measured[name].samples[0], abs=0.05)
@@ -76,8 +73,8 @@ def test_true_values_reach_the_ceiling_and_are_calibrated(world, table, resample
     assert gold["num_rollouts"] == {"min": 12, "mean": 12.0, "max": 12}
 
 
-def test_calibration_curve_counts_every_state(table, resamples, truth):
-    curve = calibration_curve(table, resamples, truth, _everyone(table))
+def test_calibration_curve_counts_every_state(table, truth):
+    curve = calibration_curve(table, truth, _everyone(table))
     assert sum(row["num_states"] for row in curve) == table.is_state.sum()
     for row in curve:
         assert row["low"] <= row["mean_value"] <= row["high"]
@@ -90,7 +87,7 @@ def test_monte_carlo_is_not_compared_with_its_own_continuations():
     cut = CuttingRecord(0, "c", [0, 1, 2], [0, 1, 2])
     rollouts = [RolloutRecord(0, offset, [1.0] * 9 + [0.0] * 11, 2.0, 40) for offset in (0, 1)]
     measurements = Measurements(None, {}, [trace], [cut], rollouts)
-    table = make_table(measurements, "c")
+    table = make_table(measurements, "c", ONE)
     (method,) = methods_from(Evidence(measurements, table, 1.0))
     assert method.values.tolist() == [[1.0, 1.0]] and method.against == "rest"
     assert table.other_rollouts.values.tolist() == [[0.0, 0.0]] and table.other_rollouts.num_rollouts.tolist() == [
@@ -102,35 +99,35 @@ def test_monte_carlo_is_not_compared_with_its_own_continuations():
     assert [num_first_rollouts(n) for n in (0, 1, 2, 12, 18, 64)] == [0, 0, 1, 6, 9, 9]
 
 
-def test_monte_carlo_error_is_that_of_a_mean(world, table, resamples, truth):
+def test_monte_carlo_error_is_that_of_a_mean(world, table, truth):
     (method,) = methods_from(Evidence(world.load(), table, 1.0))
-    measured = agreement(table, resamples, method.values, table.other_rollouts, _everyone(table), names=("mse", "bias"))
+    measured = agreement(table, method.values, table.other_rollouts, _everyone(table), names=("mse", "bias"))
     expected = (truth * (1 - truth))[table.is_state].mean() / 6
     assert _inside(measured["mse"], expected) and _inside(measured["bias"], 0.0)
 
 
-def test_the_outcome_does_not_enter_the_correlation_of_d(table, resamples):
+def test_the_outcome_does_not_enter_the_correlation_of_d(table):
     rng = np.random.default_rng(2)
     noise = np.where(table.is_state, rng.random(table.is_state.shape), np.nan)
     # A good last value: d_K = R - v_{K-1} is then that of the gold, while the others are noise.
     rows = np.arange(len(table.traces))
     noise[rows, table.num_segments - 1] = table.monte_carlo.values[rows, table.num_segments - 1]
-    measured = agreement(table, resamples, noise, table.monte_carlo, _everyone(table))
+    measured = agreement(table, noise, table.monte_carlo, _everyone(table))
     assert measured["spearman_d"].samples[0] < 0.35
     assert measured["spearman_d_last"].samples[0] > measured["spearman_d"].samples[0] + 0.1
     assert measured["spearman_d_last"].num == table.num_segments.sum()
     assert measured["spearman_d"].num == (table.num_segments - 1).sum()
 
 
-def test_thirds_share_the_states(table, resamples, truth):
-    measured = agreement(table, resamples, truth, table.monte_carlo, _everyone(table))
+def test_thirds_share_the_states(table, truth):
+    measured = agreement(table, truth, table.monte_carlo, _everyone(table))
     for what, whole in (("v", "spearman_v"), ("d", "spearman_d")):
         parts = [measured[f"spearman_{what}_{third}"].num for third in ("early", "middle", "late")]
         assert sum(parts) == measured[whole].num and all(parts)
 
 
-def test_what_knows_the_outcome_is_no_forecast(world, table, resamples):
-    comparison = Comparison(world.load(), table, resamples, [], [])
+def test_what_knows_the_outcome_is_no_forecast(world, table):
+    comparison = Comparison(Evidence(world.load(), table, 1.0))
     probes = methods_from(Evidence(world.load(), table, 1.0), PROBES)
     for method in (weighed(Evidence(world.load(), table, 1.0))[0], smoothed(table, probes[0], 0.5)):
         entry = comparison.entry(method)
@@ -165,35 +162,35 @@ def test_a_trace_whose_weights_are_nothing_has_no_values(world):
     measurements.weights[0] = dataclasses.replace(
         measurements.weights[0], weights=[0.0] * len(measurements.weights[0].weights)
     )
-    table = make_table(measurements, CUTTING)
+    table = make_table(measurements, CUTTING, Resamples.draw(80, 1, seed=0))
     method = next(m for m in weighed(Evidence(measurements, table, 1.0)) if m.name == measurements.weights[0].method)
     assert method.covers(table).tolist() == [False] + [True] * (len(table.traces) - 1)
 
 
-def test_regressions_know_what_their_features_know(world, table, resamples, truth):
+def test_regressions_know_what_their_features_know(world, table, truth):
     everyone = _everyone(table)
-    hidden = load_hidden(world.load(), table)
+    hidden = Evidence(world.load(), table, 1.0).hidden
     probe = next(m for m in methods_from(Evidence(world.load(), table, 1.0), PROBES) if m.name == "joint:reference")
     values = {
         "joint": probe.values,
         "calibrated": fit(table, probe=probe.values)[0],
         "small": fit(table, probe=probe.values, batch=16)[0],
-        "poor layer": fit(table, hidden=hidden.layers[-2])[0],
-        "good layer": fit(table, hidden=hidden.layers[-1])[0],
+        "poor layer": fit(table, hidden=hidden[-2])[0],
+        "good layer": fit(table, hidden=hidden[-1])[0],
     }
     error = {
-        name: agreement(table, resamples, given, table.monte_carlo, everyone, names=("mse",))["mse"]
+        name: agreement(table, given, table.monte_carlo, everyone, names=("mse",))["mse"]
         for name, given in values.items()
     }
     for better, worse in (("calibrated", "joint"), ("calibrated", "small"), ("good layer", "poor layer")):
         assert error[better].minus(error[worse]).interval()["high"] < 0, (better, worse)
 
 
-def test_states_without_gold_are_left_out(table, resamples, truth):
+def test_states_without_gold_are_left_out(table, truth):
     values = table.monte_carlo.values.copy()
     values[::2, 1] = np.nan
     gold = MonteCarloValues(values, table.monte_carlo.noise, table.monte_carlo.num_rollouts)
-    measured = agreement(table, resamples, truth, gold, _everyone(table), names=("spearman_v", "spearman_d", "mse"))
+    measured = agreement(table, truth, gold, _everyone(table), names=("spearman_v", "spearman_d", "mse"))
     num_missing = len(values[::2])
     assert measured["spearman_v"].num == table.is_state.sum() - num_missing
     # A difference needs both of its ends.
@@ -204,45 +201,47 @@ def test_states_without_gold_are_left_out(table, resamples, truth):
 class TestBlame:
     @pytest.fixture(scope="class")
     def wrong(self, table):
-        return wrong_lines.wrong_segments(table)
+        """Rows with a wrong segment, and which."""
+        rows = np.nonzero(table.wrong_segments >= 0)[0]
+        return rows, table.wrong_segments[rows]
 
     def test_finds_the_segments(self, world, table, wrong):
         known = {row: k for row, k in enumerate(world.wrong) if k is not None and table.failed[row]}
-        assert dict(zip(wrong.rows.tolist(), wrong.segments.tolist(), strict=True)) == known
-        assert wrong.num_failed == table.failed.sum() == wrong.num_checked
+        assert dict(zip(*(each.tolist() for each in wrong), strict=True)) == known
+        assert (table.failed & table.lines_checked).sum() == table.failed.sum()
 
     def test_a_line_belongs_to_the_segment_it_ends_in(self):
         trace = TraceRecord(0, "p", "", "one two\nrest", [1], [1, 2, 3], [], 0.0, None, None, 0, 8, True)
         measurements = Measurements(None, {}, [trace], [CuttingRecord(0, "c", [0, 1, 2, 3], [0, 4, 8, 12])])
-        found = wrong_lines.wrong_segments(make_table(measurements, "c"))
-        assert found.segments.tolist() == [1], "the line break and what follows it do not count"
+        found = make_table(measurements, "c", ONE).wrong_segments
+        assert found.tolist() == [1], "the line break and what follows it do not count"
 
-    def test_exact_blame_is_perfect(self, table, wrong, resamples):
+    def test_exact_blame_is_perfect(self, table, wrong):
         credit = np.zeros(table.is_state.shape)
-        credit[wrong.rows, wrong.segments] = -1.0
-        found = wrong_lines.blame(table, resamples, wrong, credit, _everyone(table))
+        credit[wrong] = -1.0
+        found = wrong_lines.blame(table, credit, _everyone(table))
         assert [found[name].samples[0] for name in ("top1", "rank", "auc")] == [1.0, 1.0, 1.0]
-        worst = wrong_lines.blame(table, resamples, wrong, -credit, _everyone(table))
-        mean_segments = table.num_segments[wrong.rows].mean()
+        worst = wrong_lines.blame(table, -credit, _everyone(table))
+        mean_segments = table.num_segments[wrong[0]].mean()
         assert [worst[name].samples[0] for name in ("top1", "rank", "auc")] == pytest.approx([0.0, mean_segments, 0.0])
 
-    def test_equal_credit_is_chance(self, table, wrong, resamples):
-        rules = wrong_lines.chance(table, resamples, wrong)
-        num = table.num_segments[wrong.rows]
+    def test_equal_credit_is_chance(self, table, wrong):
+        rules = wrong_lines.chance(table)
+        num = table.num_segments[wrong[0]]
         assert rules["chance"]["top1"].samples[0] == pytest.approx((1 / num).mean())
         assert rules["chance"]["rank"].samples[0] == pytest.approx(((num + 1) / 2).mean())
         assert rules["chance"]["auc"].samples[0] == 0.5
-        assert rules["first_segment"]["top1"].samples[0] == pytest.approx((wrong.segments == 0).mean())
-        assert rules["last_segment"]["top1"].samples[0] == pytest.approx((wrong.segments == num - 1).mean())
+        assert rules["first_segment"]["top1"].samples[0] == pytest.approx((wrong[1] == 0).mean())
+        assert rules["last_segment"]["top1"].samples[0] == pytest.approx((wrong[1] == num - 1).mean())
 
-    def test_rounding_does_not_decide(self, table, wrong, resamples):
+    def test_rounding_does_not_decide(self, table, wrong):
         noise = 1e-12 * np.random.default_rng(0).normal(size=table.is_state.shape)
-        found = wrong_lines.blame(table, resamples, wrong, noise, _everyone(table))
+        found = wrong_lines.blame(table, noise, _everyone(table))
         assert found["auc"].samples[0] == 0.5
 
-    def test_true_values_find_the_wrong_line(self, table, wrong, resamples, truth):
+    def test_true_values_find_the_wrong_line(self, table, wrong, truth):
         method = Method("truth", "probe", "", truth)
-        found = wrong_lines.blame(table, resamples, wrong, method.segment_rewards(table), method.covers(table))
+        found = wrong_lines.blame(table, method.segment_rewards(table), method.covers(table))
         assert found["top1"].samples[0] > 0.99
 
     @pytest.mark.parametrize(
@@ -254,6 +253,5 @@ class TestBlame:
     )
     def test_says_why_there_is_none(self, tmp_path, options, reason):
         measurements = write(tmp_path / "m", num_groups=3, **options).load()
-        table = make_table(measurements, CUTTING)
-        rules = wrong_lines.chance(table, Resamples.draw(3, 10, seed=0), wrong_lines.wrong_segments(table))
+        rules = wrong_lines.chance(make_table(measurements, CUTTING, Resamples.draw(3, 10, seed=0)))
         assert rules["chance"]["top1"].interval()["reason"] == reason

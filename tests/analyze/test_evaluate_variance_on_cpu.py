@@ -16,7 +16,6 @@ from rredcot_verl.analyze.statistics import Resamples
 from rredcot_verl.analyze.trace_table import make_table
 from tests.analyze.synthetic import CUTTING, write
 
-RANGE = (0.0, 1.0)
 RNG = np.random.default_rng(0)
 
 
@@ -27,7 +26,7 @@ def measurements(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def table(measurements):
-    return make_table(measurements, CUTTING)
+    return make_table(measurements, CUTTING, Resamples.draw(40, 50, seed=0))
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +36,11 @@ def sketches(measurements, table):
 
 @pytest.fixture(scope="module")
 def grpo(measurements, table):
-    return policy_gradient.advantages(measurements, table, None, policy_gradient.settings_for(RANGE, "reweight"))
+    return policy_gradient.advantages(table, None, "reweight")
 
 
-def _compare(table, sketches, credit, grpo, num_resamples=50):
-    resamples = Resamples.draw(40, num_resamples, seed=0)
-    compared = policy_gradient.GradientComparison(table, resamples, sketches, grpo).compare(credit)
+def _compare(table, sketches, credit, grpo):
+    compared = policy_gradient.GradientComparison(table, *sketches, grpo).compare(credit)
     return {name: measured.samples for name, measured in compared.items()}
 
 
@@ -56,18 +54,16 @@ def test_advantages_of_grpo_are_verls(table, grpo):
 def test_td_with_constant_values_is_grpo(measurements, table, grpo):
     means = (np.bincount(table.groups, table.rewards) / np.bincount(table.groups))[table.groups]
     method = Method("mean", "baseline", "", np.where(table.is_state, means[:, None], np.nan))
-    credit = policy_gradient.advantages(measurements, table, method, policy_gradient.settings_for(RANGE, "td"))
+    credit = policy_gradient.advantages(table, method, "td")
     assert np.where(table.is_state, credit, 0.0) == pytest.approx(np.where(table.is_state, grpo, 0.0), abs=1e-5)
 
 
 def test_unpinned_sources_get_no_outcome_on_the_last_segment(measurements, table):
     methods = {method.name: method for method in methods_from(Evidence(measurements, table, 1.0), PROBES)}
-    settings = policy_gradient.settings_for(RANGE, "reweight")
     last = (np.arange(len(table.traces)), table.num_segments - 1)
     # vps and the probe it reads have the same values; only what the last segment gets differs.
     probe, vps = (
-        policy_gradient.advantages(measurements, table, methods[name], settings)[last]
-        for name in ("geometric:reference", "vps")
+        policy_gradient.advantages(table, methods[name], "reweight")[last] for name in ("geometric:reference", "vps")
     )
     failed = (table.rewards == 0) & (np.abs(vps) > 1e-6)
     assert (vps[failed] > probe[failed]).all() and failed.any()
@@ -78,7 +74,7 @@ def test_traces_without_values_keep_grpo(measurements, table, grpo):
     values[::3] = np.nan
     method = Method("some", "probe", "", values)
     for form in ("reweight", "td"):
-        credit = policy_gradient.advantages(measurements, table, method, policy_gradient.settings_for(RANGE, form))
+        credit = policy_gradient.advantages(table, method, form)
         same = np.where(table.is_state, credit == grpo, True)
         assert same[::3].all() and not same[1::3].all()
 
@@ -106,22 +102,19 @@ def test_mean_gradient_is_that_of_verls_token_mean_loss():
 
     traces = [TraceRecord(n, f"p{n}", "", "x" * length, [1], [1] * length, [], 0.0) for n, length in enumerate(lengths)]
     records = [CuttingRecord(n, "c", own, own) for n, own in enumerate(cuts)]
-    table = make_table(Measurements(None, {}, traces, records), "c")
-    sketches = policy_gradient.GradientSketches(np.ones(3, dtype=bool), vectors)
-    compared = policy_gradient.GradientComparison(table, Resamples.draw(3, 1, seed=0), sketches, credit)
-    sums = compared.gradients(credit).sums
+    table = make_table(Measurements(None, {}, traces, records), "c", Resamples.draw(3, 1, seed=0))
+    sums, _ = policy_gradient.GradientComparison(table, np.ones(3, dtype=bool), vectors, credit).gradients(credit)
     assert -sums.sum(axis=0) / sum(lengths) == pytest.approx(weight.grad.flatten().numpy(), abs=1e-6)
 
 
 def test_variance_is_that_of_batches_of_prompts(table, sketches, grpo):
     """The mean gradients of resampled batches scatter as the formula says."""
-    resamples = Resamples.draw(40, 1, seed=1)
-    own = policy_gradient.GradientComparison(table, resamples, sketches, grpo).gradients(grpo)
+    sums, _ = policy_gradient.GradientComparison(table, *sketches, grpo).gradients(grpo)
     counts = Resamples.draw(40, 4000, seed=1).counts[1:]
     tokens = np.bincount(table.groups, table.lengths, minlength=40).astype(float)
-    means = (counts @ own.sums) / (counts @ tokens)[:, None]
+    means = (counts @ sums) / (counts @ tokens)[:, None]
     scatter = means.var(axis=0).sum()
-    moments = policy_gradient._moments(np.ones((1, 40)), own, tokens)
+    moments = policy_gradient._moments(np.ones((1, 40)), sums, tokens)
     assert moments.variance[0] / 40 == pytest.approx(scatter, rel=0.1)
 
 
@@ -154,39 +147,41 @@ def test_random_credit_has_no_direction_and_right_credit_has_more(measurements, 
 
 
 def test_too_few_prompts_are_refused(measurements, table, sketches, grpo):
-    few = policy_gradient.GradientSketches(sketches.rows & (table.groups < 5), sketches.vectors)
-    found = policy_gradient.GradientComparison(table, Resamples.draw(40, 5, seed=0), few, grpo).compare(grpo)
+    rows, vectors = sketches
+    found = policy_gradient.GradientComparison(table, rows & (table.groups < 5), vectors, grpo).compare(grpo)
     assert {m.interval()["reason"] for m in found.values()} == {policy_gradient.TOO_FEW}
 
 
 def test_prompts_without_sketches_do_not_count(measurements, table, sketches, grpo):
     """Leaving prompts out is the same as not having them."""
-    half = policy_gradient.GradientSketches(sketches.rows & (table.groups < 20), sketches.vectors)
+    rows, vectors = sketches
     fewer = dataclasses.replace(
         measurements,
         traces=[trace for trace in measurements.traces if trace.trace < 80],
         cuttings=[cut for cut in measurements.cuttings if cut.trace < 80],
     )
-    small = make_table(fewer, CUTTING)
+    whole, small = (
+        make_table(given, CUTTING, Resamples(np.ones((1, num)))) for given, num in ((measurements, 40), (fewer, 20))
+    )
     credit = np.where(np.arange(table.width) % 2 == 0, grpo, 0.5 * grpo)
     found = []
-    for place, own, num in ((table, half, 40), (small, policy_gradient.load_sketches(fewer, small), 20)):
-        rows = len(place.traces)
-        compared = policy_gradient.GradientComparison(place, Resamples(np.ones((1, num))), own, grpo[:rows])
-        found.append(compared.compare(credit[:rows]))
+    half = (rows & (table.groups < 20), vectors)
+    for place, own in ((whole, half), (small, policy_gradient.load_sketches(fewer, small))):
+        num = len(place.traces)
+        found.append(policy_gradient.GradientComparison(place, *own, grpo[:num]).compare(credit[:num]))
     for name in policy_gradient.NAMES:
         assert found[0][name].samples == pytest.approx(found[1][name].samples), name
 
 
 def test_blame_by_advantage_leaves_uniform_groups_out(measurements, table):
-    comparison = Comparison(measurements, table, Resamples.draw(40, 20, seed=0), [], [])
+    comparison = Comparison(Evidence(measurements, table, 1.0))
     method = next(m for m in methods_from(Evidence(measurements, table, 1.0), PROBES) if m.name == "joint:reference")
     entry = comparison.entry(method)
     rewards = table.rewards
     mixed = {g for g in set(table.groups.tolist()) if len(set(rewards[table.groups == g])) > 1}
-    expected = sum(int(table.groups[row]) in mixed for row in comparison.wrong.rows)
+    expected = sum(int(table.groups[row]) in mixed for row in np.nonzero(table.wrong_segments >= 0)[0])
     assert entry["credit"]["reweight"]["blame_top1"]["num"] == expected
-    assert entry["measures"]["blame_top1"]["num"] == len(comparison.wrong.rows) > expected
+    assert entry["measures"]["blame_top1"]["num"] == (table.wrong_segments >= 0).sum() > expected
     # Within a failed trace reweight orders segments as d does.
     assert entry["credit"]["reweight"]["blame_top1"]["estimate"] == pytest.approx(
         comparison.measure(method, _in(table, mixed))["blame_top1"].samples[0]

@@ -106,13 +106,13 @@ def test_a_group_without_a_useful_answer_is_not_probed():
 
 def test_cuttings_are_the_plugins_own():
     block = {"segmentation": {"min_tokens": 2, "num_segments": 4}}
-    for cutting in parse_segmentations(
+    for name, rule in parse_segmentations(
         ["keyword_entropy-4", "fixed-3", "newline-8", "entropy-5", "keyword-2"], parse(block)
-    ):
-        method, number = cutting.name.rsplit("-", 1)
+    ).items():
+        method, number = name.rsplit("-", 1)
         agent = Agent(block={"segmentation": {"min_tokens": 2, "method": method, "num_segments": int(number)}})
         response = agent.response()
-        found = cut(cutting, agent.tools.elicitation, response.response_ids, response.log_probs, response.answer.start)
+        found = cut(rule, agent.tools.elicitation, response.response_ids, response.log_probs, response.answer.start)
         assert found == agent.recorder.segment(response)
 
 

@@ -66,9 +66,9 @@ def test_a_continuation_ends_at_its_limit_or_at_an_end_token_and_shares_what_is_
     for each in results:
         assert not set(each.token_ids[:-1]) & set(ends)
         assert len(each.token_ids) == 6 or each.token_ids[-1] in ends
-    assert own.count.num_continuations == 200
-    assert own.count.num_tokens == sum(len(each.token_ids) for each in results)
-    assert own.count.num_computed_tokens < own.count.num_tokens
+    assert own.count["num_continuations"] == 200
+    assert own.count["num_tokens"] == sum(len(each.token_ids) for each in results)
+    assert own.count["num_computed_tokens"] < own.count["num_tokens"]
 
 
 def test_first_tokens_follow_the_distribution():
