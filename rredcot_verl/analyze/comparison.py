@@ -43,7 +43,7 @@ class Comparison:
         self._reference_measures: dict[tuple[str, bytes, tuple[str, ...]], dict[str, Measured]] = {}
 
     def entry(self, method: Method) -> dict[str, Any]:
-        """Everything about one method, as `evaluate` documents it."""
+        """Everything about one method: an entry of `methods` in the results."""
         rows = method.covers(self.table)
         measured = self.measure(method, rows)
         forecast = not method.uses_outcome and method.name != ALL_ROLLOUTS
