@@ -90,6 +90,7 @@ def test_faulty_options_are_named(options, words):
 
 
 @pytest.mark.run
+@pytest.mark.parametrize("folder", ["token"], indirect=True)
 def test_a_run(folder, tmp_path, ray_folder):
     run = main_ppo(
         tmp_path,

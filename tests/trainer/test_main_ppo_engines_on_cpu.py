@@ -26,11 +26,10 @@ RREDCOT = (
 TWO_RANKS = ("trainer.n_gpus_per_node=2",)
 ENGINES = {
     "actor": (f"{VALUE}.engine=actor",),
-    "actor, two ranks": (f"{VALUE}.engine=actor", *TWO_RANKS),
     "separate sequences": (f"{VALUE}.engine=actor", f"{VALUE}.share_prefix=false", *TWO_RANKS),
     "rollout": (f"{VALUE}.engine=rollout",),
     # No pass of verl's that the probes could join.
-    "bypass": (f"{VALUE}.engine=auto", "++algorithm.rollout_correction.bypass_mode=true"),
+    "bypass": (f"{VALUE}.engine=auto", "++algorithm.rollout_correction.bypass_mode=true", *TWO_RANKS),
 }
 
 pytestmark = pytest.mark.run
@@ -69,7 +68,6 @@ def test_the_self_values_are_the_same(runs, name):
 def test_who_scored_is_told(runs):
     labels = {
         "actor": "actor, shared prefix",
-        "actor, two ranks": "actor, shared prefix",
         "separate sequences": "actor, separate sequences",
         "rollout": "rollout",
         "bypass": "actor, shared prefix",
@@ -92,10 +90,9 @@ def test_the_batchs_own_fields_are_those_of_grpo(runs, tmp_path, ray_folder):
         if name == "actor/entropy" or name.startswith(("training/rollout_", "rollout_corr/", "response_length"))
     ]
     assert len(names) > 5
-    for engine in ("actor", "actor, two ranks"):
-        step = runs[engine][0].steps[0]
-        for name in names:
-            assert step[name] == pytest.approx(grpo.steps[0][name], rel=1e-4, abs=2e-5), name
+    step = runs["actor"][0].steps[0]
+    for name in names:
+        assert step[name] == pytest.approx(grpo.steps[0][name], rel=1e-4, abs=2e-5), name
 
 
 def test_a_reference_model_inside_an_adapted_actor_is_not_probed(tmp_path, ray_folder):
