@@ -71,12 +71,17 @@ def segment_credit(
         row_advantages: `(bs,)`, GRPO's advantage of each response.
         groups: Outcome statistics of each response's group, of the dtype GRPO takes them in.
         rule: The form and its settings.
+
+    Raises:
+        ValueError: There is no such form.
     """
     rows = row_advantages.unsqueeze(1)
     if rule.form == "reweight":
         advantages = rows * reweight(row_advantages, segments, num_tokens, beta=rule.beta, pinned=rule.pinned)
-    else:
+    elif rule.form == "td":
         advantages = _td(segments, row_advantages, groups, rule)
+    else:
+        raise ValueError(f"credit form {rule.form!r} is not one of reweight and td")
     weights = torch.where(rows != 0, advantages / rows, torch.ones_like(advantages))
     return Credit(row_advantages, torch.where(rows < 0, rule.error_penalty, 1.0) * advantages, weights)
 

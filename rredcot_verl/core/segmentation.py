@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 NEVER = float("-inf")
+KEY = "algorithm.rredcot.segmentation.method"
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,13 @@ def get_segmenter(method: str) -> Segmenter:
         return SEGMENTERS[method]
     module_name, _, function_name = method.partition(":")
     if not function_name:
-        raise ValueError(
-            f"segmentation.method={method!r}: expected one of {sorted(SEGMENTERS)} or 'package.module:function'"
-        )
+        raise ValueError(f"{KEY}={method!r}: expected one of {sorted(SEGMENTERS)} or 'package.module:function'")
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"segmentation.method={method!r} cannot be imported: {error}") from error
+        raise ValueError(f"{KEY}={method!r} cannot be imported: {error}") from error
     if not callable(function):
-        raise ValueError(f"segmentation.method={method!r} is {type(function).__name__}, expected a function")
+        raise ValueError(f"{KEY}={method!r} is {type(function).__name__}, expected a function")
     return function  # type: ignore[no-any-return]
 
 

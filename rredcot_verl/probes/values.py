@@ -116,10 +116,16 @@ def sum_by_state(places: Sequence[ProbePlace], log_probs: Sequence[float], num_a
 
 
 def values_of_sums(form: str, total: Tensor, lengths: Tensor, utilities: Sequence[float]) -> Tensor:
-    """Self-values `(num_states,)` float32 in [0, 1] from what `sum_by_state` gives."""
+    """Self-values `(num_states,)` float32 in [0, 1] from what `sum_by_state` gives.
+
+    Raises:
+        ValueError: There is no such form.
+    """
     weights = torch.tensor(utilities, dtype=torch.float64)
     if form == "joint":
         return joint_value(total, weights)
     if form == "normalized":
         return normalized_value(total, weights)
-    return geometric_value(total, weights, lengths)
+    if form == "geometric":
+        return geometric_value(total, weights, lengths)
+    raise ValueError(f"value form {form!r} is not one of joint, normalized and geometric")

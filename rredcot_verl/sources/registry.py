@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from rredcot_verl.config.blocks import Block
 from rredcot_verl.config.schema import PREFIX, RREDCoTConfig
 
 if TYPE_CHECKING:
@@ -75,6 +76,10 @@ def make_source(settings: RREDCoTConfig, estimator: str) -> "Source":
         raise ValueError(
             f"{PREFIX}.source={settings.source!r} is no subclass of rredcot_verl.sources.base.Source, but {found!r}"
         )
+    missing = [name for name in ("plan", "values") if getattr(found, name) is getattr(base.Source, name)]
+    if missing or not issubclass(found.Options, Block):
+        fault = f"has no {' and no '.join(missing)}" if missing else "has Options that are no config.blocks.Block"
+        raise ValueError(f"{PREFIX}.source={settings.source!r} {fault}; see rredcot_verl.sources.base.Source")
     return found(settings, settings.source)
 
 

@@ -605,3 +605,10 @@ def test_a_call_without_segments_is_said_once(caplog):
         compute_rredcot_advantage(torch.rand(4, 6), torch.ones(4, 6), ONE_GROUP)
     (said,) = caplog.records
     assert "trainer.use_v1=True" in said.getMessage()
+
+
+def test_a_form_that_is_none_is_named():
+    segments, mask, index, _ = random_batch(0)
+    rule = CreditRule(form="uniform")
+    with pytest.raises(ValueError, match="credit form 'uniform' is not one of reweight and td"):
+        compute_credit(Segmented(segments, torch.arange(len(index)), rule), index, mask)

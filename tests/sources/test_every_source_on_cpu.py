@@ -15,6 +15,7 @@ from rredcot_verl.config.schema import parse
 from rredcot_verl.core.redistribution import SegmentBatch
 from rredcot_verl.sources.base import Source
 from rredcot_verl.sources.group import Group
+from rredcot_verl.sources.hidden import HiddenStates
 from rredcot_verl.sources.queue import Rows
 from rredcot_verl.sources.record import Plan, Record, Status
 from rredcot_verl.sources.registry import SOURCES, SPECIFIC, make_source
@@ -181,6 +182,12 @@ def test_a_foreign_estimator_gets_rredcots_own_source():
     assert isinstance(source_of("gae", source=OURS), Lengths)
 
 
+class WithoutModel(HiddenStates):
+    """A source whose options are no model."""
+
+    Options = dict
+
+
 @pytest.mark.parametrize(
     "block, estimator, words",
     [
@@ -198,6 +205,8 @@ def test_a_foreign_estimator_gets_rredcots_own_source():
         ({"source": f"{__name__}:Length"}, "rredcot", ["cannot be imported", "Length"]),
         ({"source": f"{__name__}:credit"}, "rredcot", ["is no subclass of rredcot_verl.sources.base.Source"]),
         ({"source": "builtins:int"}, "rredcot", ["is no subclass of", "int"]),
+        ({"source": "rredcot_verl.sources.base:Source"}, "rredcot", ["has no plan and no values"]),
+        ({"source": f"{__name__}:WithoutModel"}, "rredcot", ["has Options that are no config.blocks.Block"]),
         (
             {"source": OURS, "source_options": {"scales": 2}},
             "rredcot",
