@@ -11,7 +11,7 @@ from torch import Tensor
 PROBE_BLOCK = 0
 """Columns of the probe and of the position: few, and known to matter."""
 HIDDEN_BLOCK = 1
-"""Columns of the hidden state: many, each knowing little. A ridge strength of its own."""
+"""Columns of the hidden state: many, each knowing little. A prior of their own."""
 
 LOGIT_LIMIT = 7.0
 """Beyond +-7 (a value of 0.001 or 0.999) the logit says how long the answer is rather than how likely R is."""
@@ -37,8 +37,8 @@ def build_features(
         hidden: `(num_states, dim)`, projected hidden state at the last token before the boundary.
 
     Returns:
-        features `(num_states, num_features)` float64 and blocks `(num_features,)` int64: which columns share a ridge
-        strength. Without any argument both are empty, with 0 states.
+        features `(num_states, num_features)` float64 and blocks `(num_features,)` int64: which columns share a
+        prior. Without any argument both are empty, with 0 states.
 
     Raises:
         ValueError: Shapes that do not fit each other, or numbers out of range or not finite.

@@ -45,7 +45,7 @@ class States:
             step would let a fit see the same prompt's earlier outcomes, and the folds would differ from run to run.
             Compared by their text.
         rows: `(num_states,)` int64, number of the response in the batch.
-        blocks: `(num_features,)` int64, columns that share a ridge; None: all.
+        blocks: `(num_features,)` int64, columns that share a prior; None: all.
         num_others: `(num_states,)`, how many rollouts `group_means` is the mean of; None: counted in `rows`.
 
     Raises:
