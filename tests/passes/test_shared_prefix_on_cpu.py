@@ -1,10 +1,12 @@
 """One sequence for traces and probes gives the numbers of a sequence for each probe, on several architectures."""
 
+import copy
 import itertools
 import math
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import (
     AutoConfig,
@@ -118,6 +120,24 @@ def test_half_precision():
         differences += [theirs - ours for theirs, ours in zip(expected, found, strict=True)]
     errors = torch.tensor(differences)
     assert errors.abs().max() < 0.5 and errors.abs().mean() < 0.05 and errors.mean().abs() < 0.02
+
+
+def test_adapters_are_part_of_the_policy_until_they_are_switched_off():
+    """verl's reference pass of an adapted actor is the actor's own pass with its adapter off."""
+    model = build_model("qwen3-untied")
+    traces, probes = cases()
+    before, _ = run(model, traces, probes, fused=False)
+    adapted = get_peft_model(copy.deepcopy(model), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.2)
+    scores, _ = run(adapted.eval(), traces, probes, fused=False)
+    assert_same(adapted, traces, probes, scores, 1e-4)
+    assert scores[2] != pytest.approx(before[2], abs=1e-2)
+    with adapted.disable_adapter():
+        without, _ = run(adapted, traces, probes, fused=False)
+    assert without[2] == pytest.approx(before[2], abs=1e-5)
 
 
 def test_no_pass_leaves_a_trace():
