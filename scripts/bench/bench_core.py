@@ -1,6 +1,6 @@
 """Speed and memory of the driver's and the agent loop's own work, beside verl's GRPO on the same batch.
 
-Owner: the core maintainers. Makes the first table of docs/results/bench.md. Last run: 2026-11-21.
+Owner: the core maintainers. Makes the first table of docs/results/bench.md. Last run: 2026-11-28.
 
     python scripts/bench/bench_core.py [--responses 1024 --tokens 8192 --segments 16 --repeats 5 --json OUT.json]
 

@@ -1,6 +1,6 @@
 """What the plugin adds to `import verl`: pairs of fresh processes, with the plugin and with it switched off.
 
-Owner: the core maintainers. Makes a line of docs/results/bench.md. Last run: 2026-11-21.
+Owner: the core maintainers. Makes a line of docs/results/bench.md. Last run: 2026-11-28.
 
     python scripts/bench/bench_import.py [--pairs 15 --json OUT.json]
 
