@@ -97,7 +97,8 @@ class Bench:
         try:
             self._make_traces()
             traces = self._traces()
-            segments = Segments(self._options.cuttings, self._elicitation, self._store.records().cuttings)
+            options, known = self._options, self._store.records().cuttings
+            segments = Segments(options.cuttings, self._elicitation, options.max_response_tokens, known)
             complete(self._store, segments, traces)
             measurements = self._measurements(segments, traces)
             measure_in_blocks(self._store, measurements, traces, self._budget)

@@ -41,29 +41,43 @@ class Block(BaseModel):
 
 
 class SegmentationConfig(Block):
-    """How a response is cut into segments. The hybrid rule is the paper's; keywords, counts and lengths are ours."""
+    """How a response is cut into segments, online: a cut is decided by what stands before it. The ingredients are the
+    paper's (newlines, keywords, uncertainty); that they are read off what is written, counts and lengths are ours."""
 
     method: str = Field(
         "keyword_entropy",
         min_length=1,
-        description="`keyword_entropy`, `fixed`, `newline`, `keyword`, `entropy`, a name given to "
+        description="What ends a segment. `newline`: a line; `keyword`: a sentence that began with a keyword; "
+        "`entropy`: one in which the model was uncertain; `keyword_entropy`: any of these; with each, after twice the "
+        "spacing, any sentence; `fixed`: its length alone; a name given to "
         "`rredcot_verl.core.segmentation.register_segmenter` in every process, or `package.module:function`.",
     )
-    num_segments: int = Field(8, ge=1, le=256, description="Most segments of a response, the answer's included.")
-    min_tokens: int = Field(8, ge=1, description="Shortest segment, in tokens; shorter ones are merged.")
+    num_segments: int = Field(
+        64,
+        ge=1,
+        le=256,
+        description="Most segments of a response. The spacing of cuts is data.max_response_length / (num_segments - "
+        "2), `min_tokens` at least: two are kept for where the answer opens and where thinking ends.",
+    )
+    min_tokens: int = Field(32, ge=1, description="Shortest segment, in tokens the model wrote, the last one excepted.")
     max_tokens: int | None = Field(
-        None, ge=1, description="Longest segment, in tokens; longer ones are cut if `num_segments` allows; null: any."
+        None,
+        ge=1,
+        description="Longest segment, in tokens the model wrote: cut there, inside a sentence if need be. Less than "
+        "the spacing counts as the spacing; null: any.",
     )
     keywords: tuple[str, ...] = Field(
-        DEFAULT_KEYWORDS, strict=False, description="A segment may start at one of these words (any case)."
+        DEFAULT_KEYWORDS,
+        strict=False,
+        description="A sentence that began with one of these words (any case) ends a segment.",
     )
 
     @model_validator(mode="after")
     def _lengths(self) -> "SegmentationConfig":
-        if self.max_tokens is not None and self.max_tokens < 2 * self.min_tokens:
+        if self.max_tokens is not None and self.max_tokens < self.min_tokens:
             raise ValueError(
-                f"segmentation.max_tokens={self.max_tokens} must be null or at least twice "
-                f"segmentation.min_tokens={self.min_tokens}, or a long segment could not be cut in two"
+                f"segmentation.max_tokens={self.max_tokens} must be null or at least "
+                f"segmentation.min_tokens={self.min_tokens}"
             )
         if any(not word.strip() for word in self.keywords):
             raise ValueError(f"segmentation.keywords={list(self.keywords)} holds an empty word")

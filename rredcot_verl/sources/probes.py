@@ -185,9 +185,7 @@ class Probes(Source):
         known = build_proposals(self.settings, response.references, members, self.form)
         answer_format = elicitation.format_for(response.answer)
         proposals = [proposal for proposal in known if elicitation.can_append(proposal.text, answer_format)]
-        probes = elicitation.probes(
-            response.prompt_ids, response.response_ids, boundaries, proposals, answer_format, response.answer_start
-        )
+        probes = elicitation.probes(response.prompt_ids, response.response_ids, boundaries, proposals, answer_format)
         proposals, probes = _drop_long_answers(proposals, probes, settings.max_answer_tokens)
         num_dropped = len(known) - len(proposals)
         if not any(proposal.utility > 0 for proposal in proposals):
