@@ -96,6 +96,11 @@ def get_segmenter(method: str) -> Segmenter:
     return function  # type: ignore[no-any-return]
 
 
+def spacing_of(num_segments: int, budget: int, min_tokens: int) -> float:
+    """Tokens from one cut to the next where the text allows; inf where there is room for forced cuts only."""
+    return max(min_tokens, math.ceil(budget / (num_segments - 2))) if num_segments > 2 else NEVER
+
+
 def segment(
     trace: Trace,
     segmenter: Segmenter,
@@ -131,7 +136,7 @@ def segment(
     wait = segmenter(trace).float()
     if wait.shape != (length,) or bool(wait.isnan().any()):
         raise ValueError(f"segmenter gave {tuple(wait.shape)} entries, expected ({length},) without NaN")
-    spacing = max(min_tokens, math.ceil(budget / (num_segments - 2))) if num_segments > 2 else NEVER
+    spacing = spacing_of(num_segments, budget, min_tokens)
     needed = wait.clamp(min=1) * spacing
     for opens in (trace.answer_open, trace.think_end)[: num_segments - 1]:
         needed[_after(opens & (opens.cumsum(0) == 1))] = min_tokens

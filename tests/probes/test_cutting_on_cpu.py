@@ -109,7 +109,7 @@ def test_long_traces_are_cut_evenly_and_between_sentences(method, num_tokens, bu
 
 
 def test_the_default_on_long_traces():
-    """No segment has more than a twentieth of 9k tokens under a budget of 32k, or a thirtieth where it is used up."""
+    """One segment in 529 tokens or somewhat more, under a budget of 32k."""
     asked = make()
     for num_tokens, budget, num_segments, share in ((9_000, 32_768, 12, 0.1), (28_000, 32_768, 40, 0.035)):
         ids, _, log_probs = sentences(num_tokens, seed=2)
