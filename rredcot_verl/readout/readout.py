@@ -5,12 +5,12 @@ import logging
 import time
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from rredcot_verl.readout.crossfit import cross_fit
+from rredcot_verl.readout.forecast import cross_fit, forecast
 from rredcot_verl.readout.model import Rows
 
 logger = logging.getLogger(__name__)
@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 class ReadoutSettings(Protocol):
     """What is read of `algorithm.rredcot.readout`."""
 
+    @property
+    def fit(self) -> Literal["cross_fit", "earlier"]: ...
     @property
     def use_group_mean(self) -> bool: ...
     @property
@@ -42,9 +44,11 @@ class States:
         group_means: `(num_states,)` in [0, 1], mean outcome of the prompt's other rollouts; NaN where there is none.
         outcomes: `(num_states,)` in [0, 1], R of the state's response.
         groups: Prompt of each state. It names the prompt itself, the same in a later epoch: a label made anew each
-            step would let a fit see the same prompt's earlier outcomes, and the folds would differ from run to run.
-            Compared by their text.
+            step would put a prompt into several folds, and the folds would differ from run to run. Compared by
+            their text.
         rows: `(num_states,)` int64, number of the response in the batch.
+        counts: `(num_states,)` bool, whether the state is fitted to; not where its response was measured because of
+            its own outcome, see `features.others_differ`.
         blocks: `(num_features,)` int64, columns that share a prior; None: all.
         num_others: `(num_states,)`, how many rollouts `group_means` is the mean of; None: counted in `rows`.
 
@@ -57,6 +61,7 @@ class States:
     outcomes: Tensor
     groups: Sequence[Hashable]
     rows: Tensor
+    counts: Tensor
     blocks: Tensor | None = None
     num_others: Tensor | None = None
 
@@ -64,7 +69,7 @@ class States:
         count = len(self.groups)
         if self.features.ndim != 2 or self.features.size(0) != count:
             raise ValueError(f"features {tuple(self.features.shape)}: expected ({count}, num_features)")
-        for name in ("group_means", "outcomes", "rows", "num_others"):
+        for name in ("group_means", "outcomes", "rows", "counts", "num_others"):
             values = getattr(self, name)
             if values is not None and values.shape != (count,):
                 raise ValueError(f"{name} {tuple(values.shape)}: expected ({count},)")
@@ -82,7 +87,7 @@ class States:
 
 
 class Readout:
-    """Values states by a cross-fitted regression over the batch and a bounded buffer of earlier steps.
+    """Values states by a regression on outcomes: of earlier steps, or cross-fitted over the batch and earlier steps.
 
     Deterministic: the values depend on the settings, the states handed in so far and nothing else; the order of rows
     changes them by rounding only. Drift is met by `window` (older steps are forgotten) and `half_life` (they count
@@ -104,43 +109,47 @@ class Readout:
     def fit_predict(self, states: States, step: int) -> Tensor:
         """Value the states of one batch, then keep them for the fits of later batches.
 
-        There is no way to value states without handing over their outcomes: a value is honest because the fit behind it
-        left the state's prompt out, which needs both at once.
+        With `fit=earlier` the batch is valued by a fit to earlier batches: a value is a function of its own state and
+        of the mean of its prompt's other rollouts, fixed before this batch was seen. With `fit=cross_fit` the other
+        prompts of the batch are fitted to as well, and no outcome of the own prompt, in this step or an earlier one.
 
         Args:
             states: The batch. Every response counts 1, shared evenly by its states: a response cut into many segments
                 is no more evidence than one cut into few.
-            step: The trainer's step; rows of steps up to `step - window` are forgotten.
+            step: The trainer's step.
 
         Returns:
             `(num_states,)` float64 in [0, 1]. Where the features know nothing, or there is too little to fit to, the
-            mean outcome of the prompt's other rollouts exactly (without any, the mean of the other prompts').
+            mean outcome of the prompt's other rollouts exactly (without any, the mean of what was fitted to).
         """
         started = time.perf_counter()
         if not len(states.groups):
             self.report = {}
             return torch.zeros(0, dtype=torch.float64)
-        settings = self._settings
-        rows = self._with_earlier(self._rows(states, step), step)
-        distinct, prompts = torch.unique(rows.prompts, return_inverse=True)
-        # Dealt in an order that the seed decides, to folds of nearly equal numbers of prompts.
-        folds = _shuffled_places(distinct, settings.seed)[prompts] % settings.num_folds
-        decay = 1.0 if settings.half_life is None else 0.5 ** ((step - rows.steps).clamp(min=0) / settings.half_life)
-        blocks = torch.zeros(rows.features.size(1)) if states.blocks is None else states.blocks
-        fitted = cross_fit(rows._replace(weights=rows.weights * decay), blocks, folds)
-        self._buffer = self._newest(rows, step + 1, settings.max_rows)
-        used = fitted.deviations > 0
+        batch, settings = self._rows(states, step), self._settings
+        blocks = torch.zeros(batch.features.size(1)) if states.blocks is None else states.blocks
+        earlier = self._earlier(batch, step)
+        if settings.fit == "cross_fit":
+            room = self._newest(earlier, max(0, settings.max_rows - len(batch.steps)))
+            rows = self._decayed(_join(batch, room), step)
+            fitted, train = cross_fit(rows, blocks, self._folds(rows)), rows
+        else:
+            train = self._decayed(earlier, step - 1)
+            fitted = forecast(batch, train, blocks, self._folds(train))
+        kept = self._window(_join(batch.take(batch.weights > 0), earlier), step + 1)
+        self._buffer = self._newest(kept, settings.max_rows)
+        used, own = fitted.deviations > 0, slice(len(batch.steps))
         self.report = {
-            "readout_rows/mean": float(len(folds)),
-            "readout_prompts/mean": float(len(distinct)),
-            "readout_gain/mean": fitted.gain,
+            "readout_rows/mean": float((train.weights > 0).sum()),
+            "readout_prompts/mean": float(len(torch.unique(train.prompts[train.weights > 0]))),
+            "readout_gain/mean": float(fitted.gains[own].sum() / batch.weights.sum().clamp(min=1.0)),
             "readout_group_mean_kept/mean": float((~used.any(dim=1)).double().mean()),
             "readout_seconds/mean": time.perf_counter() - started,
         }
         if bool(used.any()):
             # A ridge is 1 / variance of the prior.
             self.report["readout_log10_ridge/mean"] = float(-2.0 * fitted.deviations[used].log10().mean())
-        return fitted.values[: len(states.groups)]
+        return fitted.values[own]
 
     def state_dict(self) -> dict[str, Any]:
         """The buffer, as plain tensors: at most `max_rows` rows, float32 features."""
@@ -179,15 +188,16 @@ class Readout:
             group_means=means,
             num_others=others.double() * ~means.isnan(),
             outcomes=states.outcomes.double(),
-            weights=1.0 / num_states[response].double(),
+            weights=states.counts.double() / num_states[response],
             prompts=prompts,
             steps=torch.full_like(prompts, step),
         )
 
-    def _with_earlier(self, batch: Rows, step: int) -> Rows:
-        """The batch, and behind it what the buffer holds for a fit at this step."""
+    def _earlier(self, batch: Rows, step: int) -> Rows:
+        """What the buffer holds for a fit at this step; no rows where there is none."""
+        nothing = batch.take(batch.steps < step)
         if self._buffer is None:
-            return batch
+            return nothing
         columns, earlier_columns = batch.features.size(1), self._buffer.features.size(1)
         if columns != earlier_columns:
             logger.warning(
@@ -195,13 +205,25 @@ class Readout:
                 columns,
                 earlier_columns,
             )
-            return batch
-        earlier = self._newest(self._buffer, step, max(0, self._settings.max_rows - len(batch.steps)))
-        return Rows(*map(torch.cat, zip(batch, earlier, strict=True)))
+            return nothing
+        return self._window(self._buffer, step)
 
-    def _newest(self, rows: Rows, step: int, limit: int) -> Rows:
-        """Rows of the window as a fit at `step` sees it, newest first; of the step that does not fit, whole prompts."""
-        rows = rows.take(rows.steps > step - self._settings.window)
+    def _window(self, rows: Rows, step: int) -> Rows:
+        """The rows that a fit at this step may see. Cross-fitting counts the step itself in its window."""
+        return rows.take(rows.steps >= step - self._settings.window + (self._settings.fit == "cross_fit"))
+
+    def _decayed(self, rows: Rows, newest: int) -> Rows:
+        if self._settings.half_life is None:
+            return rows
+        return rows._replace(weights=rows.weights * 0.5 ** ((newest - rows.steps) / self._settings.half_life))
+
+    def _folds(self, rows: Rows) -> Tensor:
+        """Dealt in an order that the seed decides, to folds of nearly equal numbers of prompts."""
+        distinct, prompts = torch.unique(rows.prompts, return_inverse=True)
+        return _shuffled_places(distinct, self._settings.seed)[prompts] % self._settings.num_folds
+
+    def _newest(self, rows: Rows, limit: int) -> Rows:
+        """The newest rows; of the step that does not fit, whole prompts."""
         if len(rows.steps) <= limit:
             return rows
         distinct, prompt = torch.unique(rows.prompts, return_inverse=True)
@@ -209,6 +231,10 @@ class Readout:
         newest_first = (rows.steps.max() - rows.steps) * len(distinct) + places[prompt]
         _, block, sizes = torch.unique(newest_first, return_inverse=True, return_counts=True)
         return rows.take((sizes.cumsum(0) <= limit)[block])
+
+
+def _join(first: Rows, second: Rows) -> Rows:
+    return Rows(*map(torch.cat, zip(first, second, strict=True)))
 
 
 def _digest(labels: Iterable[Hashable]) -> Tensor:

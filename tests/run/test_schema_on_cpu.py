@@ -55,6 +55,7 @@ def test_the_defaults_are_the_method():
             "max_concurrency": 64,
         },
         "readout": {
+            "fit": "earlier",
             "use_probe": True,
             "use_position": False,
             "use_group_mean": True,
