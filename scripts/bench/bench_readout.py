@@ -2,7 +2,7 @@
 
 Owner: the core maintainers. Makes the tables of docs/results/readout.md. Last run: 2026-11-28.
 
-    python scripts/bench/bench_readout.py [--seeds 10 --parts fits large methods noise selection drift seconds]
+    python scripts/bench/bench_readout.py [--seeds 10 --parts fits methods noise selection drift seconds]
 
 The world. A prompt's ability a is normal; a response adds independent normal steps to it, and is right if the sum ends
 above 0. So the true value of a state, P(right | a, steps so far), is known in closed form and is a martingale. The
@@ -259,7 +259,7 @@ def fits(seed: int, num_prompts: int, kind: str, num_steps: int = 8, **world: An
             "step 1": errors[0],
             "step 2": errors[1],
             "steps 3, 4": statistics.mean(errors[2:4]),
-            "later": statistics.mean(errors[4:]) if num_steps > 4 else float("nan"),
+            "later": statistics.mean(errors[4:]),
             "Spearman of d": _spearman(*rises),
             "bias": float((value - truth).mean()),
             "leak": float(((value - truth) * (outcome - truth)).mean()),
@@ -312,11 +312,6 @@ PARTS = {
         for num_prompts in (16, 64)
         for name, drifts in DRIFTS.items()
         if num_prompts == 16 or name != "slow"
-    },
-    "large": {
-        "both, 512 prompts of 16 responses a step": functools.partial(
-            fits, num_prompts=512, kind="both", num_steps=4, group=16
-        )
     },
     "methods": {
         **{f"{number} prompts": lambda seed, number=number: methods(seed, number) for number in (16, 64, 128)},
