@@ -253,11 +253,6 @@ class AttributionConfig(Block):
 class ReadoutConfig(Block):
     """The regression behind `self_value.calibration=logistic` and `self_value.form=hidden`."""
 
-    fit: Literal["cross_fit", "earlier"] = Field(
-        "earlier",
-        description="What is fitted to: `earlier`: earlier steps only; in the first one values are the mean rewards of "
-        "the prompt's other rollouts. `cross_fit`: the other prompts of the present step too.",
-    )
     use_probe: bool = Field(True, description="Feature: the logit of the value the probes gave; not with form=hidden.")
     use_position: bool = Field(
         False,
@@ -274,15 +269,12 @@ class ReadoutConfig(Block):
     )
     layer: int = Field(-2, description="Decoder layer whose output is read; negative: from the end.")
     dim: int = Field(64, ge=1, le=1024, description="Dimensions that a seeded random projection keeps of it.")
-    seed: int = Field(0, ge=0, description="Seed of the projection and of the folds.")
-    num_folds: int = Field(
-        5,
-        ge=3,
-        le=64,
-        description="Folds of prompts to choose by; with cross_fit a row is valued by a fit to the others.",
-    )
+    seed: int = Field(0, ge=0, description="Seed of the projection and of the folds that the ridge is chosen by.")
     window: int = Field(
-        8, ge=1, description="Earlier steps whose rows are fitted to; with cross_fit the present one is one of them."
+        8,
+        ge=1,
+        description="Earlier steps that are fitted to. In the first step values are the mean rewards of the prompt's "
+        "other rollouts.",
     )
     half_life: float | None = Field(
         None, gt=0, description="Steps after which a row counts half; null: all of the window count alike."
@@ -290,7 +282,7 @@ class ReadoutConfig(Block):
     max_rows: int = Field(
         16384,
         ge=1,
-        description="States kept for the fit, the newest; a step with as many leaves no room.",
+        description="States kept for the fit, the newest.",
     )
 
 

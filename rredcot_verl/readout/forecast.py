@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rredcot_verl.readout.model import Model, Rows, log_likelihood
+from rredcot_verl.readout.model import Model, Rows, log_likelihood, shuffled_places
 
 STRENGTHS = (1.0, 4.0, 16.0, 64.0, 256.0)
 """Rollouts that the mean of the other prompts may count as. The more the columns say of a prompt, the less its group
@@ -15,6 +15,8 @@ DEVIATIONS = (0.0, 0.04, 0.15, 0.6)
 """Prior deviations of a block's coefficients, in log-odds per standard deviation of a column; 0: left out."""
 INTERCEPT_DEVIATION = 30.0
 """The constant is as good as free."""
+NUM_FOLDS = 5
+"""Folds of training prompts, each left out once."""
 MIN_PROMPTS = 10
 """With fewer prompts a standard error over prompts is not worth much: the group mean is kept."""
 
@@ -24,18 +26,18 @@ class Forecast(NamedTuple):
 
     Attributes:
         values: `(num_rows,)` float64 in [0, 1].
-        deviations: `(num_fits, num_blocks)`, prior deviations chosen for each fit; 0: the block is left out.
-        gains: `(num_rows,)`, log-likelihood of the forecast less that of the group means alone, nats times weight; 0
-            where those are kept.
+        deviations: `(num_blocks,)`, prior deviations chosen; 0: the block is left out.
+        gain: Log-likelihood of the rows' outcomes under the forecast less that under the group means alone, nats per
+            response; 0 where those are kept.
     """
 
     values: Tensor
     deviations: Tensor
-    gains: Tensor
+    gain: float
 
 
-def forecast(rows: Rows, train: Rows, blocks: Tensor, folds: Tensor) -> Forecast:
-    """Value rows by a fit to others; no outcome of the rows enters.
+def forecast(rows: Rows, train: Rows, blocks: Tensor, seed: int) -> Forecast:
+    """Value rows by a fit to others; no outcome of the rows enters their values.
 
     Features are used where that raises the likelihood of left-out folds of the training rows by more than its standard
     error over prompts. Otherwise the values are the other rollouts' means exactly, not drawn anywhere.
@@ -44,53 +46,43 @@ def forecast(rows: Rows, train: Rows, blocks: Tensor, folds: Tensor) -> Forecast
         rows: The rows to value.
         train: The rows to fit to, maybe none.
         blocks: `(num_features,)` columns with the same number share a prior.
-        folds: `(len(train),)` int64; the training rows of a prompt are in one fold.
+        seed: Deals the training rows' prompts into folds.
     """
     _, blocks = torch.unique(blocks, return_inverse=True)
     num_blocks = int(blocks.max()) + 1 if blocks.numel() else 0
     # The first one leaves all blocks out.
     priors = torch.tensor(list(product(DEVIATIONS, repeat=num_blocks)), dtype=torch.float64)
-    mean, prior, gains = 0.5, 0, torch.zeros_like(rows.outcomes)
-    values = rows.group_means
+    mean, prior, gain, values = 0.5, 0, 0.0, rows.group_means
     if len(train.steps):
         model = Model(train)
         mean = model.mean
-        if num_blocks and len(torch.unique(train.prompts)) >= MIN_PROMPTS and len(torch.unique(folds)) > 1:
+        if num_blocks and len(torch.unique(train.prompts)) >= MIN_PROMPTS:
             columns = torch.cat([priors[:, blocks], torch.full((len(priors), 1), INTERCEPT_DEVIATION)], dim=1)
-            strengths, prior = _chosen(train, columns, folds, (priors > 0).sum(dim=1))
+            strengths, prior = _chosen(train, columns, seed, (priors > 0).sum(dim=1))
             if prior:
                 used, plain = (
                     model.log_odds(rows, strengths[number], model.coefficients(strengths[number], columns[number]))
                     for number in (prior, 0)
                 )
                 values = used.sigmoid()
-                gains = rows.weights * (log_likelihood(used, rows.outcomes) - log_likelihood(plain, rows.outcomes))
-    return Forecast(values.nan_to_num(nan=mean), priors[prior : prior + 1], gains)
+                gains = log_likelihood(used, rows.outcomes) - log_likelihood(plain, rows.outcomes)
+                gain = float(rows.weights @ gains / rows.weights.sum().clamp(min=1.0))
+    return Forecast(values.nan_to_num(nan=mean), priors[prior], gain)
 
 
-def cross_fit(rows: Rows, blocks: Tensor, folds: Tensor) -> Forecast:
-    """Value every row by a fit to the other folds' rows; `folds` as above, of the rows."""
-    values, gains = torch.empty_like(rows.outcomes), torch.empty_like(rows.outcomes)
-    deviations = []
-    for fold in torch.unique(folds):
-        own, train = folds == fold, (folds != fold) & (rows.weights > 0)
-        values[own], chosen, gains[own] = forecast(rows.take(own), rows.take(train), blocks, folds[train])
-        deviations.append(chosen)
-    return Forecast(values, torch.cat(deviations), gains)
-
-
-def _chosen(train: Rows, columns: Tensor, folds: Tensor, num_used: Tensor) -> tuple[list[float], int]:
+def _chosen(train: Rows, columns: Tensor, seed: int, num_used: Tensor) -> tuple[list[float], int]:
     """The best strength for each prior, and the prior, by the likelihood of folds that are left out.
 
     Args:
         train: The training rows.
         columns: `(num_priors, num_columns)`, prior deviations.
-        folds: `(len(train),)`.
+        seed: See `forecast`.
         num_used: `(num_priors,)`, blocks in use.
     """
     distinct, prompts = torch.unique(train.prompts, return_inverse=True)
+    folds = shuffled_places(distinct, seed)[prompts] % NUM_FOLDS
     found = torch.zeros(len(STRENGTHS), len(columns), len(distinct), dtype=torch.float64)
-    for fold in torch.unique(folds):
+    for fold in range(NUM_FOLDS):
         judge = train.take(folds == fold)
         model = Model(train.take(folds != fold))
         for number, strength in enumerate(STRENGTHS):

@@ -4,6 +4,8 @@ Own code, because scikit-learn's logistic regression has no offset, and because 
 would bring compiled packages into the trainer's environment that verl does not install.
 """
 
+import hashlib
+from collections.abc import Hashable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -145,6 +147,17 @@ class Model:
 def log_likelihood(log_odds: Tensor, outcomes: Tensor) -> Tensor:
     """R log p + (1 - R) log(1 - p) with p = sigmoid(log_odds), in nats; also for R between 0 and 1."""
     return outcomes * log_odds - softplus(log_odds)
+
+
+def digest(labels: Iterable[Hashable]) -> Tensor:
+    """`(n,)` int64: the same for a label (by its text) in every process and whatever Python's hash seed."""
+    hashes = (hashlib.blake2b(str(label).encode(), digest_size=8).digest() for label in labels)
+    return torch.tensor([int.from_bytes(value, "big", signed=True) for value in hashes], dtype=torch.int64)
+
+
+def shuffled_places(prompts: Tensor, seed: int) -> Tensor:
+    """Place of each of the distinct prompts in an order that depends on their set and the seed alone: `(n,)` int64."""
+    return digest(f"{seed}:{prompt}" for prompt in prompts.tolist()).argsort().argsort()
 
 
 def _solve(curvature: Tensor, deviations: Tensor, gradient: Tensor) -> Tensor:

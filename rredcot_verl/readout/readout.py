@@ -1,17 +1,16 @@
 """Earlier steps of a training run: a bounded buffer of rows that later batches are fitted to as well, and its state."""
 
-import hashlib
 import logging
 import time
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from rredcot_verl.readout.forecast import cross_fit, forecast
-from rredcot_verl.readout.model import Rows
+from rredcot_verl.readout.forecast import forecast
+from rredcot_verl.readout.model import Rows, digest, shuffled_places
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +19,6 @@ class ReadoutSettings(Protocol):
     """What is read of `algorithm.rredcot.readout`."""
 
     @property
-    def fit(self) -> Literal["cross_fit", "earlier"]: ...
-    @property
     def use_group_mean(self) -> bool: ...
     @property
     def seed(self) -> int: ...
@@ -29,8 +26,6 @@ class ReadoutSettings(Protocol):
     def window(self) -> int: ...
     @property
     def half_life(self) -> float | None: ...
-    @property
-    def num_folds(self) -> int: ...
     @property
     def max_rows(self) -> int: ...
 
@@ -44,8 +39,7 @@ class States:
         group_means: `(num_states,)` in [0, 1], mean outcome of the prompt's other rollouts; NaN where there is none.
         outcomes: `(num_states,)` in [0, 1], R of the state's response.
         groups: Prompt of each state. It names the prompt itself, the same in a later epoch: a label made anew each
-            step would put a prompt into several folds, and the folds would differ from run to run. Compared by
-            their text.
+            step would put a prompt into several folds. Compared by its text.
         rows: `(num_states,)` int64, number of the response in the batch.
         counts: `(num_states,)` bool, whether the state is fitted to; not where its response was measured because of
             its own outcome, see `features.others_differ`.
@@ -87,7 +81,7 @@ class States:
 
 
 class Readout:
-    """Values states by a regression on outcomes: of earlier steps, or cross-fitted over the batch and earlier steps.
+    """Values states by a regression on outcomes: of earlier steps.
 
     Deterministic: the values depend on the settings, the states handed in so far and nothing else; the order of rows
     changes them by rounding only. Drift is met by `window` (older steps are forgotten) and `half_life` (they count
@@ -109,9 +103,9 @@ class Readout:
     def fit_predict(self, states: States, step: int) -> Tensor:
         """Value the states of one batch, then keep them for the fits of later batches.
 
-        With `fit=earlier` the batch is valued by a fit to earlier batches: a value is a function of its own state and
-        of the mean of its prompt's other rollouts, fixed before this batch was seen. With `fit=cross_fit` the other
-        prompts of the batch are fitted to as well, and no outcome of the own prompt, in this step or an earlier one.
+        A value is a function of its own state and of the mean of its prompt's other rollouts, and that function was
+        fixed before this batch was seen. The same prompt's outcomes in earlier steps are fitted to: given the policy,
+        what it does now does not depend on them.
 
         Args:
             states: The batch. Every response counts 1, shared evenly by its states: a response cut into many segments
@@ -126,30 +120,26 @@ class Readout:
         if not len(states.groups):
             self.report = {}
             return torch.zeros(0, dtype=torch.float64)
-        batch, settings = self._rows(states, step), self._settings
+        batch, half_life = self._rows(states, step), self._settings.half_life
         blocks = torch.zeros(batch.features.size(1)) if states.blocks is None else states.blocks
         earlier = self._earlier(batch, step)
-        if settings.fit == "cross_fit":
-            room = self._newest(earlier, max(0, settings.max_rows - len(batch.steps)))
-            rows = self._decayed(_join(batch, room), step)
-            fitted, train = cross_fit(rows, blocks, self._folds(rows)), rows
-        else:
-            train = self._decayed(earlier, step - 1)
-            fitted = forecast(batch, train, blocks, self._folds(train))
-        kept = self._window(_join(batch.take(batch.weights > 0), earlier), step + 1)
-        self._buffer = self._newest(kept, settings.max_rows)
-        used, own = fitted.deviations > 0, slice(len(batch.steps))
+        decay = 1.0 if half_life is None else 0.5 ** ((step - 1 - earlier.steps) / half_life)
+        train = earlier._replace(weights=earlier.weights * decay)
+        fitted = forecast(batch, train, blocks, self._settings.seed)
+        joined = Rows(*map(torch.cat, zip(batch.take(batch.weights > 0), earlier, strict=True)))
+        self._buffer = self._newest(self._window(joined, step + 1))
+        used = fitted.deviations > 0
         self.report = {
-            "readout_rows/mean": float((train.weights > 0).sum()),
-            "readout_prompts/mean": float(len(torch.unique(train.prompts[train.weights > 0]))),
-            "readout_gain/mean": float(fitted.gains[own].sum() / batch.weights.sum().clamp(min=1.0)),
-            "readout_group_mean_kept/mean": float((~used.any(dim=1)).double().mean()),
+            "readout_rows/mean": float(len(train.steps)),
+            "readout_prompts/mean": float(len(torch.unique(train.prompts))),
+            "readout_gain/mean": fitted.gain,
+            "readout_group_mean_kept/mean": float(not used.any()),
             "readout_seconds/mean": time.perf_counter() - started,
         }
         if bool(used.any()):
             # A ridge is 1 / variance of the prior.
             self.report["readout_log10_ridge/mean"] = float(-2.0 * fitted.deviations[used].log10().mean())
-        return fitted.values[own]
+        return fitted.values
 
     def state_dict(self) -> dict[str, Any]:
         """The buffer, as plain tensors: at most `max_rows` rows, float32 features."""
@@ -173,7 +163,7 @@ class Readout:
 
     def _rows(self, states: States, step: int) -> Rows:
         _, response, num_states = torch.unique(states.rows, return_inverse=True, return_counts=True)
-        prompts = _digest(states.groups)
+        prompts = digest(states.groups)
         means, others = states.group_means.double(), states.num_others
         if others is None:
             responses = torch.unique(torch.stack([prompts, states.rows.long()], dim=1), dim=0)
@@ -209,40 +199,15 @@ class Readout:
         return self._window(self._buffer, step)
 
     def _window(self, rows: Rows, step: int) -> Rows:
-        """The rows that a fit at this step may see. Cross-fitting counts the step itself in its window."""
-        return rows.take(rows.steps >= step - self._settings.window + (self._settings.fit == "cross_fit"))
+        """The rows that a fit at this step may see."""
+        return rows.take(rows.steps >= step - self._settings.window)
 
-    def _decayed(self, rows: Rows, newest: int) -> Rows:
-        if self._settings.half_life is None:
-            return rows
-        return rows._replace(weights=rows.weights * 0.5 ** ((newest - rows.steps) / self._settings.half_life))
-
-    def _folds(self, rows: Rows) -> Tensor:
-        """Dealt in an order that the seed decides, to folds of nearly equal numbers of prompts."""
-        distinct, prompts = torch.unique(rows.prompts, return_inverse=True)
-        return _shuffled_places(distinct, self._settings.seed)[prompts] % self._settings.num_folds
-
-    def _newest(self, rows: Rows, limit: int) -> Rows:
-        """The newest rows; of the step that does not fit, whole prompts."""
-        if len(rows.steps) <= limit:
+    def _newest(self, rows: Rows) -> Rows:
+        """The newest rows that there is room for; of the step that does not fit, whole prompts."""
+        if len(rows.steps) <= self._settings.max_rows:
             return rows
         distinct, prompt = torch.unique(rows.prompts, return_inverse=True)
-        places = _shuffled_places(distinct, self._settings.seed)
+        places = shuffled_places(distinct, self._settings.seed)
         newest_first = (rows.steps.max() - rows.steps) * len(distinct) + places[prompt]
         _, block, sizes = torch.unique(newest_first, return_inverse=True, return_counts=True)
-        return rows.take((sizes.cumsum(0) <= limit)[block])
-
-
-def _join(first: Rows, second: Rows) -> Rows:
-    return Rows(*map(torch.cat, zip(first, second, strict=True)))
-
-
-def _digest(labels: Iterable[Hashable]) -> Tensor:
-    """`(n,)` int64: the same for a label (by its text) in every process and whatever Python's hash seed."""
-    hashes = (hashlib.blake2b(str(label).encode(), digest_size=8).digest() for label in labels)
-    return torch.tensor([int.from_bytes(value, "big", signed=True) for value in hashes], dtype=torch.int64)
-
-
-def _shuffled_places(prompts: Tensor, seed: int) -> Tensor:
-    """Place of each of the distinct prompts in an order that depends on their set and the seed alone: `(n,)` int64."""
-    return _digest(f"{seed}:{prompt}" for prompt in prompts.tolist()).argsort().argsort()
+        return rows.take((sizes.cumsum(0) <= self._settings.max_rows)[block])

@@ -17,7 +17,6 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
 import torch
@@ -234,7 +233,7 @@ def selection(seed: int) -> dict[str, dict[str, float]]:
 
 
 def fits(seed: int, num_prompts: int, kind: str, num_steps: int = 8, **world: Any) -> dict[str, dict[str, float]]:
-    """A run with uniform groups left out: cross-fitted, or fitted to earlier steps; over rows whose others differ.
+    """A run with uniform groups left out, over rows whose others differ.
 
     *leak*: covariance of a value's error with what the outcome still adds to the true value, (v - V)(R - V): 0 for a
     value that depends on nothing after its state.
@@ -242,8 +241,8 @@ def fits(seed: int, num_prompts: int, kind: str, num_steps: int = 8, **world: An
     source = World(seed, **world)
     batches = [source.batch(step, num_prompts) for step in range(num_steps)]
     found: dict[str, dict[str, float]] = {}
-    for name in ("group mean", "cross_fit", "earlier"):
-        readout = None if name == "group mean" else Readout(ReadoutConfig(fit=name))
+    for name in ("group mean", kind):
+        readout = None if name == "group mean" else Readout(ReadoutConfig())
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         started = time.process_time()
         for step, batch in enumerate(batches):
@@ -265,8 +264,6 @@ def fits(seed: int, num_prompts: int, kind: str, num_steps: int = 8, **world: An
             "leak": float(((value - truth) * (outcome - truth)).mean()),
             "seconds": seconds,
         }
-    pairs = found["earlier"].items()
-    found["earlier less cross_fit"] = {column: value - found["cross_fit"][column] for column, value in pairs}
     return found
 
 
@@ -276,14 +273,14 @@ def drift(seed: int) -> dict[str, dict[str, float]]:
     for name, world in DRIFTS.items():
         source = World(seed, num_states=4, dim=16, **world)
         batches = [source.batch(step, 16) for step in range(DRIFT_STEPS)]
-        for fit, (window, half_life) in product(("cross_fit", "earlier"), MEMORIES):
-            readout = Readout(ReadoutConfig(fit=fit, window=window, half_life=half_life))
+        for window, half_life in MEMORIES:
+            readout = Readout(ReadoutConfig(window=window, half_life=half_life))
             errors = []
             for step, batch in enumerate(batches):
                 states, places = mixed(batch, batch.states("hidden"))
                 error = readout.fit_predict(states, step) - batch.truth.flatten()[places]
                 errors.append(float(error[states.counts].square().mean()))
-            label = f"{fit}, window {window}" + (f", half-life {half_life:g}" if half_life else "")
+            label = f"window {window}" + (f", half-life {half_life:g}" if half_life else "")
             found.setdefault(label, {})[name] = statistics.mean(errors[DRIFT_STEPS // 2 :])
     return found
 

@@ -55,7 +55,6 @@ def test_the_defaults_are_the_method():
             "max_concurrency": 64,
         },
         "readout": {
-            "fit": "earlier",
             "use_probe": True,
             "use_position": False,
             "use_group_mean": True,
@@ -63,7 +62,6 @@ def test_the_defaults_are_the_method():
             "layer": -2,
             "dim": 64,
             "seed": 0,
-            "num_folds": 5,
             "window": 8,
             "half_life": None,
             "max_rows": 16384,
