@@ -141,8 +141,8 @@ class SelfValueConfig(Block):
     )
     calibration: Literal["none", "logistic"] = Field(
         "none",
-        description="`logistic`: regress the verified outcome on what is known at a boundary, cross-fitted by prompt "
-        "(ours, see readout). form=hidden is that regression already.",
+        description="`logistic`: regress the verified outcome on what is known at a boundary, by a fit to earlier "
+        "steps (ours, see readout). form=hidden is that regression already.",
     )
     smoothing: float = Field(
         0.0,
@@ -283,16 +283,20 @@ class ReadoutConfig(Block):
     )
     layer: int = Field(-2, description="Decoder layer whose output is read; negative: from the end.")
     dim: int = Field(64, ge=1, le=1024, description="Dimensions that a seeded random projection keeps of it.")
-    seed: int = Field(0, ge=0, description="Seed of the projection and of the folds.")
-    num_folds: int = Field(5, ge=3, le=64, description="Folds of prompts; a row is valued by a fit to the others.")
-    window: int = Field(8, ge=1, description="Steps, the present one included, whose rows are fitted to.")
+    seed: int = Field(0, ge=0, description="Seed of the projection and of the folds that the ridge is chosen by.")
+    window: int = Field(
+        8,
+        ge=1,
+        description="Earlier steps that are fitted to. In the first step values are the mean rewards of the prompt's "
+        "other rollouts.",
+    )
     half_life: float | None = Field(
         None, gt=0, description="Steps after which a row counts half; null: all of the window count alike."
     )
     max_rows: int = Field(
         16384,
         ge=1,
-        description="States kept for the fit, the newest; a step with as many leaves no room.",
+        description="States kept for the fit, the newest.",
     )
 
 

@@ -177,9 +177,13 @@ class Probes(Source):
             Exception: Whatever the rollout client raises; `ProbingTimeout` for a request that took too long.
         """
         settings, elicitation = self.settings.self_value, self.tools.elicitation
+        known_members = list(group.members.values())
+        if self._regression is not None:
+            # With the own answer among them, known to be right, a value would hold its own outcome.
+            known_members.remove(response.as_member())
         members = [
             (member.answer, to_unit(member.reward, settings.reward_range))
-            for member in group.members.values()
+            for member in known_members
             if member.answer is not None and member.reward is not None
         ]
         known = build_proposals(self.settings, response.references, members, self.form)
@@ -263,7 +267,7 @@ class Probes(Source):
             measured = record.payload.get("values")
             values[row] = measured or self._of_log_probs(rows.keys[row], record, read[row].tolist())
         if self._regression is not None:
-            return self._regression.fitted(rows, rows.scored, values)
+            return self._regression.fitted(rows, values)
         return values
 
     def _of_log_probs(self, key: str, record: Record, log_probs: list[float]) -> list[float]:

@@ -62,7 +62,6 @@ def test_the_defaults_are_the_method():
             "layer": -2,
             "dim": 64,
             "seed": 0,
-            "num_folds": 5,
             "window": 8,
             "half_life": None,
             "max_rows": 16384,

@@ -444,3 +444,17 @@ def test_a_row_of_another_length_is_named(world):
     world.put(**{RESULT: [[0.0] * 3, [0.0], [0.0], [0.0]]})
     with pytest.raises(RuntimeError, match="gave 3 log-probabilities of the probes of a_0_0, expected 21"):
         source_of("rredcot", self_value=RANGE).values(world.rows())
+
+
+@pytest.mark.parametrize("calibration", ["none", "logistic"])
+def test_a_calibrated_value_does_not_know_the_own_answer(calibration):
+    """Among the group's answers, known to be right, it would tell the own outcome at every boundary."""
+    agent = Agent(block={"self_value": BY_ACTOR | {"proposals": "group", "calibration": calibration}})
+    own_alone = agent.record(others=[Member(0.0, "16"), Member(0.0, "17")]).record
+    assert own_alone.status is (Status.SCORED if calibration == "none" else Status.NO_PROPOSAL)
+    shared = agent.record(others=[Member(0.0, "16"), Member(1.0, "15")]).record
+    assert shared.payload["utilities"] == [1.0]
+    # One and the same verdict for both; a verifier may give tensors.
+    response = agent.response(reward=torch.tensor(1.0))
+    assert agent.record(response, others=[Member(0.0, "16"), Member(1.0, "15")]).record.payload == shared.payload
+    assert agent.record(response, others=[Member(1.0, "15")] * 2).record.status is Status.UNIFORM_GROUP
