@@ -70,11 +70,6 @@ class HiddenStates(Source):
         # A group without an advantage teaches, and is not credited.
         return [own if row in scored else [] for row, own in enumerate(values)]
 
-    @property
-    def without_own(self) -> bool:
-        """See `Source`."""
-        return True
-
     def metrics(self, records: Sequence[Record]) -> dict[str, float]:
         """See `Source`."""
         return self._regression.metrics()
