@@ -144,13 +144,6 @@ class SelfValueConfig(Block):
         description="`logistic`: regress the verified outcome on what is known at a boundary, by a fit to earlier "
         "steps (ours, see readout). form=hidden is that regression already.",
     )
-    smoothing: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Share of the mean of its two neighbours in a value between the first and the outcome (ours); 0: "
-        "off. Redistributed rewards still sum to the outcome.",
-    )
     proposals: Literal["reference", "group", "union"] = Field(
         "reference",
         description="Which answers are probed: the ground truth, the distinct verified answers of the prompt's own "
@@ -218,21 +211,51 @@ class SelfValueConfig(Block):
 
 
 class CreditConfig(Block):
-    """How segment values become advantages."""
+    """How segment values become advantages; see docs/method.md for what each form trades."""
 
-    form: Literal["reweight", "td"] = Field(
+    form: Literal["reweight", "td", "additive", "first_error"] = Field(
         "reweight",
-        description="`reweight`: GRPO's advantage times a positive weight of mean 1; `td`: segment-level GAE with "
-        "algorithm.gamma and algorithm.lam.",
+        description="`td`: segment-level GAE on the values (ours; with lam=1 GRPO's expectation whatever the values "
+        "are); `reweight`: GRPO's advantage times a positive weight of mean 1 (the paper's); `additive`: GRPO's "
+        "advantage plus alpha times d; `first_error`: in failed responses praise up to the largest fall of the value.",
     )
-    beta: float = Field(1.0, ge=0, le=20, description="reweight: strength; 0 is GRPO exactly. Unit: 1 / reward.")
-    error_penalty: float = Field(
-        1.0,
-        ge=0,
-        le=10,
-        description="Factor on the advantages of responses whose GRPO advantage is negative: below 1 blame counts less "
-        "than praise (ours); 1: off.",
+    lam: float | None = Field(
+        None, ge=0, le=1, description="td: lambda; less noise and more of the values' errors below 1; null: verl's."
     )
+    beta: float = Field(1.0, ge=0, le=20, description="reweight: strength, per the range of the reward; 0 is GRPO.")
+    standardize: bool = Field(False, description="reweight: divide d by its deviation within the trace.")
+    clip: float | None = Field(None, gt=0, le=1, description="reweight: weights stay within 1 - clip and 1 + clip.")
+    mix: float = Field(0.0, ge=0, le=1, description="reweight: share of the uniform weight; 1 is GRPO.")
+    alpha: float = Field(
+        1.0, ge=0, le=10, description="additive: strength, in deviations of d; first_error: praise per blame."
+    )
+    apply_to: Literal["all", "failed"] = Field(
+        "all", description="`failed`: responses better than their group's mean keep GRPO's advantage."
+    )
+    pinned: bool | None = Field(
+        None,
+        description="Whether d of the last segment is the score less the value before it; false: 0. null: false for "
+        "additive, else true. Not read by td, which always ends in the score.",
+    )
+    control: Literal["none", "shuffled", "inverted", "position"] = Field(
+        "none",
+        description="A control arm for comparisons, with each response's mean and spread of advantages kept: credit "
+        "shuffled among its segments, mirrored, or falling evenly from first to last.",
+    )
+
+    @model_validator(mode="after")
+    def _reads(self) -> "CreditConfig":
+        reads = {"reweight": {"beta", "standardize", "clip", "mix"}, "td": {"lam"}}
+        reads |= {"additive": {"alpha"}, "first_error": {"alpha"}}
+        others = set.union(*reads.values()) - reads[self.form]
+        for name in sorted(others):
+            default = type(self).model_fields[name].default
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"credit.{name}={getattr(self, name)} is not read by credit.form={self.form}; leave it at {default} "
+                    f"or set credit.form={' or '.join(form for form in reads if name in reads[form])}"
+                )
+        return self
 
 
 class MonteCarloConfig(Block):

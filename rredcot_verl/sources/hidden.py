@@ -62,11 +62,6 @@ class HiddenStates(Source):
         """See `Source`."""
         return self._regression.fitted(rows, [])
 
-    @property
-    def without_own(self) -> bool:
-        """See `Source`."""
-        return True
-
     def metrics(self, records: Sequence[Record]) -> dict[str, float]:
         """See `Source`."""
         return self._regression.metrics()

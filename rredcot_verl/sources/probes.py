@@ -281,11 +281,6 @@ class Probes(Source):
         values = values_of_log_probs(self.form, places, log_probs, record.payload["utilities"])
         return list(from_unit(values.double(), self.settings.self_value.reward_range).tolist())
 
-    @property
-    def without_own(self) -> bool:
-        """See `Source`."""
-        return self._regression is not None
-
     def metrics(self, records: Sequence[Record]) -> dict[str, float]:
         """See `Source`."""
         del records
@@ -308,12 +303,11 @@ class ReferenceProgress(Probes):
     GRPO-VPS (arXiv 2604.20659) appends the correct answer at every segment boundary and takes the change of its
     conditional probability as the segment's progress; IGPO (arXiv 2510.14967) does so for an agent's turns with
     exp(mean log-probability), which is our form `geometric` and the default here, and pays the outcome to the last
-    turn. Ours: RREDCoT's segments, how progress becomes advantages, and that the answer's own segment makes none. Costs
-    what RREDCoT costs.
+    turn. Ours: RREDCoT's segments and how progress becomes advantages; with `credit.pinned=false` the answer's own segment
+    makes none, as in GRPO-VPS. Costs what RREDCoT costs.
     """
 
     default_form = "geometric"
-    pinned = False
 
     def check(self, config: DictConfig) -> str | None:
         """See `Source`."""
