@@ -38,6 +38,8 @@ sys.path.insert(0, str(ROOT))
 
 from rredcot_verl.report import race_results  # noqa: E402
 from rredcot_verl.report.files import ReportError  # noqa: E402
+from rredcot_verl.report.race import BASELINE, compare  # noqa: E402
+from rredcot_verl.report.race_page import render, table  # noqa: E402
 
 logger = logging.getLogger("race")
 
@@ -379,6 +381,16 @@ def build_parser() -> argparse.ArgumentParser:
     add("--limit", type=float, default=180.0, help="minutes after which a run has failed (default: 180)")
     add("--list", action="store_true", help="list the runs and stop")
     run.set_defaults(function=_run)
+    add = (report := commands.add_parser("report", help="page and table of finished runs")).add_argument
+    add("results", type=Path, nargs="+", help="files of results")
+    add("--out", type=Path, required=True, help="the page")
+    add("--table", type=Path, help="the figures as a Markdown table (default: not written)")
+    add("--baseline", default=BASELINE, help=f"the arm that others are compared with (default: {BASELINE})")
+    add("--levels", type=float, nargs="+", default=[], help="accuracies to reach, besides those of the baseline's gain")
+    text = "the learning curve; by default training where no problem came twice, else validation"
+    add("--curve", choices=("training", "validation"), help=text)
+    add("--title", default="Race", help="heading of the page")
+    report.set_defaults(function=_report)
     return parser
 
 
@@ -390,6 +402,14 @@ def _run(options: argparse.Namespace) -> int:
     # Asked to end, it ends its runs too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     return min(run_series(jobs, options.results, options.work.resolve(), options.jobs, 60 * options.limit), 1)
+
+
+def _report(options: argparse.Namespace) -> int:
+    comparisons = compare(race_results.read(options.results), options.baseline, options.levels, options.curve)
+    options.out.write_text(render(comparisons, options.title), encoding="utf-8")
+    if options.table is not None:
+        options.table.write_text(table(comparisons), encoding="utf-8")
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -74,7 +74,7 @@ class Result:
     @property
     def training(self) -> tuple[Array, Array]:
         """Samples spent before each step, and its mean reward: that of the policy before the step's updates."""
-        return np.arange(self.num_steps) * float(self.samples_per_step), self.per_step("reward")
+        return np.arange(self.num_steps, dtype=np.float64) * self.samples_per_step, self.per_step("reward")
 
     @property
     def validation(self) -> tuple[Array, Array]:
@@ -145,10 +145,10 @@ def _round(value: float) -> float:
 
 
 def _result(row: dict[str, Any], where: str) -> Result:
-    texts = (entry(row, key, TEXT, where) for key in ("task", "arm"))
-    numbers = (entry(row, key, INTEGER, where) for key in ("seed", "steps"))
-    digest, overrides = entry(row, "digest", TEXT, where), tuple(entry(row, "overrides", LIST, where))
+    task, arm, digest = (entry(row, key, TEXT, where) for key in ("task", "arm", "digest"))
+    seed, steps = (entry(row, key, INTEGER, where) for key in ("seed", "steps"))
+    overrides = tuple(entry(row, "overrides", LIST, where))
     for key in ("series", "validation", "totals"):
         if not isinstance(row.get(key), dict):
             raise ReportError(f"{where}: {key!r} is missing; expected a line of scripts/race.py")
-    return Result(*texts, *numbers, digest, overrides, row)
+    return Result(task, arm, seed, steps, digest, overrides, row)
