@@ -5,22 +5,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from rredcot_verl.pages import html
-from rredcot_verl.pages.charts import Guide, Row, Series, forest, line_chart
+from rredcot_verl.pages.charts import Guide, Row, forest, line_chart
 from rredcot_verl.pages.text import describe, duration, number
+from rredcot_verl.report.learning import curve_series
 from rredcot_verl.report.race import LAST_VALIDATIONS, TRAINING, Arm, Comparison, Reached
-from rredcot_verl.report.seeds import Curves, Interval
+from rredcot_verl.report.seeds import Interval
 
 FIGURES = {"final": "final", "validation": f"last {LAST_VALIDATIONS} validations", "area": "mean over the samples"}
 # Longer names would leave the chart.
 MOST_LABEL_CHARACTERS = 14
-
-
-def curve_series(name: str, style: str, curves: Curves) -> Series:
-    """A line of mean curves over seeds, with their interval as its band where there are several."""
-    rows = list(zip(curves.samples.tolist(), curves.band(), strict=True))
-    band = [(at, row["low"], row["high"]) for at, row in rows if row["low"] is not None]
-    label = name if len(name) <= MOST_LABEL_CHARACTERS else name[: MOST_LABEL_CHARACTERS - 1] + "…"
-    return Series(label, [(at, row["estimate"]) for at, row in rows], style, band)
 
 
 def render(comparisons: Sequence[Comparison], title: str) -> str:
@@ -49,9 +42,9 @@ def _panels(comparison: Comparison) -> list[dict[str, Any]]:
     what = "training reward" if comparison.curve == TRAINING else "validation accuracy"
     panels = []
     for arm in others or (baseline,):
-        lines = [curve_series(comparison.baseline, "baseline", baseline.curves)]
+        lines = [curve_series(_label(comparison.baseline), "baseline", baseline.curves)]
         if arm is not baseline:
-            lines.append(curve_series(arm.name, "run", arm.curves))
+            lines.append(curve_series(_label(arm.name), "run", arm.curves))
         chart = line_chart(
             lines,
             y_label=what,
@@ -69,6 +62,10 @@ def _panels(comparison: Comparison) -> list[dict[str, Any]]:
             chart = forest(rows, [Guide(comparison.baseline, 1.0)], x_label=label, description=label)
             panels.append({"heading": f"Samples to {name}", "chart": chart, "rows": []})
     return panels
+
+
+def _label(name: str) -> str:
+    return name if len(name) <= MOST_LABEL_CHARACTERS else name[: MOST_LABEL_CHARACTERS - 1] + "…"
 
 
 def _level_heading(reached: Reached) -> str:

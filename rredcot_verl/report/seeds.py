@@ -59,6 +59,10 @@ class Curves:
         rows = [self.seeds.index(seed) for seed in seeds]
         return Curves(tuple(seeds), self.samples, self.accuracy[rows])
 
+    def at(self, samples: Array) -> "Curves":
+        """The points at these samples."""
+        return Curves(self.seeds, samples, self.accuracy[:, np.isin(self.samples, samples)])
+
     def band(self) -> list[Interval]:
         """At each point the mean over seeds and its interval."""
         return [t_interval(column) for column in self.accuracy.T]
