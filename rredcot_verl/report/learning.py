@@ -34,8 +34,8 @@ class Twins:
         """What the run's main curve ends at, over seeds; none for a single seed.
 
         Returns:
-            ``run`` and ``baseline``, intervals of the last point; ``difference``, paired, at the last step that all have,
-            where there are as many seeds of each; ``area_difference``, the same of the mean over the steps.
+            ``run`` and ``baseline``, intervals of the last point; where there are as many seeds of each ``difference``,
+            paired, at the last step that all have, and ``area_difference``, the same of the mean over the steps.
         """
         if run.curve is None or not (self.runs or self.baselines):
             return None

@@ -34,6 +34,12 @@ class Level:
         first, last = float(baseline.mean[0]), float(baseline.mean[-1])
         return last if self.share == 1.0 else first + float(self.share or 0.0) * (last - first)
 
+    def name(self, baseline: str) -> str:
+        """The level in words."""
+        if self.share is None:
+            return f"an accuracy of {self.accuracy:g}"
+        return f"{baseline}'s final" if self.share == 1.0 else f"{100 * self.share:g} % of {baseline}'s gain"
+
 
 @dataclass(frozen=True)
 class Reached:
@@ -42,6 +48,7 @@ class Reached:
     Attributes:
         level: The accuracy.
         name: The level in words.
+        is_relative: Whether it is a share of the baseline's gain.
         num_seeds: Seeds whose own curve reaches it.
         samples: Samples at which the mean curve does; infinite where it does not.
         tokens: Response tokens until then, mean over seeds; none where it does not.
@@ -51,6 +58,7 @@ class Reached:
 
     level: float
     name: str
+    is_relative: bool
     num_seeds: int
     samples: float
     tokens: float | None
@@ -212,10 +220,10 @@ def _reached(
     runs: Sequence[Result], curves: Curves, level: Level, accuracy: float, baseline: Curves | None, baseline_name: str
 ) -> Reached:
     samples = samples_to_reach(curves.samples, curves.mean, accuracy)
-    names: dict[float | None, str] = {None: "fixed", 1.0: f"{baseline_name}'s final"}
     return Reached(
         accuracy,
-        names.get(level.share) or f"{100 * (level.share or 0):g} % of {baseline_name}'s gain",
+        level.name(baseline_name),
+        level.share is not None,
         sum(math.isfinite(samples_to_reach(curves.samples, row, accuracy)) for row in curves.accuracy),
         samples,
         _spent(runs, samples, lambda run: run.per_step("response_tokens") * run.samples_per_step),

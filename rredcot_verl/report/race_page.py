@@ -13,7 +13,7 @@ from rredcot_verl.report.seeds import Interval
 
 FIGURES = {"final": "final", "validation": f"last {LAST_VALIDATIONS} validations", "area": "mean over the samples"}
 # Longer names would leave the chart.
-MOST_LABEL_CHARACTERS = 14
+MOST_LABEL_CHARACTERS = 13
 
 
 def render(comparisons: Sequence[Comparison], title: str) -> str:
@@ -30,21 +30,22 @@ def _task(comparison: Comparison) -> dict[str, Any]:
     return {
         "comparison": comparison,
         "is_training": comparison.curve == TRAINING,
-        "panels": _panels(comparison),
+        "curves": _curve_panels(comparison),
+        "ratios": _ratio_panels(comparison),
         "columns": ["seeds", *FIGURES.values(), *map(_level_heading, comparison.arms[0].reached), "s/step", "KL/step"],
         "rows": [{"name": arm.name, "cells": _cells(arm)} for arm in comparison.arms],
         "spent": [row for arm in comparison.arms for row in _spent(arm)],
     }
 
 
-def _panels(comparison: Comparison) -> list[dict[str, Any]]:
+def _curve_panels(comparison: Comparison) -> list[dict[str, Any]]:
+    """A chart for each arm, beside the baseline; the baseline alone where there is no other."""
     baseline, others = comparison.arms[0], comparison.arms[1:]
     what = "training reward" if comparison.curve == TRAINING else "validation accuracy"
     panels = []
     for arm in others or (baseline,):
-        lines = [curve_series(_label(comparison.baseline), "baseline", baseline.curves)]
-        if arm is not baseline:
-            lines.append(curve_series(_label(arm.name), "run", arm.curves))
+        drawn = [(baseline, "baseline")] if arm is baseline else [(baseline, "baseline"), (arm, "run")]
+        lines = [curve_series(_label(one.name), style, one.curves) for one, style in drawn]
         chart = line_chart(
             lines,
             y_label=what,
@@ -54,13 +55,19 @@ def _panels(comparison: Comparison) -> list[dict[str, Any]]:
         )
         points = [(line.name, f"{at:,.0f}", f"{value:.4f}") for line in lines for at, value in line.points]
         panels.append({"heading": arm.name, "chart": chart, "rows": points})
-    for level, name in enumerate(reached.name for reached in baseline.reached):
-        ratios = [(arm.name, arm.reached[level].ratio) for arm in others]
+    return panels
+
+
+def _ratio_panels(comparison: Comparison) -> list[dict[str, Any]]:
+    """A chart for each level that an arm reaches."""
+    panels = []
+    for level, name in enumerate(reached.name for reached in comparison.arms[0].reached):
+        ratios = [(arm.name, arm.reached[level].ratio) for arm in comparison.arms]
         rows = [Row(arm, "probe", ratio) for arm, ratio in ratios if ratio is not None]
         if any(row.value["estimate"] is not None for row in rows):
-            label = f"samples to {name}, over {comparison.baseline}'s"
-            chart = forest(rows, [Guide(comparison.baseline, 1.0)], x_label=label, description=label)
-            panels.append({"heading": f"Samples to {name}", "chart": chart, "rows": []})
+            label = f"ratio to {comparison.baseline}'s samples"
+            chart = forest(rows, [Guide(comparison.baseline, 1.0)], x_label=label, description=f"{label} to {name}")
+            panels.append({"heading": f"To {name}", "chart": chart})
     return panels
 
 
@@ -69,7 +76,8 @@ def _label(name: str) -> str:
 
 
 def _level_heading(reached: Reached) -> str:
-    return f"samples to {number(reached.level)} ({reached.name})"
+    level = f"samples to {number(reached.level)}"
+    return f"{level} ({reached.name})" if reached.is_relative else level
 
 
 def _cells(arm: Arm) -> list[tuple[str, str]]:
