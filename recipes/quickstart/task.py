@@ -209,7 +209,7 @@ def answer_line(value: int | str) -> str:
 def solve(problem: Problem) -> str:
     """Returns the right trace in the plain wording."""
     stated = (problem.start, *problem.results)
-    lines = [calculation_line(*line) for line in zip(stated, problem.operands, problem.results)]
+    lines = [calculation_line(*line) for line in zip(stated, problem.operands, problem.results, strict=False)]
     return "".join(lines) + answer_line(problem.answer)
 
 

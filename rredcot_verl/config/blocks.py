@@ -251,9 +251,10 @@ class CreditConfig(Block):
         for name in sorted(others):
             default = type(self).model_fields[name].default
             if getattr(self, name) != default:
+                fitting = " or ".join(form for form in reads if name in reads[form])
                 raise ValueError(
                     f"credit.{name}={getattr(self, name)} is not read by credit.form={self.form}; leave it at {default} "
-                    f"or set credit.form={' or '.join(form for form in reads if name in reads[form])}"
+                    f"or set credit.form={fitting}"
                 )
         return self
 

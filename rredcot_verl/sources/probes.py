@@ -303,8 +303,8 @@ class ReferenceProgress(Probes):
     GRPO-VPS (arXiv 2604.20659) appends the correct answer at every segment boundary and takes the change of its
     conditional probability as the segment's progress; IGPO (arXiv 2510.14967) does so for an agent's turns with
     exp(mean log-probability), which is our form `geometric` and the default here, and pays the outcome to the last
-    turn. Ours: RREDCoT's segments and how progress becomes advantages; with `credit.pinned=false` the answer's own segment
-    makes none, as in GRPO-VPS. Costs what RREDCoT costs.
+    turn. Ours: RREDCoT's segments and how progress becomes advantages; with `credit.pinned=false` the answer's own
+    segment makes none, as in GRPO-VPS. Costs what RREDCoT costs.
     """
 
     default_form = "geometric"

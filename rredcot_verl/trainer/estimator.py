@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +22,6 @@ from rredcot_verl.core.credit import Credit, CreditRule, segment_credit
 from rredcot_verl.core.groups import group_statistics
 from rredcot_verl.core.redistribution import SegmentBatch, expand_to_tokens, return_error
 from rredcot_verl.sources.registry import SOURCES
-
-if TYPE_CHECKING:
-    from rredcot_verl.sources.base import Source
 
 logger = logging.getLogger(__name__)
 
