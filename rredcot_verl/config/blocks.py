@@ -253,8 +253,8 @@ class CreditConfig(Block):
             if getattr(self, name) != default:
                 fitting = " or ".join(form for form in reads if name in reads[form])
                 raise ValueError(
-                    f"credit.{name}={getattr(self, name)} is not read by credit.form={self.form}; leave it at {default} "
-                    f"or set credit.form={fitting}"
+                    f"credit.{name}={getattr(self, name)} is not read by credit.form={self.form}; leave it at "
+                    f"{default} or set credit.form={fitting}"
                 )
         return self
 
