@@ -51,8 +51,6 @@ class ResponseRecorder:
         if not any(response.response_mask):
             return Plan(Record(Status.EMPTY))
         if group.has_no_advantage and not self.settings.self_value.probe_uniform_groups:
-            if self.source.segments_uniform_groups:
-                return self.source.plan_uniform(response, self.segment(response))
             return Plan(Record(Status.UNIFORM_GROUP))
         return await self.source.plan(response, group, self.segment(response))
 

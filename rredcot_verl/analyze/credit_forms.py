@@ -13,7 +13,6 @@ from rredcot_verl.analyze.trace_table import TraceTable
 from rredcot_verl.config.blocks import CreditConfig, SelfValueConfig
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.core.redistribution import SegmentBatch
-from rredcot_verl.sources.registry import make_source
 from rredcot_verl.trainer.estimator import Segmented, compute_credit, credit_rule
 
 
@@ -40,6 +39,12 @@ FORMS = {
     "td, lambda 0": Form({"form": "td"}, {"lam": 0.0}),
     "reweight, beta 1": Form({"form": "reweight", "beta": 1.0}),
     "reweight, beta 4": Form({"form": "reweight", "beta": 4.0}),
+    "reweight, bounded": Form({"form": "reweight", "standardize": True, "clip": 0.5, "mix": 0.5}),
+    "additive": Form({"form": "additive"}),
+    "first_error": Form({"form": "first_error"}),
+    "td, lambda 0.5, shuffled": Form({"form": "td", "control": "shuffled"}, {"lam": 0.5}),
+    "td, lambda 0.5, inverted": Form({"form": "td", "control": "inverted"}, {"lam": 0.5}),
+    "td, lambda 0.5, by position": Form({"form": "td", "control": "position"}, {"lam": 0.5}),
 }
 """By the name in the results: one line a form."""
 DIRECTION = "td, lambda 1"
@@ -75,8 +80,7 @@ def advantages(table: TraceTable, method: Method | None, form: Form) -> Array:
     mask = torch.arange(max(table.lengths)) < torch.tensor(table.lengths).unsqueeze(1)
     algorithm = OmegaConf.create({"gamma": 1.0, "lam": 1.0, "norm_adv_by_std_in_grpo": True, **form.algorithm})
     index = np.array([trace.group for trace in table.traces], dtype=object)
-    source = make_source(settings, "grpo" if method is None else method.estimator)
-    segmented = Segmented(segments, torch.arange(len(nums)), credit_rule(algorithm, settings, source))
+    segmented = Segmented(segments, torch.arange(len(nums)), credit_rule(algorithm, settings))
     given = compute_credit(segmented, index, mask.long()).segment_advantages.double().numpy()
     result = np.zeros(table.is_state.shape)
     result[:, : given.shape[1]] = given[:, : table.width]

@@ -69,8 +69,6 @@ class Source:
     """Whether its cost is that of probes."""
     needs_all: bool = False
     """Whether all rollouts of a prompt must be there, or two with different rewards are enough."""
-    segments_uniform_groups: ClassVar[bool] = False
-    """Whether something is left of responses whose group has no advantage too."""
     payload_fields: tuple[str, ...] = ()
     """Row fields that `plan` leaves for the training engine."""
     result_fields: tuple[str, ...] = ()
@@ -136,10 +134,6 @@ class Source:
             group: Its group, decided.
             boundaries: Its segment boundaries, `num_segments + 1` offsets.
         """
-        raise NotImplementedError
-
-    def plan_uniform(self, response: Response, boundaries: list[int]) -> Plan:
-        """What is left of a response whose group has no advantage, for a source that `segments_uniform_groups`."""
         raise NotImplementedError
 
     # In the trainer's step

@@ -58,17 +58,6 @@ def test_td_with_constant_values_is_grpo(measurements, table, grpo):
     assert np.where(table.is_state, credit, 0.0) == pytest.approx(np.where(table.is_state, grpo, 0.0), abs=1e-5)
 
 
-def test_unpinned_sources_get_no_outcome_on_the_last_segment(measurements, table):
-    methods = {method.name: method for method in methods_from(Evidence(measurements, table, 1.0), PROBES)}
-    last = (np.arange(len(table.traces)), table.num_segments - 1)
-    # vps and the probe it reads have the same values; only what the last segment gets differs.
-    probe, vps = (
-        policy_gradient.advantages(table, methods[name], "reweight")[last] for name in ("geometric:reference", "vps")
-    )
-    failed = (table.rewards == 0) & (np.abs(vps) > 1e-6)
-    assert (vps[failed] > probe[failed]).all() and failed.any()
-
-
 def test_traces_without_values_keep_grpo(measurements, table, grpo):
     values = np.where(table.is_state, RNG.random(table.is_state.shape), np.nan)
     values[::3] = np.nan

@@ -329,6 +329,6 @@ def test_what_would_give_wrong_numbers_is_refused(place, response, verifier, wor
 
 
 def test_settings_that_are_not_read_are_said(place):
-    options = read_options(command(place, "x", "--set", "credit.beta=3", "self_value.smoothing=0.5"))
-    assert options.unread() == ["credit", "self_value.smoothing"]
+    options = read_options(command(place, "x", "--set", "credit.beta=3", "self_value.probe_uniform_groups=true"))
+    assert options.unread() == ["credit", "self_value.probe_uniform_groups"]
     assert read_options(command(place, "x")).unread() == []

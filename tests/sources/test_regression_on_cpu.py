@@ -74,7 +74,7 @@ def test_biased_values_become_honest_ones(rows_of):
     before, after = (biased - truth).square().mean(), (found - truth).square().mean()
     assert after < 0.03 < before / 3
     assert (found.mean(dim=0) - outcomes.mean()).abs().max() < 0.04
-    assert source.without_own and source.metrics([])["rredcot/readout_rows/mean"] == 3 * num_taught(outcomes)
+    assert source.metrics([])["rredcot/readout_rows/mean"] == 3 * num_taught(outcomes)
 
 
 @pytest.mark.parametrize("form", ["joint", "hidden"])
@@ -214,7 +214,7 @@ def test_what_regresses_nothing_saves_nothing(tmp_path, caplog, name):
     source = source_of(name)
     source.save(str(tmp_path / "step"))
     source.load(str(tmp_path / "step"))
-    assert not list(tmp_path.iterdir()) and not caplog.records and not source.without_own
+    assert not list(tmp_path.iterdir()) and not caplog.records
 
 
 def test_a_prompt_has_one_name_in_every_epoch_and_for_every_output_of_its_sessions(monkeypatch):

@@ -33,7 +33,7 @@ RUNS = {
     "calibrated": ("rredcot", {"self_value": ACTOR | {"calibration": "logistic"}, "readout": READOUT}),
     "both": ("rredcot", {"self_value": ACTOR | {"calibration": "logistic"}, "readout": READOUT | {"use_hidden": True}}),
     "hidden": ("rredcot", {"self_value": {"form": "hidden"}, "readout": READOUT}),
-    "vps": ("vps", {"self_value": ACTOR | {"smoothing": 0.5}}),
+    "vps": ("vps", {"self_value": ACTOR}),
     "mig": ("mig", {"self_value": ACTOR}),
     "attention_attribution": ("attention_attribution", {}),
     "gradient_attribution": ("gradient_attribution", {}),
