@@ -33,7 +33,8 @@ bench() {
         --reward-function recipes/quickstart/task.py --line-checker recipes.quickstart.task:check_lines \
         --num-prompts 64 --group-size 8 --max-response-tokens 64 --rollouts 32 --main-rollouts 128 \
         --set segmentation.min_tokens=4 --layers all --temperatures 1.0 0.5 2.0 --gradients 512 \
-        --cuttings keyword_entropy-8 keyword_entropy-4 keyword_entropy-2 fixed-8 fixed-4 newline-8 entropy-8 keyword-8 \
+        --cuttings keyword_entropy-18 keyword_entropy-8 keyword_entropy-4 fixed-12 fixed-8 newline-18 entropy-18 \
+        keyword-18 \
         "$@"
 }
 bench warm_start "$QUICKSTART_DATA/model" "The quickstart's policy after its warm start" "$@"

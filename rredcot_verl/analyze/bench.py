@@ -9,10 +9,11 @@ from tqdm import tqdm
 from rredcot_verl.analyze.command_line import Options
 from rredcot_verl.analyze.estimators import HIDDEN, PROBES
 from rredcot_verl.analyze.measured_costs import CostMeasurement
-from rredcot_verl.analyze.measured_gradients import GradientMeasurement
+from rredcot_verl.analyze.measured_gradients import measure_gradients
 from rredcot_verl.analyze.measured_hidden import HiddenStateMeasurement, parse_layers
 from rredcot_verl.analyze.measured_probes import ProbeMeasurement
 from rredcot_verl.analyze.measured_rollouts import RolloutMeasurement
+from rredcot_verl.analyze.measured_truth import TruthMeasurement, load_true_values
 from rredcot_verl.analyze.measured_weights import WeightMeasurement
 from rredcot_verl.analyze.measuring import Context, Measurement, Segments, complete, is_whole, measure_in_blocks
 from rredcot_verl.analyze.policy import check_folder, fingerprint, load_policy, require_packing
@@ -68,6 +69,7 @@ class Bench:
         formats_of(options.settings.elicitation)
         self._verifier = Verifier(load_function(options.reward_function), options.reward_options)
         line_checker = load_line_checker(options.line_checker) if options.line_checker else None
+        self._true_value = load_true_values(options.true_values) if options.true_values else None
         self._problems, self._given = _read_inputs(options)
         _try(self._verifier, self._problems[0])
         identity = options.identity(fingerprint(folder))
@@ -97,7 +99,8 @@ class Bench:
         try:
             self._make_traces()
             traces = self._traces()
-            segments = Segments(self._options.cuttings, self._elicitation, self._store.records().cuttings)
+            options, known = self._options, self._store.records().cuttings
+            segments = Segments(options.cuttings, self._elicitation, options.max_response_tokens, known)
             complete(self._store, segments, traces)
             measurements = self._measurements(segments, traces)
             measure_in_blocks(self._store, measurements, traces, self._budget)
@@ -162,18 +165,23 @@ class Bench:
             options.pack_tokens,
             self._watch,
         )
-        probes = ProbeMeasurement(context, options.temperatures, traces) if PROBES in options.measured else None
+        probes = ProbeMeasurement(context, traces) if PROBES in options.measured else None
         hidden = HiddenStateMeasurement(context, self._layers, options.dim, options.seed)
         weights = [name for name in options.measured if name not in (PROBES, HIDDEN)]
         found: list[Measurement | None] = [
             RolloutMeasurement(
-                context, self._sampler, self._verifier, options.max_response_tokens, options.num_rollouts
+                context,
+                self._sampler,
+                self._verifier,
+                options.max_response_tokens,
+                options.num_rollouts,
+                {problem.group for problem in self._problems[: options.rollout_prompts]},
             ),
+            TruthMeasurement(context, self._true_value) if self._true_value else None,
             probes,
             *(WeightMeasurement(context, name) for name in weights),
             hidden if HIDDEN in options.measured else None,
             CostMeasurement(hidden, probes),
-            GradientMeasurement(context, traces[: options.gradients], options.seed) if options.gradients else None,
         ]
         return [measurement for measurement in found if measurement is not None]
 
@@ -187,7 +195,10 @@ class Bench:
         store.run["num_traces"] = {"asked": self._num_asked, "made": len(traces), "whole": len(whole)}
         store.write_run()
         kept = {trace.trace for trace in whole}
-        return store.records().where(lambda record: record.trace in kept)
+        found = store.records().where(lambda record: record.trace in kept)
+        if options.gradients and whole:
+            measure_gradients(self._policy, found, options)
+        return found
 
     def _note(self, text: str) -> None:
         if text not in self._store.run["notes"]:

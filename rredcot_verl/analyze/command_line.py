@@ -42,7 +42,6 @@ class Options:
         command: The command line.
         settings: The `algorithm.rredcot` block: `--config` with `--set` on top.
         cuttings: By name; the first one is the main one.
-        temperatures: Of the probes; the first one is the main one.
         reward_options, template_options: Keyword arguments of the verifier and of the chat template.
         budget_s: Wall time in seconds, None for any.
     """
@@ -91,18 +90,28 @@ class Options:
         metavar="METHOD-N",
         help="ways to cut, the main one first, e.g. keyword_entropy-8 fixed-8 (default: the settings' own and others)",
     )
-    temperatures: list[float] = _flag(
-        nargs="+", type=float, metavar="T", help="of the probes, the main one first (default: the sampling temperature)"
-    )
-    rollouts: int = _flag(default=16, least=2, metavar="N", help="continuations of a state (default: 16)")
+    rollouts: int = _flag(default=16, least=0, metavar="N", help="continuations of a state (default: 16)")
     main_rollouts: int | None = _flag(
-        least=2, metavar="N", help="the same for states of the main cutting (default: as others)"
+        least=0, metavar="N", help="the same for states of the main cutting (default: as others)"
+    )
+    rollout_prompts: int | None = _flag(
+        least=0, metavar="N", help="prompts, from the first, whose states have continuations (default: all)"
+    )
+    true_values: str | None = _flag(
+        metavar="MODULE:FUNCTION",
+        help="the task's own value of a state, f(prompt, response so far) -> expected reward or None: the gold in "
+        "place of continuations, and a method, oracle",
     )
     layers: list[str] = _flag(
         nargs="+", default=["-2"], metavar="L", help="layers of hidden states, or all (default: -2)"
     )
     dim: int = _flag(default=64, least=1, help="dimensions kept of a hidden state (default: 64)")
-    gradients: int = _flag(default=0, least=0, metavar="N", help="traces whose gradients are sketched (default: 0)")
+    gradients: int = _flag(
+        default=0, least=0, metavar="N", help="prompts whose gradients are taken under each form of credit (default: 0)"
+    )
+    batch_prompts: int = _flag(
+        default=16, least=1, metavar="N", help="prompts of an optimiser step, for what Adam makes of it (default: 16)"
+    )
     device: str = _flag(default="cpu", help="e.g. cpu or cuda:0 (default: cpu)")
     dtype: str = _flag(default="auto", help="float32, bfloat16, float16 or auto: float32 on a CPU, else bfloat16")
     batch_tokens: int = _flag(default=65536, least=1, metavar="N", help="tokens of a sampling batch (default: 65536)")
@@ -130,7 +139,7 @@ class Options:
         found = [
             name for name in ("credit", "readout", "traces") if getattr(self.settings, name) != getattr(default, name)
         ]
-        names = ("engine", "share_prefix", "form", "calibration", "smoothing", "proposals", "max_proposals")
+        names = ("engine", "share_prefix", "form", "calibration", "proposals", "max_proposals")
         value = self.settings.self_value
         return found + [
             f"self_value.{name}" for name in names if getattr(value, name) != getattr(default.self_value, name)
@@ -141,7 +150,7 @@ class Options:
         # Not the number of prompts: more of them may be added. A trace more would change what its group knows.
         names = (
             "prompts traces group_size temperature max_response_tokens reward_function "
-            "data_source line_checker temperatures rollouts main_rollouts layers dim dtype seed gradients"
+            "data_source line_checker rollouts main_rollouts true_values layers dim dtype seed"
         ).split()
         return {
             "model": model_fingerprint,
@@ -196,7 +205,6 @@ def read_options(arguments: Sequence[str] | None = None) -> Options:
         "command": "python -m rredcot_verl.analyze " + shlex.join(sys.argv[1:] if arguments is None else arguments),
         "settings": settings,
         "cuttings": parse_segmentations(given["cuttings"], settings),
-        "temperatures": given["temperatures"] or [given["temperature"]],
         "reward_options": _pairs(given["reward_options"], "--reward-set"),
         "template_options": _pairs(given["template_options"], "--template-set"),
         "budget_s": None if given["budget_s"] is None else parse_duration(given["budget_s"]),
@@ -208,9 +216,13 @@ def _check(given: dict[str, Any]) -> None:
     for name, flag in _FLAGS.items():
         if flag["least"] is not None and given[name] is not None and given[name] < flag["least"]:
             raise ValueError(f"--{name.replace('_', '-')} {given[name]}: expected at least {flag['least']}")
-    for temperature in (given["temperature"], *(given["temperatures"] or ())):
-        if not temperature > 0:
-            raise ValueError(f"--temperature {temperature}: expected a number above 0")
+    if not given["temperature"] > 0:
+        raise ValueError(f"--temperature {given['temperature']}: expected a number above 0")
+    for name in ("rollouts", "main_rollouts"):
+        if given[name] is not None and given[name] < (0 if given["true_values"] else 2):
+            raise ValueError(
+                f"--{name.replace('_', '-')} {given[name]}: expected at least 2, or --true-values in their place"
+            )
     if given["dtype"] not in ("auto", "float32", "bfloat16", "float16"):
         raise ValueError(f"--dtype {given['dtype']}: expected auto, float32, bfloat16 or float16")
     if given["config"] is not None and not given["config"].is_file():

@@ -6,17 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from rredcot_verl.analyze import measures, policy_gradient, wrong_lines
+from rredcot_verl.analyze import measures, wrong_lines
 from rredcot_verl.analyze.estimators import REFERENCE
 from rredcot_verl.analyze.measures import agreement, calibration_curve
-from rredcot_verl.analyze.method_values import ALL_ROLLOUTS, Evidence, Method
+from rredcot_verl.analyze.method_values import ALL_ROLLOUTS, ORACLE, Evidence, Method
 from rredcot_verl.analyze.statistics import Array, Measured, intervals
 from rredcot_verl.analyze.trace_table import Mask
 
-FORMS = ("reweight", "td")
-NO_SKETCHES = "no gradient sketches"
-UNIFORM = 1e-6
-"""GRPO advantages below this are rounding in a group whose traces all earn the same."""
 IS_THE_GOLD = "it is the gold itself"
 
 
@@ -33,20 +29,14 @@ class Comparison:
         self.table = table = evidence.table
         self.methods = {method.name: method for method in methods}
         self.reference = self.methods.get(REFERENCE)
-        self._grpo_credit = policy_gradient.advantages(table, None, "reweight")
-        sketches = policy_gradient.load_sketches(evidence.measurements, table)
-        self._gradients = None
-        if sketches is None:
-            evidence.notes.append(f"no gradient sketches for {table.cutting}: no variance of the policy gradient")
-        else:
-            self._gradients = policy_gradient.GradientComparison(table, *sketches, self._grpo_credit)
+        self._gold = ORACLE if table.has_truth else ALL_ROLLOUTS
         self._reference_measures: dict[tuple[str, bytes, tuple[str, ...]], dict[str, Measured]] = {}
 
     def entry(self, method: Method) -> dict[str, Any]:
         """Everything about one method: an entry of `methods` in the results."""
         rows = method.covers(self.table)
         measured = self.measure(method, rows)
-        forecast = not method.uses_outcome and method.name != ALL_ROLLOUTS
+        forecast = not method.uses_outcome and method.name != self._gold
         return {
             "name": method.name,
             "family": method.family,
@@ -59,45 +49,25 @@ class Comparison:
             "differences": self._differences(method, measured, rows),
             "over_chance": {"blame_top1": self._over_chance(measured["blame_top1"], method, rows)},
             "calibration": calibration_curve(self.table, method.values, rows) if forecast else None,
-            "credit": {form: self.credit(method, form) for form in FORMS},
             "cost": self.cost(method),
         }
 
     def measure(self, method: Method, rows: Mask, names: Iterable[str] = measures.NAMES) -> dict[str, Measured]:
         """Agreement and blame of a method on some traces."""
         names = tuple(names)
-        if method.name == ALL_ROLLOUTS:
-            measured = {name: Measured.none(IS_THE_GOLD) for name in names}
-        else:
-            measured = agreement(
-                self.table,
-                method.values,
-                self.table.other_rollouts if method.against == "rest" else self.table.monte_carlo,
-                rows,
-                rewards=method.segment_rewards(self.table),
-                names=names,
-                uses_outcome=method.uses_outcome,
-            )
+        is_gold = method.name == self._gold
+        measured = agreement(
+            self.table,
+            method.values,
+            self.table.other_rollouts if method.against == "rest" else self.table.gold,
+            rows,
+            rewards=method.segment_rewards(self.table),
+            names=[name for name in names if name in measures.FLUENCY or not is_gold],
+            uses_outcome=method.uses_outcome,
+        )
+        measured = {name: measured.get(name, Measured.none(IS_THE_GOLD)) for name in names}
         found = wrong_lines.blame(self.table, method.segment_rewards(self.table), rows)
         return {**measured, **{f"blame_{name}": value for name, value in found.items()}}
-
-    def credit(self, method: Method | None, form: str, **options: float) -> dict[str, dict[str, Any]]:
-        """Gradient under a credit form relative to GRPO, and the blame by the final advantage.
-
-        Args:
-            method, form, options: As `policy_gradient.advantages` takes them.
-        """
-        credit = policy_gradient.advantages(self.table, method, form, **options)
-        if self._gradients is None:
-            result = {name: Measured.none(NO_SKETCHES) for name in policy_gradient.NAMES}
-        else:
-            result = self._gradients.compare(credit)
-        rows = np.ones(len(self.table.traces), dtype=bool) if method is None else method.covers(self.table)
-        # A group whose traces all earn the same has no advantage to place.
-        rows &= np.abs(self._grpo_credit[:, 0]) > UNIFORM
-        found = wrong_lines.blame(self.table, credit, rows)
-        result |= {f"blame_{name}": value for name, value in found.items()}
-        return intervals(result)
 
     def cost(self, method: Method) -> dict[str, dict[str, Any]]:
         """Seconds and tokens a trace, beside those of the plain log-prob pass and of generating it."""
@@ -122,14 +92,15 @@ class Comparison:
 
     def gold(self) -> dict[str, Any]:
         """How noisy the gold is, and the correlations that this noise allows at most."""
-        table, gold = self.table, self.table.monte_carlo
+        table, gold = self.table, self.table.gold
         numbers = gold.num_rollouts[table.is_state]
         known = table.is_state & np.isfinite(gold.noise)
-        names = [name for name in measures.NAMES if name.startswith(("spearman", "pearson"))]
+        names = [name for name in measures.NAMES if name.startswith("spearman")]
         everyone = np.ones(len(table.traces), dtype=bool)
         first, second = table.halves
         halves = agreement(table, first.values, second, everyone, names=names)
         return {
+            "exact": table.has_truth,
             "num_rollouts": {
                 "min": int(numbers.min()) if numbers.size else 0,
                 "mean": float(numbers.mean()) if numbers.size else 0.0,
@@ -146,14 +117,9 @@ class Comparison:
         rules = wrong_lines.chance(self.table)
         return {rule: intervals(found) for rule, found in rules.items()}
 
-    def grpo(self) -> dict[str, Any]:
-        """GRPO's own gradient."""
-        snr = Measured.none(NO_SKETCHES) if self._gradients is None else self._gradients.grpo_signal_to_noise()
-        return {"snr": snr.interval()}
-
     def _differences(self, method: Method, measured: dict[str, Measured], rows: Mask) -> dict[str, dict[str, Any]]:
         reference = self.reference
-        if reference is None or method.name in (REFERENCE, ALL_ROLLOUTS):
+        if reference is None or method.name in (REFERENCE, self._gold):
             return {}
         common = rows & reference.covers(self.table)
         if not np.array_equal(common, rows):

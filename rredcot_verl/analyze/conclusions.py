@@ -23,13 +23,12 @@ def by_name(results: dict[str, Any]) -> dict[str, Entry]:
 
 
 def shown(results: dict[str, Any]) -> list[Entry]:
-    """The methods of the charts: without smoothing, further calibrations and further layers, which have tables."""
+    """The methods of the charts: without further calibrations and further layers, which have a table."""
     layer = results["evaluation"]["layer"]
     return [
         entry
         for entry in results["methods"]
-        if entry["family"] != "smoothed"
-        and not entry["name"].startswith("calibrated:")
+        if not entry["name"].startswith("calibrated:")
         and (not entry["name"].startswith(READ) or entry["name"].partition(":")[2] == str(layer))
     ]
 
@@ -39,7 +38,7 @@ def cheap(results: dict[str, Any]) -> list[Entry]:
     return [
         entry
         for entry in shown(results)
-        if entry["family"] not in ("monte_carlo", "attribution") and entry["coverage"] > 0.5
+        if entry["family"] not in ("truth", "monte_carlo", "attribution") and entry["coverage"] > 0.5
     ]
 
 
@@ -66,7 +65,30 @@ def findings(results: dict[str, Any]) -> list[str]:
                 parts.append(f"difference {describe(difference, digits)}")
         parts += _limits(results, name, digits)
         sentences.append(f"{question}: {'; '.join(parts)}.")
-    return [*sentences, *_cost(results)]
+    return [*sentences, *_gradients(results), *_cost(results)]
+
+
+def _gradients(results: dict[str, Any]) -> list[str]:
+    found = results["gradients"]
+    known = (
+        [] if found is None else [row for row in found["rows"] if row["measures"]["samples"]["estimate"] is not None]
+    )
+    if not known:
+        return []
+    parts = []
+    for about, rows in (
+        ("of all forms", known),
+        ("without true values", [row for row in known if row["method"] not in ("oracle", "monte_carlo")]),
+    ):
+        if rows:
+            best = min(rows, key=lambda row: row["measures"]["samples"]["estimate"])
+            parts.append(f"{about} {label(best)} with {describe(best['measures']['samples'], 2)}")
+    return [f"Fewest samples for the progress of GRPO's step, by Adam (share of GRPO's): {'; '.join(parts)}."]
+
+
+def label(row: dict[str, Any]) -> str:
+    """A form of credit and the method whose values it credits, e.g. `td, lambda 0 (oracle)`."""
+    return f"{row['form']} ({row['method']})" if row["method"] else str(row["form"])
 
 
 def _limits(results: dict[str, Any], name: str, digits: int) -> list[str]:

@@ -56,14 +56,12 @@ READ = ("hidden:", "both:")
 """How the names of methods begin that read hidden states; the layer follows."""
 
 CALIBRATED = (REFERENCE, "geometric:reference", "normalized:union")
-"""Probes that are calibrated, and those of the ablation over temperatures."""
-SMOOTHED = (REFERENCE, "calibrated", "monte_carlo")
-"""Methods that are smoothed too."""
+"""Probes that are calibrated."""
 ACROSS_CUTTINGS = (*CALIBRATED, "vps", "mig", "monte_carlo", "position", "calibrated")
-"""Methods of the ablation over cuttings, with those that `READ`."""
-CREDITED = (REFERENCE, "geometric:reference", "vps", "mig", "calibrated")
-"""Methods of the ablation over credit, with those that `READ`."""
-IN_EXAMPLES = (REFERENCE, "geometric:reference", "calibrated", "monte_carlo", "attention_attribution")
+"""Methods that are compared across cuttings, with those that `READ`."""
+CREDITED = ("oracle", REFERENCE, "calibrated", "monte_carlo")
+"""Methods whose credit is judged by the policy's gradient."""
+IN_EXAMPLES = ("oracle", REFERENCE, "geometric:reference", "calibrated", "monte_carlo", "attention_attribution")
 """Methods shown beside example traces, with those that `READ`."""
 
 

@@ -1,24 +1,33 @@
 """From measurements to `results.json`: every method, every measure, each with its interval (docs/analyze.md)."""
 
+import json
 import time
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from rredcot_verl.analyze.ablations import ablations
+from rredcot_verl.analyze import measures
 from rredcot_verl.analyze.comparison import Comparison
-from rredcot_verl.analyze.estimators import CALIBRATED, PROBES, SMOOTHED, methods_from, weighed
+from rredcot_verl.analyze.estimators import (
+    ACROSS_CUTTINGS,
+    CALIBRATED,
+    PROBES,
+    READ,
+    REFERENCE,
+    methods_from,
+    weighed,
+)
 from rredcot_verl.analyze.example_traces import examples
-from rredcot_verl.analyze.method_values import Evidence, Method, from_all_rollouts, group_mean, smoothed
-from rredcot_verl.analyze.records import Measurements
+from rredcot_verl.analyze.method_values import Evidence, Method, from_all_rollouts, group_mean, true_values
+from rredcot_verl.analyze.records import GRADIENTS_FILE, Measurements
 from rredcot_verl.analyze.regressions import regression_methods
-from rredcot_verl.analyze.statistics import CONFIDENCE, Resamples
+from rredcot_verl.analyze.statistics import CONFIDENCE, Resamples, intervals
 from rredcot_verl.analyze.trace_table import NUM_ROLLOUTS, TraceTable, make_table
 
-SCHEMA = 1
+SCHEMA = 2
 FEW_PROMPTS = 20
-STRENGTHS = (0.25, 0.5)
 
 
 def evaluate(
@@ -27,7 +36,6 @@ def evaluate(
     seed: int = 0,
     num_resamples: int = 1000,
     cutting: str | None = None,
-    temperature: float | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a folder of measurements.
@@ -38,23 +46,21 @@ def evaluate(
         num_resamples: Resamples of the bootstrap.
         cutting: The cutting all methods are compared on; None: `main_cutting` of `run.json`, else the one with most
             measured traces.
-        temperature: The probes' temperature; None: `temperature` of `run.json`, else that of most probes.
         progress: Whether to show how far it is.
 
     Returns:
         The results as docs/analyze.md describes them, ready for `json.dumps(..., allow_nan=False)`.
 
     Raises:
-        ValueError: No trace, no cutting, or one of that name or temperature was not measured.
+        ValueError: No trace, no cutting, or one of that name was not measured.
     """
     started = time.perf_counter()
     cutting = _main_cutting(measurements, cutting)
-    temperature = _temperature(measurements, temperature)
     num_groups = len({trace.group for trace in measurements.traces})
     table = make_table(measurements, cutting, Resamples.draw(num_groups, num_resamples, seed))
     if not table.traces:
         raise ValueError(f"cutting {cutting}: no trace with a segment was measured; there is nothing to evaluate")
-    evidence = Evidence(measurements, table, temperature, seed, progress=progress)
+    evidence = Evidence(measurements, table, seed, progress=progress)
     methods = all_methods(evidence)
     if num_groups < FEW_PROMPTS:
         evidence.notes.append(
@@ -63,7 +69,7 @@ def evaluate(
         )
     comparison = Comparison(evidence, methods)
     entries = [comparison.entry(method) for method in evidence.each(methods, "methods")]
-    sections = ablations(comparison)
+    across, gradients = _across_cuttings(comparison), _gradients(evidence)
     return {
         "schema": SCHEMA,
         "run": measurements.run,
@@ -72,17 +78,16 @@ def evaluate(
             "num_resamples": num_resamples,
             "confidence": CONFIDENCE,
             "cutting": cutting,
-            "temperature": temperature,
             "layer": evidence.layer,
             "seconds": time.perf_counter() - started,
         },
         "data": _data(table),
         "gold": comparison.gold(),
         "chance": comparison.chance(),
-        "grpo": comparison.grpo(),
         "methods": entries,
         "costs": comparison.costs(),
-        "ablations": sections,
+        "gradients": gradients,
+        "cuttings": across,
         "examples": examples(table, methods, evidence.layer),
         "notes": evidence.notes,
     }
@@ -93,15 +98,14 @@ def all_methods(evidence: Evidence) -> list[Method]:
     table, notes = evidence.table, evidence.notes
     probes = methods_from(evidence, PROBES)
     if not probes:
-        notes.append(
-            f"no probes for {table.cutting} at temperature {evidence.temperature:g}: no probe methods, no calibration"
-        )
+        notes.append(f"no probes for {table.cutting}: no probe methods, no calibration")
     attributions = weighed(evidence)
     if not attributions:
         notes.append("no weights of segments were measured: no attribution methods")
     rollouts = methods_from(evidence)
     if not rollouts:
-        notes.append("fewer than two continuations a state: no monte_carlo method, and nothing to compare with")
+        nothing = "" if table.has_truth else ", and nothing to compare with"
+        notes.append(f"fewer than two continuations a state: no monte_carlo method{nothing}")
     elif np.median(table.first_rollouts.num_rollouts[table.is_state]) < NUM_ROLLOUTS:
         notes.append(
             f"fewer than {2 * NUM_ROLLOUTS} continuations a state: monte_carlo takes half of them, fewer than "
@@ -112,11 +116,38 @@ def all_methods(evidence: Evidence) -> list[Method]:
     by_name = {method.name: method for method in probes}
     calibrated = [by_name[name] for name in CALIBRATED if name in by_name]
     everything = [from_all_rollouts(table)] if rollouts else []
-    methods = [group_mean(table), *everything, *rollouts, *probes, *attributions]
-    methods += regression_methods(evidence, calibrated, evidence.hidden)
-    found = {method.name: method for method in methods}
-    methods += [smoothed(table, found[name], s) for name in SMOOTHED if name in found for s in STRENGTHS]
-    return methods
+    methods = [group_mean(table), *true_values(table), *everything, *rollouts, *probes, *attributions]
+    return methods + regression_methods(evidence, calibrated, evidence.hidden)
+
+
+def _across_cuttings(comparison: Comparison) -> list[dict[str, Any]]:
+    """A short list of methods and measures under every cutting, given the comparison under the main one."""
+    measurements, main = comparison.evidence.measurements, comparison.table
+    rows: list[dict[str, Any]] = []
+    for name in comparison.evidence.each(list(dict.fromkeys(cut.cutting for cut in measurements.cuttings)), "cuttings"):
+        other = comparison
+        if name != main.cutting:
+            table = make_table(measurements, name, main.resamples)
+            other = Comparison(replace(comparison.evidence, table=table, notes=[]))
+        own = other.evidence
+        probes = methods_from(own, PROBES)
+        first = [method for method in probes if method.name == REFERENCE]
+        layers = [] if own.layer is None else [own.layer]
+        for method in [*probes, *methods_from(own), *regression_methods(own, first, layers)]:
+            if method.name in ACROSS_CUTTINGS or method.name.startswith(READ):
+                measured = other.measure(method, method.covers(own.table), measures.KEPT)
+                row = {"cutting": name, "method": method.name, "measures": intervals(measured)}
+                rows.append({**row, "mean_segments": float(own.table.num_segments.mean())})
+    return rows
+
+
+def _gradients(evidence: Evidence) -> dict[str, Any] | None:
+    """What `measured_gradients` found, if the folder holds it."""
+    path = evidence.measurements.folder / GRADIENTS_FILE
+    if path.exists():
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    evidence.notes.append("no gradients were measured: nothing is said of what a form of credit is worth")
+    return None
 
 
 def _main_cutting(measurements: Measurements, cutting: str | None) -> str:
@@ -127,16 +158,6 @@ def _main_cutting(measurements: Measurements, cutting: str | None) -> str:
     if chosen not in counts:
         raise ValueError(f"cutting {chosen!r} was not measured; measured are {sorted(counts)}")
     return str(chosen)
-
-
-def _temperature(measurements: Measurements, temperature: float | None) -> float:
-    counts = Counter(record.temperature for record in measurements.probes)
-    chosen = measurements.run.get("temperature") if temperature is None else temperature
-    if chosen is None or (temperature is None and counts and chosen not in counts):
-        chosen = max(counts, key=lambda number: counts[number]) if counts else 1.0
-    if temperature is not None and temperature not in counts:
-        raise ValueError(f"temperature {temperature:g} was not probed; probed are {sorted(counts)}")
-    return float(chosen)
 
 
 def _data(table: TraceTable) -> dict[str, Any]:

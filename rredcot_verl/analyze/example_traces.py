@@ -22,7 +22,7 @@ def examples(table: TraceTable, methods: Sequence[Method], layer: int | None = N
     Returns:
         `examples` of the results, see docs/analyze.md.
     """
-    gold = np.where(table.is_state, table.monte_carlo.values, np.nan)
+    gold = np.where(table.is_state, table.gold.values, np.nan)
     complete = (np.isfinite(gold) | ~table.is_state).all(axis=1) & (table.num_segments > 1)
     moves = np.abs(table.segment_rewards(np.nan_to_num(gold)))
     largest = np.where(table.is_inner, moves, 0.0).max(axis=1)
@@ -64,12 +64,12 @@ def _layout(table: TraceTable, shown: Sequence[Method], row: int) -> dict[str, A
         "reward": trace.reward,
         "ground_truth": trace.ground_truth,
         "methods": [method.name for method in shown],
-        "start": {"gold": after(table.monte_carlo.values, 0), "values": [after(method.values, 0) for method in shown]},
+        "start": {"gold": after(table.gold.values, 0), "values": [after(method.values, 0) for method in shown]},
         "segments": [
             {
                 "text": trace.response[cut.characters[k - 1] : cut.characters[k]],
                 "holds_wrong_line": bool(table.wrong_segments[row] == k - 1),
-                "gold": after(table.monte_carlo.values, k),
+                "gold": after(table.gold.values, k),
                 "values": [after(method.values, k) for method in shown],
             }
             for k in range(1, num + 1)

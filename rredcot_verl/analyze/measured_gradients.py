@@ -1,83 +1,222 @@
-"""Sketches of the policy gradient, segment by segment, for the variance of an update under each credit."""
+"""Gradients of units of prompts under many forms of credit, and what each form is worth (`efficiency`).
 
-import itertools
-from collections.abc import Iterable, Sequence
+verl's loss on the first update of a batch (ratio 1, `token-mean`) has the gradient -(sum over response tokens of
+A_t grad log pi_t) / (number of response tokens). A unit's sum needs one backward pass a form, with the advantages as
+weights. What is kept of a form is three numbers with their intervals, so no gradient is ever written to a file.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from rredcot_verl.analyze.measuring import Context, Measurement, Unit
-from rredcot_verl.analyze.records import GRADIENTS_FOLDER, TraceArrays, TraceRecord
-from rredcot_verl.analyze.store import Store
+from rredcot_verl.analyze.command_line import Options
+from rredcot_verl.analyze.credit_forms import DIRECTION, FORMS, GRPO, Form, advantages
+from rredcot_verl.analyze.efficiency import GradientComparison, UnitGradients
+from rredcot_verl.analyze.estimators import CREDITED, PROBES, REFERENCE, methods_from
+from rredcot_verl.analyze.method_values import Evidence, Method, true_values
+from rredcot_verl.analyze.policy import Policy, split_by_size
+from rredcot_verl.analyze.records import GRADIENTS_FILE, Measurements, TraceRecord
+from rredcot_verl.analyze.regressions import regression_methods
+from rredcot_verl.analyze.statistics import Array, Resamples
+from rredcot_verl.analyze.trace_table import TraceTable, make_table
 
+MOST_UNITS = 64
+"""Prompts are put together into at most so many units."""
+FULL = 4_000_000
+"""Parameters up to which gradients are taken whole: three forms of `MOST_UNITS` units are held at once."""
 SKETCH_DIM = 4096
-"""Numbers kept of a gradient. The relative error of an inner product of sketches is about 1 / sqrt(SKETCH_DIM) = 1.6 %
+"""Numbers kept of a larger gradient for inner products. The relative error of one is about 1 / sqrt(SKETCH_DIM) = 1.6 %
 of the product of the norms."""
+NUM_COORDINATES = 1 << 17
+"""Coordinates of a larger gradient, drawn at random, whose sum stands for that over all in Adam's view."""
 
 
-class GradientMeasurement(Measurement):
-    """Count sketches (Charikar, Chen, Farach-Colton, 2002) of gradients with respect to all parameters.
+class GradientReader:
+    """Gradients with respect to all parameters: whole, or of a large model a count sketch and some coordinates.
 
-    Every parameter has a seeded bucket and sign; a sketch sums, by bucket, the signed gradient. Inner products of
+    A sketch (Charikar, Chen, Farach-Colton, 2002) sums, by bucket, the gradient with random signs; inner products of
     sketches are unbiased estimates of those of the gradients.
 
     Args:
-        context: What the measurements share.
-        traces: The traces that are sketched.
-        seed: Of buckets and signs.
+        policy: The model.
+        temperature: Sampling temperature.
+        max_tokens: Most tokens of a pass.
+        seed: Of buckets, signs and coordinates.
+        full: Most parameters whose gradient is kept whole.
     """
 
-    name = "gradients"
+    def __init__(self, policy: Policy, temperature: float, max_tokens: int, seed: int, full: int = FULL) -> None:
+        self._policy, self._temperature, self._max_tokens = policy, temperature, max_tokens
+        self._parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
+        self.num_parameters = sum(parameter.numel() for parameter in self._parameters)
+        self.whole = self.num_parameters <= full
+        if not self.whole:
+            generator = torch.Generator().manual_seed(seed)
+            # Sign and bucket in one number: the upper half of the buckets is the negative side.
+            self._buckets = torch.randint(2 * SKETCH_DIM, (self.num_parameters,), generator=generator)
+            self._places = torch.randint(self.num_parameters, (NUM_COORDINATES,), generator=generator)
 
-    def __init__(self, context: Context, traces: Sequence[TraceRecord], seed: int) -> None:
-        self._context = context
-        self._traces = {trace.trace for trace in traces}
-        self._parameters = [parameter for parameter in context.policy.model.parameters() if parameter.requires_grad]
-        generator = torch.Generator().manual_seed(seed)
-        # Sign and bucket in one number: the upper half of the buckets is the negative side.
-        self._places = [
-            torch.randint(2 * SKETCH_DIM, (parameter.numel(),), generator=generator, dtype=torch.int32)
-            for parameter in self._parameters
-        ]
+    def read(
+        self, traces: Sequence[TraceRecord], weights: Sequence[Array], units: Sequence[Sequence[int]]
+    ) -> UnitGradients:
+        """The gradient of each unit's sum of weighted log-probabilities.
 
-    def units(self, trace: TraceRecord) -> list[Unit]:
-        """See `Measurement`."""
-        return [Unit(trace, ((GRADIENTS_FOLDER, trace.trace),))] if trace.trace in self._traces else []
+        Args:
+            traces: All traces.
+            weights: For each trace `(num_response_tokens,)`, the advantages of its tokens.
+            units: Places of the traces of each unit.
+        """
+        rows = [self._unit([traces[place] for place in unit], [weights[place] for place in unit]) for unit in units]
+        if self.whole:
+            return UnitGradients(torch.stack(rows))
+        sketches = []
+        for row in rows:
+            sums = torch.zeros(2 * SKETCH_DIM).index_add_(0, self._buckets, row)
+            sketches.append(sums[:SKETCH_DIM] - sums[SKETCH_DIM:])
+        return UnitGradients(torch.stack([row[self._places] for row in rows]), torch.stack(sketches))
 
-    def measure(self, units: Sequence[Unit]) -> Iterable[TraceArrays]:
-        """See `Measurement`: a trace's rows of `gradients/<cutting>.npz`."""
-        for unit in units:
-            sketches = self.sketches(unit.trace, self._context.segments.boundaries(unit.trace))
-            number, count = unit.trace.trace, len(sketches)
-            arrays = {"traces": np.full(count, number), "segments": np.arange(count), "sketches": sketches}
-            yield TraceArrays(GRADIENTS_FOLDER, number, arrays)
+    def _unit(self, traces: Sequence[TraceRecord], weights: Sequence[Array]) -> Tensor:
+        model = self._policy.model
+        model.zero_grad(set_to_none=True)
+        # A pass of unlike lengths computes much padding; a trace without an advantage has no gradient.
+        order = sorted((n for n in range(len(traces)) if weights[n].any()), key=lambda n: len(traces[n].token_ids))
+        for part in split_by_size([len(traces[n].token_ids) for n in order], self._max_tokens):
+            chosen = [order[place] for place in part]
+            self._backward([traces[n] for n in chosen], [weights[n] for n in chosen])
+        parts = [p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in self._parameters]
+        gradient = torch.cat(parts).float().cpu()
+        model.zero_grad(set_to_none=True)
+        return gradient
 
-    def lay_out(self, store: Store, traces: Sequence[TraceRecord]) -> None:
-        """See `Measurement`: `gradients/<cutting>.npz`."""
-        parts = [store.arrays(GRADIENTS_FOLDER, trace.trace) for trace in traces if trace.trace in self._traces]
-        store.write_arrays(GRADIENTS_FOLDER, self._context.segments.main, parts)
+    def _backward(self, traces: Sequence[TraceRecord], weights: Sequence[Array]) -> None:
+        longest = max(len(trace.token_ids) for trace in traces)
+        first = min(len(trace.prompt_ids) for trace in traces) - 1
+        # Padded behind its end, a trace cannot see the padding, whose weight is 0.
+        ids = torch.zeros(len(traces), longest, dtype=torch.int64)
+        weight = torch.zeros(len(traces), longest)
+        for row, (trace, own) in enumerate(zip(traces, weights, strict=True)):
+            ids[row, : len(trace.token_ids)] = torch.tensor(trace.token_ids)
+            weight[row, len(trace.prompt_ids) : len(trace.token_ids)] = torch.from_numpy(own)
+        device = self._policy.device
+        ids, weight = ids.to(device), weight.to(device)
+        with torch.enable_grad():
+            logits = self._policy.model(input_ids=ids, use_cache=False, logits_to_keep=longest - first).logits[:, :-1]
+            log_probs = (logits.float() / self._temperature).log_softmax(-1)
+            own = log_probs.gather(2, ids[:, first + 1 :].unsqueeze(2)).squeeze(2)
+            (own * weight[:, first + 1 :]).sum().backward()
 
-    def sketches(self, trace: TraceRecord, boundaries: Sequence[int]) -> np.ndarray:
-        """`(num_segments, SKETCH_DIM)` float32: the gradient of each segment's summed log-probability."""
-        model, device = self._context.policy.model, self._context.policy.device
-        with self._context.watch.measure("gradients"), torch.enable_grad():
-            ids = torch.tensor([trace.token_ids], device=device)
-            size = len(trace.response_ids)
-            logits = model(input_ids=ids, use_cache=False, logits_to_keep=size + 1).logits[0, :-1]
-            log_probs = (logits.float() / self._context.temperature).log_softmax(-1)
-            own = log_probs.gather(1, ids[0, -size:].unsqueeze(1)).squeeze(1)
-            sketches = []
-            for start, end in itertools.pairwise(boundaries):
-                gradients = torch.autograd.grad(
-                    own[start:end].sum(), self._parameters, retain_graph=end < boundaries[-1], allow_unused=True
-                )
-                sketches.append(self._sketch(gradients))
-        return torch.stack(sketches).numpy()
 
-    def _sketch(self, gradients: Sequence[Tensor | None]) -> Tensor:
-        sums = torch.zeros(2 * SKETCH_DIM)
-        for gradient, places in zip(gradients, self._places, strict=True):
-            if gradient is not None:
-                sums.index_add_(0, places, gradient.detach().flatten().float().cpu())
-        return sums[:SKETCH_DIM] - sums[SKETCH_DIM:]
+def measure_gradients(policy: Policy, measurements: Measurements, options: Options) -> None:
+    """Write `gradients.json`, unless it is there for the same traces and forms."""
+    path, traces = measurements.folder / GRADIENTS_FILE, [trace.trace for trace in measurements.traces]
+    num_prompts, batch_prompts = options.gradients, options.batch_prompts
+    asked = {"traces": traces, "forms": list(FORMS), "num_prompts": num_prompts, "batch_prompts": batch_prompts}
+    if path.exists() and json.loads(path.read_text(encoding="utf-8"))["asked"] == asked:
+        return
+    cutting, groups = next(iter(options.cuttings)), {trace.group for trace in measurements.traces}
+    table = make_table(measurements, cutting, Resamples.draw(len(groups), 0, options.seed))
+    reader = GradientReader(policy, options.temperature, options.pack_tokens, options.seed)
+    found = compare_forms(
+        reader,
+        table,
+        _credited(Evidence(measurements, table, options.seed)),
+        batch_prompts=batch_prompts,
+        num_prompts=num_prompts,
+        seed=options.seed,
+    )
+    path.write_text(json.dumps({"asked": asked, **found}, indent=2) + "\n", encoding="utf-8")
+
+
+def _credited(evidence: Evidence) -> list[Method]:
+    probes = methods_from(evidence, PROBES)
+    first = [method for method in probes if method.name == REFERENCE]
+    methods = [*true_values(evidence.table), *probes, *regression_methods(evidence, first, []), *methods_from(evidence)]
+    by_name = {method.name: method for method in methods}
+    return [by_name[name] for name in CREDITED if name in by_name]
+
+
+def compare_forms(
+    reader: GradientReader,
+    table: TraceTable,
+    methods: Sequence[Method],
+    *,
+    batch_prompts: int,
+    num_prompts: int,
+    seed: int,
+) -> dict[str, Any]:
+    """What every form of `FORMS` is worth with the values of every method, on the same traces.
+
+    Args:
+        reader: Of the policy that sampled the traces.
+        table: The traces.
+        methods: Whose values are credited. One that values only some prompts is compared on these.
+        batch_prompts: Prompts of an optimiser step.
+        num_prompts: Of the table, from the first, at most.
+        seed: Deals the units into halves.
+
+    Returns:
+        `gradients` of the results, see docs/analyze.md.
+    """
+    started = time.perf_counter()
+    prompts = list(dict.fromkeys(table.groups.tolist()))[:num_prompts]
+    per_unit = -(-len(prompts) // MOST_UNITS)
+    units = [
+        np.nonzero(np.isin(table.groups, prompts[start : start + per_unit]))[0].tolist()
+        for start in range(0, len(prompts), per_unit)
+    ]
+    tokens = torch.tensor([sum(table.lengths[row] for row in unit) for unit in units])
+
+    def read(method: Method | None, *forms: Form) -> UnitGradients:
+        # A gradient is linear in the advantages, so that of a mean is the mean of the gradients.
+        credit = np.mean([advantages(table, method, form) for form in forms], axis=0)
+        return reader.read(table.traces, _by_token(table, credit), units)
+
+    unbiased = [advantages(table, None, GRPO)]
+    unbiased += [advantages(table, method, FORMS[DIRECTION]) for method in methods if method.covers(table).all()]
+    direction = reader.read(table.traces, _by_token(table, np.mean(unbiased, axis=0)), units)
+    grpo = read(None, GRPO)
+    compared: dict[bytes, GradientComparison] = {}
+    rows: list[dict[str, Any]] = []
+    found: dict[str, Any] = {}
+    for name, form, method in tqdm(list(_pairs(methods)), desc="gradients", unit="form"):
+        covered = np.ones(len(table.traces), dtype=bool) if method is None else method.covers(table)
+        kept = torch.tensor([bool(covered[unit].any()) for unit in units])
+        key = kept.numpy().tobytes()
+        if key not in compared:
+            compared[key] = GradientComparison(
+                direction.rows(kept), grpo.rows(kept), tokens[kept], batch_prompts / per_unit, seed
+            )
+        row = compared[key].compare(read(method, form).rows(kept))
+        rows.append({"form": name, "method": "" if method is None else method.name, "measures": row})
+        found = found or {"grpo": {"signal_to_noise": compared[key].signal_to_noise()}}
+    return {
+        "num_parameters": reader.num_parameters,
+        "whole": reader.whole,
+        "num_prompts": len(prompts),
+        "num_traces": sum(map(len, units)),
+        "num_units": len(units),
+        "batch_prompts": batch_prompts,
+        "seconds": time.perf_counter() - started,
+        **found,
+        "rows": rows,
+    }
+
+
+def _pairs(methods: Sequence[Method]) -> Iterator[tuple[str, Form, Method | None]]:
+    for name, form in FORMS.items():
+        for method in methods if form.reads_values else [None]:
+            yield name, form, method
+
+
+def _by_token(table: TraceTable, credit: Array) -> list[Array]:
+    """For each trace its advantages by token, of `(num_traces, width)` by segment."""
+    return [
+        np.repeat(credit[row, : len(cut.boundaries) - 1], np.diff(cut.boundaries)).astype(np.float32)
+        for row, cut in enumerate(table.cuts)
+    ]

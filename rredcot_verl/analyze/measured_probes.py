@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from rredcot_verl.analyze.measuring import Context, Measurement, Unit
-from rredcot_verl.analyze.policy import PackedPass, run_pack
+from rredcot_verl.analyze.policy import run_pack
 from rredcot_verl.analyze.records import CostRecord, ProbeRecord, TraceRecord
 from rredcot_verl.answers.grammar import canonical_form, look_up, reference_answers
 from rredcot_verl.config.blocks import GROUND_TRUTH
@@ -34,19 +34,17 @@ class KnownAnswer:
 
 
 class ProbeMeasurement(Measurement):
-    """Forces all answers that the plugin could probe with any setting, and reads them at several temperatures.
+    """Forces all answers that the plugin could probe with any setting.
 
     Args:
         context: What the measurements share.
-        temperatures: What divides the logits; the first is the main one.
         traces: All traces: a group knows the answers of all its traces.
     """
 
     name = "probes"
 
-    def __init__(self, context: Context, temperatures: Sequence[float], traces: Sequence[TraceRecord]) -> None:
+    def __init__(self, context: Context, traces: Sequence[TraceRecord]) -> None:
         self._context = context
-        self._temperatures = list(temperatures)
         # References, useful and useless answers of the group.
         block = context.settings.model_dump()
         block["self_value"] |= {"proposals": "union", "form": "normalized", "max_proposals": _MOST_ANSWERS}
@@ -76,10 +74,8 @@ class ProbeMeasurement(Measurement):
 
     def units(self, trace: TraceRecord) -> list[Unit]:
         """See `Measurement`."""
-        return [
-            Unit(trace, tuple(ProbeRecord.key_of(trace.trace, cutting, t) for t in self._temperatures), cutting)
-            for cutting in self._context.segments.names
-        ]
+        cuttings = self._context.segments.names
+        return [Unit(trace, (ProbeRecord.key_of(trace.trace, cutting),), cutting) for cutting in cuttings]
 
     def measure(self, units: Sequence[Unit]) -> Iterable[ProbeRecord]:
         """See `Measurement`. A trace without a useful answer that can be forced has empty records."""
@@ -88,8 +84,7 @@ class ProbeMeasurement(Measurement):
             plans = [self._plan(trace, cutting, self.known[trace.group]) for trace in traces]
             for trace, (known, _) in zip(traces, plans, strict=True):
                 if not _any_useful(known):
-                    for temperature in self._temperatures:
-                        yield ProbeRecord(trace.trace, cutting, temperature, [], [], [], [], [], [], None, 0)
+                    yield ProbeRecord(trace.trace, cutting, [], [], [], [], [], [], 0.0, 0)
             asked = [n for n, (known, _) in enumerate(plans) if _any_useful(known)]
             sizes = [len(traces[n].token_ids) + count_probe_tokens(plans[n][1]) for n in asked]
             for part in self._context.packs(sizes):
@@ -103,11 +98,10 @@ class ProbeMeasurement(Measurement):
         elicitation, answer = self._context.elicitation, self._context.answers[trace.trace]
         boundaries = self._context.segments.boundaries(trace, cutting)
         format_name = elicitation.format_for(answer)
-        start = answer.start if answer else len(trace.response_ids)
 
         def probes(known: Sequence[KnownAnswer]) -> list[Probe]:
             proposals = [each.proposal for each in known]
-            return elicitation.probes(trace.prompt_ids, trace.response_ids, boundaries, proposals, format_name, start)
+            return elicitation.probes(trace.prompt_ids, trace.response_ids, boundaries, proposals, format_name)
 
         own = [each for each in known if elicitation.can_append(each.proposal.text, format_name)]
         found = probes(own)
@@ -121,30 +115,27 @@ class ProbeMeasurement(Measurement):
     def _read(
         self, traces: Sequence[TraceRecord], cutting: str, plans: Sequence[tuple[list[KnownAnswer], list[Probe]]]
     ) -> Iterable[ProbeRecord]:
-        done, seconds = self._timed(traces, [probes for _, probes in plans])
-        for temperature in self._temperatures:
-            scores = _read_at(done, temperature, len(traces))
-            for trace, (known, probes), own, surplus in zip(traces, plans, scores, seconds, strict=True):
-                sums, lengths = sum_by_state([ProbePlace.of(probe) for probe in probes], own, len(known))
-                log_probs = [[value if value > -math.inf else None for value in row] for row in sums.tolist()]
-                yield ProbeRecord(
-                    trace.trace,
-                    cutting,
-                    temperature,
-                    [each.proposal.text for each in known],
-                    [each.proposal.utility for each in known],
-                    [each.is_reference for each in known],
-                    [each.is_group for each in known],
-                    log_probs,
-                    lengths.tolist(),
-                    surplus if temperature == self._temperatures[0] else None,
-                    count_probe_tokens(probes),
-                )
+        scores, seconds = self._timed(traces, [probes for _, probes in plans])
+        for trace, (known, probes), own, surplus in zip(traces, plans, scores, seconds, strict=True):
+            sums, lengths = sum_by_state([ProbePlace.of(probe) for probe in probes], own, len(known))
+            log_probs = [[value if value > -math.inf else None for value in row] for row in sums.tolist()]
+            yield ProbeRecord(
+                trace.trace,
+                cutting,
+                [each.proposal.text for each in known],
+                [each.proposal.utility for each in known],
+                [each.is_reference for each in known],
+                [each.is_group for each in known],
+                log_probs,
+                lengths.tolist(),
+                surplus,
+                count_probe_tokens(probes),
+            )
 
     def _timed(
         self, traces: Sequence[TraceRecord], probes: Sequence[Sequence[Probe]]
-    ) -> tuple[PackedPass, list[float]]:
-        """A pass of the traces with their probes, and by how much it is longer than without: what training pays.
+    ) -> tuple[list[list[float]], list[float]]:
+        """The probes' scores, and by how much the pass is longer than one without: what training pays.
 
         The surplus is shared among the traces by the probes' tokens. It is a difference of two measurements, so that of
         a short pass may come out below 0.
@@ -156,10 +147,11 @@ class ProbeMeasurement(Measurement):
         plain = watch.last
         with watch.measure("probes"):
             done = run_pack(model, sequences, probes)
-            _read_at(done, self._temperatures[0], len(sequences))
+            temperatures = torch.full((len(sequences),), self._context.temperature)
+            scores = read_probes(done.pack, done.rows, done.logits, temperatures)
         surplus = watch.last - plain
         sizes = [count_probe_tokens(own) for own in probes]
-        return done, [surplus * size / max(1, sum(sizes)) for size in sizes]
+        return scores, [surplus * size / max(1, sum(sizes)) for size in sizes]
 
     def reference_cost(self, traces: Sequence[TraceRecord]) -> Iterable[CostRecord]:
         """What the probes of the references alone cost, which are the plugin's default."""
@@ -178,7 +170,3 @@ class ProbeMeasurement(Measurement):
 
 def _any_useful(known: Sequence[KnownAnswer]) -> bool:
     return any(each.proposal.utility > 0 for each in known)
-
-
-def _read_at(done: PackedPass, temperature: float, num_traces: int) -> list[list[float]]:
-    return read_probes(done.pack, done.rows, done.logits, torch.full((num_traces,), temperature))

@@ -1,6 +1,6 @@
 """Continuations from every state, each verified: what all other values are compared with."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from rredcot_verl.analyze.measuring import Context, Measurement, Unit
@@ -21,7 +21,8 @@ class RolloutMeasurement(Measurement):
         sampler: Of the policy, at the sampling temperature.
         verifier: Gives the rewards.
         max_response_tokens: Budget of a whole response; a continuation has what is left of it.
-        counts: Continuations of a state of the main cutting, and of any other state.
+        counts: Continuations of a state of the main cutting, and of any other state; 0 for none.
+        groups: The prompts whose states have any.
     """
 
     name = "rollouts"
@@ -31,10 +32,13 @@ class RolloutMeasurement(Measurement):
     verifier: Verifier
     max_response_tokens: int
     counts: tuple[int, int]
+    groups: Collection[str]
 
     def units(self, trace: TraceRecord) -> list[Unit]:
         """See `Measurement`."""
-        offsets = self.context.segments.states(trace)
+        if trace.group not in self.groups:
+            return []
+        offsets = [offset for offset in self.context.segments.states(trace) if self._count(trace, offset)]
         return [Unit(trace, (RolloutRecord.key_of(trace.trace, offset),), offset=offset) for offset in offsets]
 
     def measure(self, units: Sequence[Unit]) -> Iterable[RolloutRecord]:
@@ -52,16 +56,18 @@ class RolloutMeasurement(Measurement):
                 unit = units[number]
                 yield RolloutRecord(unit.trace.trace, unit.offset, values, per_token * num_tokens, num_tokens)
 
-    def _request(self, trace: TraceRecord, offset: int) -> Request:
+    def _count(self, trace: TraceRecord, offset: int) -> int:
         main, other = self.counts
-        count = main if offset in self.context.segments.boundaries(trace)[:-1] else other
+        return main if offset in self.context.segments.boundaries(trace)[:-1] else other
+
+    def _request(self, trace: TraceRecord, offset: int) -> Request:
         limits = [self.max_response_tokens - offset]
         if self.context.policy.max_length is not None:
             limits.append(self.context.policy.max_length - len(trace.prompt_ids) - offset)
         if self.context.settings.monte_carlo.max_tokens is not None:
             limits.append(self.context.settings.monte_carlo.max_tokens)
         prefix = trace.prompt_ids + trace.response_ids[:offset]
-        return Request(prefix, count, max(1, min(limits)), (ROLLOUT_STREAM, trace.trace, offset))
+        return Request(prefix, self._count(trace, offset), max(1, min(limits)), (ROLLOUT_STREAM, trace.trace, offset))
 
     def _verify(self, units: Sequence[Unit], results: Sequence[Sequence[Continuation]]) -> list[list[float]]:
         asked = []

@@ -17,11 +17,17 @@ USES_OUTCOME = "its values are made with the trace's own outcome, so they are no
 
 KEPT = ("spearman_v", "spearman_d", "spearman_v_within", "spearman_d_within", "mse", "bias", "brier", "ece")
 """What is measured where a short list is asked for."""
+FLUENCY = ("fluency", "fluency_within")
+"""Spearman correlation of d with the mean log-probability of the segment's tokens: credit that only echoes it says how
+usual a segment's words are."""
 NAMES = (
-    *(f"{kind}_{what}" for what in ("v", "d") for kind in ("spearman", "pearson")),
+    "spearman_v",
+    "spearman_d",
     "spearman_d_last",
-    *(f"{kind}_{what}_within" for what in ("v", "d") for kind in ("spearman", "pearson")),
-    *(f"{kind}_{what}_{third}" for what in ("v", "d") for kind in ("spearman", "pearson") for third in THIRDS),
+    "spearman_v_within",
+    "spearman_d_within",
+    *(f"spearman_{what}_{third}" for what in ("v", "d") for third in THIRDS),
+    *FLUENCY,
     "mse",
     "bias",
     "brier",
@@ -59,10 +65,17 @@ def agreement(
     inner = segments & table.is_inner
     third_of_state = np.minimum(np.floor(3 * table.position), 2)
     third_of_segment = np.minimum(np.floor(3 * table.segment_ends), 2)
+    known = np.isfinite(table.fluency)
     sides = {
         "v": (values, gold.values, states, third_of_state),
         "d": (rewards, gold_rewards, inner, third_of_segment),
         "d_last": (rewards, gold_rewards, segments, third_of_segment),
+        "fluency": (
+            rewards,
+            table.fluency,
+            table.is_inner & rows[:, None] & np.isfinite(rewards) & known,
+            third_of_segment,
+        ),
     }
     measured = {}
     for name in names:
@@ -106,24 +119,20 @@ def calibration_curve(table: TraceTable, values: Array, rows: Mask) -> list[dict
 
 
 def _correlation(table: TraceTable, name: str, sides: dict[str, tuple[Array, Array, Mask, Array]]) -> Measured:
-    kind, _, rest = name.partition("_")
-    what, _, where = rest.partition("_")
+    what, _, where = name.removeprefix("spearman_").partition("_")
     if where == "last":
         what, where = "d_last", ""
     x, y, valid, thirds = sides[what]
     if where in THIRDS:
         valid = valid & (thirds == THIRDS.index(where))
     if where == "within":
-        if kind == "spearman":
-            x, y = within_ranks(x, valid), within_ranks(y, valid)
-        per_trace = row_correlation(x, y, valid)
+        per_trace = row_correlation(within_ranks(x, valid), within_ranks(y, valid), valid)
         defined = np.isfinite(per_trace)
         groups = table.groups[defined]
         reason = "no trace with three or more that differ in the gold"
         return Measured.of(table.resamples.mean(per_trace[defined], groups), groups, reason)
     groups = table.groups_of(valid)
-    statistic = table.resamples.spearman if kind == "spearman" else table.resamples.pearson
-    return Measured.of(statistic(x[valid], y[valid], groups), groups)
+    return Measured.of(table.resamples.spearman(x[valid], y[valid], groups), groups)
 
 
 def _error(table: TraceTable, name: str, values: Array, gold: MonteCarloValues, states: Mask) -> Measured:

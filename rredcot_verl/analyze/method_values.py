@@ -18,14 +18,15 @@ from rredcot_verl.analyze.records import HIDDEN_FOLDER, Measurements, ProbeRecor
 from rredcot_verl.analyze.statistics import Array
 from rredcot_verl.analyze.trace_table import Mask, MonteCarloValues, TraceTable
 from rredcot_verl.config.blocks import ReadoutConfig
-from rredcot_verl.core.values import attribution_values, new_highs, smooth
+from rredcot_verl.core.values import attribution_values, new_highs
 from rredcot_verl.probes.values import values_of_sums
 from rredcot_verl.sources.registry import DEFAULT, SOURCES, source_class
 
 T = TypeVar("T")
 
 ALL_ROLLOUTS = "monte_carlo_gold"
-"""Monte Carlo from all continuations: what the others are compared with."""
+"""Monte Carlo from all continuations."""
+ORACLE = "oracle"
 FORMS = {
     "joint": "probability mass on useful answers ({})",
     "normalized": "that mass over the mass on all answers asked ({})",
@@ -40,7 +41,7 @@ class Method:
 
     Attributes:
         name: Its name in the results.
-        family: `probe`, `peer`, `attribution`, `monte_carlo`, `readout`, `baseline` or `smoothed`.
+        family: `probe`, `peer`, `attribution`, `monte_carlo`, `readout`, `baseline` or `truth`.
         about: One sentence for readers.
         values: `(num_traces, width)`, v_0 .. v_{K-1} in [0, 1]; NaN where the method has none.
         uses_outcome: Whether the values are made with the trace's own outcome, so that they are no forecast of it.
@@ -86,7 +87,6 @@ class Evidence:
     Attributes:
         measurements: All records.
         table: The traces under one cutting.
-        temperature: Of the probes.
         seed: Of what is fitted.
         notes: What could not be done is added here.
         progress: Whether to show how far a loop is.
@@ -94,7 +94,6 @@ class Evidence:
 
     measurements: Measurements
     table: TraceTable
-    temperature: float
     seed: int = 0
     notes: list[str] = field(default_factory=list)
     progress: bool = False
@@ -158,11 +157,7 @@ def probed(evidence: Evidence) -> list[Method]:
     where it was measured; other sets of answers have the seconds of the pass that asked them all.
     """
     table = evidence.table
-    records = {
-        record.trace: record
-        for record in evidence.measurements.probes
-        if record.cutting == table.cutting and record.temperature == evidence.temperature
-    }
+    records = {record.trace: record for record in evidence.measurements.probes if record.cutting == table.cutting}
     alone = evidence.cost("probe_reference")
     methods = []
     for form in FORMS:
@@ -233,7 +228,7 @@ def monte_carlo(evidence: Evidence) -> list[Method]:
     most = int(np.median(numbers))
     about = f"mean reward of {most} continuations a state (VinePPO), compared with the other continuations"
     method = _sampled(table, "monte_carlo", about, table.first_rollouts, np.full(len(table.traces), most))
-    return [replace(method, against="rest")]
+    return [method if table.has_truth else replace(method, against="rest")]
 
 
 def from_all_rollouts(table: TraceTable) -> Method:
@@ -249,19 +244,12 @@ def _sampled(table: TraceTable, name: str, about: str, sampled: MonteCarloValues
     return Method(name, "monte_carlo", about, values, seconds=seconds, num_tokens=num_tokens)
 
 
-def smoothed(table: TraceTable, method: Method, strength: float) -> Method:
-    """The method with each value drawn towards its neighbours."""
-    rewards = table.rewards
-    values = by_row(table, method.values, lambda row, values: smooth(values, float(rewards[row]), strength))
-    return replace(
-        method,
-        name=f"{method.name}+smooth={strength:g}",
-        family="smoothed",
-        about=f"{method.about}; smoothing {strength:g}",
-        values=values,
-        # The last value is drawn towards the outcome itself.
-        uses_outcome=True,
-    )
+def true_values(table: TraceTable) -> list[Method]:
+    """The task's own values, where it gave any: what the best possible source would do."""
+    if not np.isfinite(table.truth).any():
+        return []
+    about, nothing = "the true value of every state, as the task computes it", np.zeros(len(table.traces))
+    return [Method(ORACLE, "truth", about, table.truth, seconds=nothing, num_tokens=nothing)]
 
 
 def by_row(table: TraceTable, values: Array, change: Callable[[int, list[float]], Sequence[float]]) -> Array:
@@ -291,7 +279,7 @@ def _probed(table: TraceTable, records: dict[int, ProbeRecord], form: str, propo
         lengths = np.array(record.lengths, dtype=np.float64)
         share = float(lengths[:, chosen].sum() / lengths.sum()) if lengths.sum() else 1.0
         num_tokens[row] = record.num_tokens * share
-        seconds[row] = np.nan if record.seconds is None else record.seconds
+        seconds[row] = record.seconds
     about = FORMS[form].format(PROPOSALS[proposals])
     return Method(f"{form}:{proposals}", "probe", about, values, seconds=seconds, num_tokens=num_tokens)
 

@@ -7,8 +7,7 @@ import platform
 from typing import Any
 
 from rredcot_verl.analyze.conclusions import by_name, findings, shown
-from rredcot_verl.analyze.estimators import REFERENCE, SMOOTHED
-from rredcot_verl.analyze.measures import THIRDS
+from rredcot_verl.analyze.estimators import REFERENCE
 from rredcot_verl.analyze.page_panels import FAMILIES, Results, all_panels
 from rredcot_verl.pages import html
 from rredcot_verl.pages.text import describe
@@ -21,7 +20,7 @@ SEEN_TINY = 1e9
 HIGHER, LOWER, NEAR_ZERO = 1, -1, 0
 
 Columns = tuple[tuple[str, str, str, int], ...]
-"""Heading, part (`measures`, `cost`, or a credit form), name of the measure, and which way is better."""
+"""Heading, part (`measures` or `cost`), name of the measure, and which way is better."""
 HEADLINE: Columns = (
     ("Spearman v", "measures", "spearman_v", HIGHER),
     ("Spearman v\nwithin a trace", "measures", "spearman_v_within", HIGHER),
@@ -38,17 +37,7 @@ COST: Columns = (
     ("seconds over\ngeneration", "cost", "seconds_of_generation", NEAR_ZERO),
     ("tokens over\ngenerated", "cost", "tokens_of_generation", NEAR_ZERO),
 )
-GRADIENTS: Columns = tuple(
-    (f"{form}\n{label}", form, name, NEAR_ZERO)
-    for form in ("reweight", "td")
-    for label, name in (
-        ("variance", "variance"),
-        ("scaled", "variance_scaled"),
-        ("cosine", "cosine_unbiased"),
-        ("signal to noise", "snr"),
-    )
-)
-_AGREEMENT = (
+AGREEMENT = (
     ("Spearman v", "spearman_v"),
     ("within a trace", "spearman_v_within"),
     ("Spearman d", "spearman_d"),
@@ -56,22 +45,6 @@ _AGREEMENT = (
     ("Brier", "brier"),
     ("wrong line top-1", "blame_top1"),
 )
-_CREDIT = (
-    ("variance", "variance"),
-    ("variance, scaled", "variance_scaled"),
-    ("cosine", "cosine_unbiased"),
-    ("efficiency", "efficiency"),
-    ("wrong line top-1", "blame_top1"),
-)
-ABLATIONS = (
-    ("segmentation", "Segmenters and number of segments", _AGREEMENT, ("setting", "method")),
-    ("calibration", "Calibration, hidden states and layers", _AGREEMENT, ("setting", "method")),
-    ("training_size", "Prompts fitted together by a regression (5 folds)", _AGREEMENT, ("method", "setting")),
-    ("smoothing", "Smoothing", _AGREEMENT, ("method", "setting")),
-    ("temperature", "Temperature of the probes", _AGREEMENT, ("setting", "method")),
-    ("credit", "Form and strength of the credit, relative to GRPO", _CREDIT, ("method", "setting")),
-)
-"""Name in the results, heading, columns, and which of `setting` and `method` stands first."""
 
 
 def render(results: Results, *, title: str | None = None) -> str:
@@ -100,15 +73,13 @@ def render(results: Results, *, title: str | None = None) -> str:
         is_tiny=num_parameters is not None and num_parameters < SEEN_TINY,
         reference=REFERENCE,
         families=FAMILIES,
-        thirds=THIRDS,
         findings=findings(results),
         has_monte_carlo="monte_carlo" in by_name(results),
         methods=methods,
         panels=all_panels(results),
-        reasons=sorted({str(entry["credit"]["reweight"]["variance"]["reason"]) for entry in methods}),
-        columns={"headline": HEADLINE, "cost": COST, "gradients": GRADIENTS},
-        value_of=_value_of,
+        columns={"headline": HEADLINE, "cost": COST},
         verdict=verdict,
+        agreement=AGREEMENT,
         blame_rules=[
             (rule.replace("_", " "), *(describe(found[name], n) for name, n in (("top1", 3), ("rank", 2), ("auc", 3))))
             for rule, found in results["chance"].items()
@@ -118,7 +89,7 @@ def render(results: Results, *, title: str | None = None) -> str:
             for entry in results["methods"]
             if entry["measures"]["blame_rank"]["estimate"] is not None
         ],
-        ablations=_ablations(results),
+        tables=_tables(results),
         segments_of=_segments_of,
         facts=[(name.replace("_", " "), _plain(value)) for name, value in run.items() if name not in FOLDED],
         folded=[(name, _plain(run[name])) for name in FOLDED if name in run],
@@ -137,39 +108,26 @@ def verdict(difference: dict[str, Any] | None, direction: int) -> str:
     return ""
 
 
-def _value_of(entry: dict[str, Any], part: str, name: str) -> dict[str, Any] | None:
-    found: dict[str, Any] = entry[part] if part in ("measures", "cost") else entry["credit"][part]
-    return found.get(name)
-
-
 def _num_parameters(run: dict[str, Any]) -> float | None:
     model = run.get("model")
     found = run.get("num_parameters", model.get("num_parameters") if isinstance(model, dict) else None)
     return float(found) if isinstance(found, int | float) else None
 
 
-def _ablations(results: Results) -> list[dict[str, Any]]:
-    found = {**results["ablations"], **_of_methods(results)}
-    tables = []
-    for name, heading, columns, (first, second) in ABLATIONS:
-        rows = sorted(found[name], key=lambda row: row["method"]) if first == "method" else found[name]
-        tables.append({"heading": heading, "rows": rows, "columns": columns, "first": first, "second": second})
-    return tables
-
-
-def _of_methods(results: Results) -> dict[str, list[dict[str, Any]]]:
-    """Ablations that are methods of their own, as rows of a table."""
-    calibration, smoothing = [], []
+def _tables(results: Results) -> list[dict[str, Any]]:
+    """Rows of further cuttings and of further regressions, each with what is named first and second."""
+    cuttings = [(row["cutting"], row["method"], row["measures"]) for row in results["cuttings"]]
+    readouts = []
     for entry in results["methods"]:
         kind, _, layer = entry["name"].partition(":")
         if entry["family"] == "readout" and kind in ("hidden", "both"):
-            calibration.append({"setting": f"layer {layer}", "method": kind, "measures": entry["measures"]})
+            readouts.append((f"layer {layer}", kind, entry["measures"]))
         elif entry["family"] == "readout" or entry["name"] == REFERENCE:
-            calibration.append({"setting": "no hidden state", "method": entry["name"], "measures": entry["measures"]})
-        base, _, strength = entry["name"].partition("+smooth=")
-        if base in SMOOTHED:
-            smoothing.append({"setting": strength or "0", "method": base, "measures": entry["measures"]})
-    return {"calibration": calibration, "smoothing": smoothing}
+            readouts.append(("no hidden state", entry["name"], entry["measures"]))
+    return [
+        {"heading": "Ways to cut, and number of segments", "rows": cuttings},
+        {"heading": "Calibration, hidden states and layers", "rows": readouts},
+    ]
 
 
 def _segments_of(example: dict[str, Any]) -> list[dict[str, Any]]:

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rredcot_verl.analyze.conclusions import shown
-from rredcot_verl.analyze.estimators import REFERENCE
-from rredcot_verl.analyze.measures import THIRDS
-from rredcot_verl.pages.charts import Bin, Guide, Row, bars, by_position, forest, reliability, scatter
+from rredcot_verl.analyze.comparison import IS_THE_GOLD
+from rredcot_verl.analyze.conclusions import label, shown
+from rredcot_verl.pages.charts import Bin, Guide, Row, forest, reliability
 from rredcot_verl.pages.text import describe
 
 Results = dict[str, Any]
@@ -15,19 +14,14 @@ Panel = dict[str, Any]
 
 FAMILIES = {
     "baseline": "baselines: no measurement at all",
+    "truth": "the true values, as the task computes them",
     "monte_carlo": "Monte Carlo: continuations from every state",
     "probe": "probes of known answers",
     "peer": "peers on the same probes",
     "attribution": "attributions: R − b shared by weights; they know the outcome",
     "readout": "regressions on the outcomes (cross-fitted by prompt)",
-    "smoothed": "smoothed over neighbouring boundaries",
 }
 """Families in the order of the page."""
-IN_SCATTER = (
-    "group_mean", "position", REFERENCE, "geometric:reference", "normalized:union", "vps", "mig", "calibrated",
-    "monte_carlo",
-)  # fmt: skip
-"""Methods drawn over their cost, beside all attributions and readouts: with every name on it no chart could be read."""
 AGREEMENT = (
     ("spearman_v", "Values over all states", "Spearman correlation of v with Monte Carlo"),
     ("spearman_v_within", "Values within a trace", "mean Spearman correlation of v within a trace"),
@@ -36,21 +30,15 @@ AGREEMENT = (
     ("mse", "Squared error", "mean squared error of v, the gold's variance taken out"),
     ("bias", "Bias", "mean of v less Monte Carlo"),
 )
+FLUENCY = ("fluency", "Does credit only echo fluency?", "Spearman correlation of d with the mean log-probability")
 BLAME = (
-    ("measures", "blame_top1", "Most negative d", "share of failed traces, top-1"),
-    ("measures", "blame_auc", "AUC of −d", "wrong segment blamed more than another"),
-    ("reweight", "blame_top1", "Most negative advantage, reweight", "share of failed traces, top-1"),
-    ("td", "blame_top1", "Most negative advantage, td", "share of failed traces, top-1"),
-)
-COST = (
-    ("spearman_v", "Spearman of v"),
-    ("spearman_d", "Spearman of d"),
-    ("mse", "squared error of v (lower is better)"),
-    ("blame_top1", "wrong line, top-1"),
+    ("blame_top1", "Most negative d", "share of failed traces, top-1"),
+    ("blame_auc", "AUC of −d", "wrong segment blamed more than another"),
 )
 GRADIENTS = (
-    ("variance_scaled", "variance", "variance over GRPO's, advantages of equal size"),
-    ("efficiency", "progress for the noise", "progress for the noise, over GRPO's"),
+    ("samples", "Samples for GRPO's progress, by Adam", "share of GRPO's samples a step"),
+    ("adam", "Progress of Adam's step", "over GRPO's"),
+    ("efficiency", "Efficiency (Euclid)", "progress² over variance, over GRPO's"),
 )
 
 
@@ -58,17 +46,14 @@ def all_panels(results: Results) -> dict[str, list[Panel]]:
     """The charts of each section; none where nothing of it was measured."""
     return {
         "agreement": [
-            _forest(results, "measures", name, heading, label, _ceiling(results, name), zero=True)
-            for name, heading, label in AGREEMENT
+            _forest(results, name, heading, x_label, _ceiling(results, name), zero=True)
+            for name, heading, x_label in AGREEMENT
         ],
-        "position": [_by_position(results, what) for what in ("v", "d")],
+        "fluency": [_forest(results, *FLUENCY, [], zero=True)],
         "calibration": _calibration(results),
-        "blame": [
-            _forest(results, part, name, heading, label, _chance(results, name)) for part, name, heading, label in BLAME
-        ]
+        "blame": [_forest(results, name, heading, x_label, _chance(results, name)) for name, heading, x_label in BLAME]
         if results["data"]["lines"]["num_counted"]
         else [],
-        "cost": _cost(results),
         "gradients": _gradients(results),
     }
 
@@ -96,33 +81,17 @@ def _with_intervals(heading: str, chart: Any, rows: Sequence[Row]) -> Panel:
 
 
 def _forest(
-    results: Results, part: str, name: str, heading: str, label: str, guides: Sequence[Guide], *, zero: bool = False
+    results: Results, name: str, heading: str, x_label: str, guides: Sequence[Guide], *, zero: bool = False
 ) -> Panel:
     entries = [entry for family in FAMILIES for entry in shown(results) if entry["family"] == family]
     rows = []
     for entry in entries:
-        value = (entry["measures"] if part == "measures" else entry["credit"][part])[name]
+        value = entry["measures"][name]
         # The gold has no agreement with itself.
-        if entry["name"] != "monte_carlo_gold" or value["estimate"] is not None:
+        if value["reason"] != IS_THE_GOLD:
             rows.append(Row(entry["name"], entry["family"], value))
-    chart = forest(rows, guides, x_label=label, description=f"{heading}: {label}", zero=zero)
+    chart = forest(rows, guides, x_label=x_label, description=f"{heading}: {x_label}", zero=zero)
     return _with_intervals(heading, chart, rows)
-
-
-def _by_position(results: Results, what: str) -> Panel:
-    heading = {"v": "Values", "d": "What a segment changed"}[what]
-    rows = [
-        (entry["name"], [entry["measures"][f"spearman_{what}_{third}"] for third in THIRDS])
-        for entry in shown(results)
-        if entry["name"] != "monte_carlo_gold"
-    ]
-    chart = by_position(
-        rows,
-        x_label=f"Spearman correlation of {what} with Monte Carlo",
-        description=f"{heading}: correlation in the early, middle and late third of the trace",
-    )
-    figures = [(name, *map(describe, thirds)) for name, thirds in rows]
-    return {"heading": heading, "chart": chart, "columns": ("method", "early", "middle", "late"), "rows": figures}
 
 
 def _calibration(results: Results) -> list[Panel]:
@@ -140,40 +109,15 @@ def _calibration(results: Results) -> list[Panel]:
     return panels
 
 
-def _cost(results: Results) -> list[Panel]:
-    drawn = [
-        (entry, entry["cost"]["seconds_of_generation"]["estimate"])
-        for entry in shown(results)
-        if entry["name"] in IN_SCATTER or entry["family"] in ("attribution", "readout")
-    ]
-    panels = []
-    for name, label in COST:
-        points = [
-            (Row(entry["name"], entry["family"], entry["measures"][name]), ratio)
-            for entry, ratio in drawn
-            if ratio is not None and entry["measures"][name]["estimate"] is not None
-        ]
-        if points:
-            guides = _chance(results, name) if name == "blame_top1" else _ceiling(results, name)
-            chart = scatter(
-                points,
-                guides,
-                x_label="seconds over those of generating the trace",
-                y_label=label,
-                description=f"{label} over cost",
-            )
-            panels.append({"heading": label[0].upper() + label[1:], "chart": chart})
-    return panels
-
-
 def _gradients(results: Results) -> list[Panel]:
-    methods = shown(results)
-    if all(entry["credit"]["reweight"]["variance"]["estimate"] is None for entry in methods):
-        return []
+    found = results["gradients"]
     panels = []
-    for form in ("reweight", "td"):
-        for name, heading, label in GRADIENTS:
-            rows = [Row(entry["name"], entry["family"], entry["credit"][form][name]) for entry in methods]
-            chart = bars(rows, 1.0, x_label=label, description=f"{form}: {label}")
-            panels.append({**_with_intervals(heading, chart, rows), "form": form})
+    for name, heading, x_label in GRADIENTS if found else ():
+        rows = [Row(label(row), _family(results, row["method"]), row["measures"][name]) for row in found["rows"]]
+        chart = forest(rows, [Guide("GRPO", 1.0)], x_label=x_label, description=f"{heading}: {x_label}")
+        panels.append(_with_intervals(heading, chart, rows))
     return panels
+
+
+def _family(results: Results, method: str) -> str:
+    return next((entry["family"] for entry in results["methods"] if entry["name"] == method), "baseline")

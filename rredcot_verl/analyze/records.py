@@ -18,7 +18,7 @@ import numpy as np
 
 RUN_FILE = "run.json"
 HIDDEN_FOLDER = "hidden"
-GRADIENTS_FOLDER = "gradients"
+GRADIENTS_FILE = "gradients.json"
 
 Key = tuple[Any, ...]
 """Names one record of a folder: its file and the fields that tell it from the others there."""
@@ -109,19 +109,30 @@ class ProbeRecord(Record):
     """
 
     FILE = "probes.jsonl"
-    KEY = ("trace", "cutting", "temperature")
+    KEY = ("trace", "cutting")
 
     trace: int
     cutting: str
-    temperature: float
     answers: list[str]
     utilities: list[float]
     is_reference: list[bool]
     is_group: list[bool]
     log_probs: list[list[float | None]]
     lengths: list[list[int]]
-    seconds: float | None
+    seconds: float
     num_tokens: int
+
+
+@dataclass(frozen=True)
+class TruthRecord(Record):
+    """True values of the states of a trace under one cutting, as the task computes them."""
+
+    FILE = "truth.jsonl"
+    KEY = ("trace", "cutting")
+
+    trace: int
+    cutting: str
+    values: list[float | None]
 
 
 @dataclass(frozen=True)
@@ -157,7 +168,7 @@ class TraceArrays:
     """Arrays of one trace, kept until those of all traces are laid end to end.
 
     Attributes:
-        kind: `HIDDEN_FOLDER` or `GRADIENTS_FOLDER`.
+        kind: `HIDDEN_FOLDER`.
         trace: Which.
         arrays: By name.
     """
@@ -177,6 +188,7 @@ RECORDS: dict[str, type[Record]] = {
     "cuttings": CuttingRecord,
     "rollouts": RolloutRecord,
     "probes": ProbeRecord,
+    "truth": TruthRecord,
     "weights": WeightRecord,
     "costs": CostRecord,
 }
@@ -200,6 +212,7 @@ class Measurements:
     cuttings: list[CuttingRecord] = field(default_factory=list)
     rollouts: list[RolloutRecord] = field(default_factory=list)
     probes: list[ProbeRecord] = field(default_factory=list)
+    truth: list[TruthRecord] = field(default_factory=list)
     weights: list[WeightRecord] = field(default_factory=list)
     costs: list[CostRecord] = field(default_factory=list)
 

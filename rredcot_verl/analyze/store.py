@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from rredcot_verl.analyze.records import (
-    GRADIENTS_FOLDER,
     HIDDEN_FOLDER,
     RECORDS,
     RUN_FILE,
@@ -51,8 +50,8 @@ class Store:
         self.write_run()
         found = self.records()
         self._keys: set[Key] = {record.key for name in RECORDS for record in getattr(found, name)}
-        for kind in (HIDDEN_FOLDER, GRADIENTS_FOLDER):
-            self._keys |= {(kind, int(part.stem)) for part in (folder / kind / _PARTS).glob("*.npz")}
+        parts = (folder / HIDDEN_FOLDER / _PARTS).glob("*.npz")
+        self._keys |= {(HIDDEN_FOLDER, int(part.stem)) for part in parts}
 
     def write_run(self) -> None:
         """Write `run.json`, whole or not at all."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rredcot_verl.analyze.conclusions import findings
+from rredcot_verl.analyze.conclusions import findings, label
 from rredcot_verl.pages.text import describe, number
 
 AGREEMENT = (
@@ -19,15 +19,9 @@ AGREEMENT = (
 POSITIONS = tuple(
     (f"{what} {third}", f"spearman_{what}_{third}") for what in "vd" for third in ("early", "middle", "late")
 )
+FLUENCY = (("fluency", "fluency"), ("within a trace", "fluency_within"))
 BLAME = (("top-1", "blame_top1"), ("mean rank", "blame_rank"), ("AUC", "blame_auc"))
-GRADIENT = (
-    ("variance", "variance"),
-    ("variance, scaled", "variance_scaled"),
-    ("cosine", "cosine_unbiased"),
-    ("signal to noise", "snr"),
-    ("efficiency", "efficiency"),
-    ("top-1 by advantage", "blame_top1"),
-)
+GRADIENT = (("efficiency", "efficiency"), ("Adam's progress", "adam"), ("share of GRPO's samples", "samples"))
 COST = (
     ("seconds", "seconds"),
     ("tokens", "num_tokens"),
@@ -50,12 +44,13 @@ def render(results: dict[str, Any]) -> str:
     noise = (
         "not known" if gold["noise"] is None else f"{number(gold['noise'], 4)} (values {number(gold['variance'], 3)})"
     )
+    told = f"{counts['min']} to {counts['max']} continuations a state, variance of a gold value {noise}"
+    told = "the task's true values" if gold["exact"] else told
     lines = [
-        "# Credit against Monte Carlo",
+        "# Credit against the true values" if gold["exact"] else "# Credit against Monte Carlo",
         "",
         f"{data['num_traces']} traces of {data['num_groups']} prompts, {data['num_states']} states, cut by "
-        f"`{results['evaluation']['cutting']}`; gold: {counts['min']} to {counts['max']} continuations a state, "
-        f"variance of a gold value {noise}. In brackets: 95 % bootstrap over prompts, "
+        f"`{results['evaluation']['cutting']}`; gold: {told}. In brackets: 95 % bootstrap over prompts, "
         f"{results['evaluation']['num_resamples']} resamples, seed {results['evaluation']['seed']}.",
         "",
         *[f"- {sentence}" for sentence in findings(results)],
@@ -70,14 +65,18 @@ def render(results: dict[str, Any]) -> str:
         for rule, found in results["chance"].items()
     ]
     lines += _table("First wrong line of failed traces, by the most negative d", BLAME, [*rules, *methods], "measures")
-    for form in ("reweight", "td"):
-        entries = [{"name": entry["name"], "measures": entry["credit"][form]} for entry in methods]
-        lines += _table(f"Policy gradient relative to GRPO, credit.form={form}", GRADIENT, entries, "measures")
+    lines += _table("Correlation of d with the segment's mean log-probability", FLUENCY, methods, "measures")
+    found = results["gradients"]
+    lines += _table(
+        "Policy gradient, over GRPO's",
+        GRADIENT,
+        [{**row, "name": label(row)} for row in found["rows"]] if found else [],
+        "measures",
+    )
     lines += _table("Cost a trace", COST, methods, "cost")
-    for name, rows in results["ablations"].items():
-        columns = GRADIENT if name == "credit" else (*AGREEMENT[:3], *AGREEMENT[4:5], BLAME[0])
-        entries = [{**row, "name": f"{row['setting']}: {row['method']}"} for row in rows]
-        lines += _table(f"Ablation: {name.replace('_', ' ')}", columns, entries, "measures")
+    columns = (*AGREEMENT[:3], *AGREEMENT[4:5], BLAME[0])
+    entries = [{**row, "name": f"{row['cutting']}: {row['method']}"} for row in results["cuttings"]]
+    lines += _table("Ways to cut", columns, entries, "measures")
     if results["notes"]:
         lines += ["## Left out", "", *[f"- {note}" for note in results["notes"]], ""]
     return "\n".join(lines).rstrip() + "\n"

@@ -52,7 +52,8 @@ class TraceTable:
         num_segments: `(num_traces,)`.
         is_state: `(num_traces, width)`, whether k < K.
         position: `(num_traces, width)`, offset of state k over the length of the response.
-        monte_carlo: From all continuations: what methods are compared with, the *gold* of the results.
+        truth: `(num_traces, width)`, the task's own values, in [0, 1]; NaN where there are none.
+        monte_carlo: From all continuations.
         halves: From the odd and from the even ones.
         first_rollouts: From the first `NUM_ROLLOUTS`; half of them where there are fewer than twice as many.
         other_rollouts: From those after.
@@ -70,6 +71,7 @@ class TraceTable:
     num_segments: Labels
     is_state: Mask
     position: Array
+    truth: Array
     monte_carlo: MonteCarloValues
     halves: tuple[MonteCarloValues, MonteCarloValues]
     first_rollouts: MonteCarloValues
@@ -81,6 +83,28 @@ class TraceTable:
     def width(self) -> int:
         """Most segments of a trace."""
         return int(self.is_state.shape[1])
+
+    @cached_property
+    def has_truth(self) -> bool:
+        """Whether every state's true value is known."""
+        return bool(np.isfinite(self.truth[self.is_state]).all())
+
+    @cached_property
+    def gold(self) -> MonteCarloValues:
+        """What methods are compared with: the true values where all are known, else all continuations."""
+        if not self.has_truth:
+            return self.monte_carlo
+        return MonteCarloValues(self.truth, np.zeros_like(self.truth), self.monte_carlo.num_rollouts)
+
+    @cached_property
+    def fluency(self) -> Array:
+        """`(num_traces, width)`, mean log-probability of a segment's tokens, nats; NaN where it is not known."""
+        means = np.full(self.is_state.shape, np.nan)
+        for row, (trace, cut) in enumerate(zip(self.traces, self.cuts, strict=True)):
+            if len(trace.log_probs) == cut.boundaries[-1]:
+                sums = np.add.reduceat(trace.log_probs, cut.boundaries[:-1])
+                means[row, : self.num_segments[row]] = sums / np.diff(cut.boundaries)
+        return means
 
     @cached_property
     def row_of(self) -> dict[int, int]:
@@ -203,8 +227,18 @@ def make_table(measurements: Measurements, cutting: str, resamples: Resamples) -
         num_segments,
         np.arange(width) < num_segments[:, None],
         position,
+        _truth(measurements, cuts, width, low, high),
         **_rollouts(measurements, cuts, width, low, high),
     )
+
+
+def _truth(measurements: Measurements, cuts: list[CuttingRecord], width: int, low: float, high: float) -> Array:
+    known = {(record.trace, record.cutting): record.values for record in measurements.truth}
+    values = np.full((len(cuts), width), np.nan)
+    for row, cut in enumerate(cuts):
+        own = known.get((cut.trace, cut.cutting), [])
+        values[row, : len(own)] = [np.nan if value is None else (value - low) / (high - low) for value in own]
+    return values
 
 
 def _rollouts(

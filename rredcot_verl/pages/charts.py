@@ -4,7 +4,7 @@ Charts of a page have the same width, so that two stand side by side on a wide w
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -224,105 +224,6 @@ def forest(
         zero: Whether the axis must hold 0.
     """
     numbers = [guide.at for guide in guides] + ([0.0] if zero else []) + _numbers(rows)
-
-    def draw(drawing: Drawing, x: Axis, y: float, row: Row) -> None:
-        if row.value["low"] is not None:
-            drawing.line(f"whisker {row.family}", x(row.value["low"]), y, x(row.value["high"]), y)
-        drawing.mark(row.family, x(row.value["estimate"]), y, f"{row.name}: {describe(row.value)}")
-
-    return _rows_chart([(row.name, [row]) for row in rows], draw, numbers, guides, x_label, description)
-
-
-def bars(rows: Sequence[Row], at: float, *, x_label: str, description: str) -> Drawing:
-    """Draws each method's estimate as a bar from ``at``, with its interval; what goes beyond the axis is cut."""
-    largest = max([row.value["estimate"] for row in rows if row.value["estimate"] is not None], default=at)
-    numbers = [at, 0.0, *[min(number, max(2.0, 1.6 * largest)) for number in _numbers(rows)]]
-
-    def draw(drawing: Drawing, x: Axis, y: float, row: Row) -> None:
-        left, right = sorted((x(at), x(row.value["estimate"])))
-        title = f"{row.name}: {describe(row.value)}"
-        drawing.rect(f"fill {row.family}", left, y - 6, max(right - left, 1.0), 12, title)
-        if row.value["low"] is not None:
-            drawing.line("whisker over", x(row.value["low"]), y, x(row.value["high"]), y)
-
-    return _rows_chart([(row.name, [row]) for row in rows], draw, numbers, [Guide("GRPO", at)], x_label, description)
-
-
-def by_position(rows: Sequence[tuple[str, Sequence[Interval]]], *, x_label: str, description: str) -> Drawing:
-    """Draws three marks a method: early, middle and late in the trace, from hollow to full."""
-    methods = [
-        (name, [Row(name, third, value) for third, value in zip(("early", "middle", "late"), thirds, strict=True)])
-        for name, thirds in rows
-    ]
-    numbers = [part.value["estimate"] for _, parts in methods for part in parts if part.value["estimate"] is not None]
-
-    def draw(drawing: Drawing, x: Axis, y: float, *parts: Row) -> None:
-        places = [x(part.value["estimate"]) for part in parts]
-        drawing.line("join", min(places), y, max(places), y)
-        for part, at in zip(parts, places, strict=True):
-            title = f"{part.name}, {part.family}: {describe(part.value)}"
-            drawing.add("circle", f"third {part.family}", cx=at, cy=y, r=5, tooltip=title)
-
-    return _rows_chart(methods, draw, [*numbers, 0.0], [], x_label, description)
-
-
-def scatter(
-    points: Sequence[tuple[Row, float]], guides: Sequence[Guide], *, x_label: str, y_label: str, description: str
-) -> Drawing:
-    """Draws quality over cost, the cost on a logarithmic axis.
-
-    Args:
-        points: Methods with their cost; what costs nothing stands at the left edge.
-        guides: Lines of quality to compare with.
-        x_label: Unit of the cost.
-        y_label: What the quality is.
-        description: For readers who do not see it.
-    """
-    height, left, right, base = 360, 56, RIGHT - 8, 306
-    costs = [cost for _, cost in points if cost > 0] or [1.0]
-    low = math.floor(math.log10(min(costs)))
-    high = max(math.ceil(math.log10(max(costs)) + 1e-9), low + 1)
-    x = Axis(10.0 ** (low - 0.7), 10.0**high, left, right, log=True)
-    ends = _numbers([row for row, _ in points]) + [guide.at for guide in guides]
-    y_ticks = ticks(min(ends), max(ends))
-    y = Axis(y_ticks[0], y_ticks[-1], base, 16)
-    drawing = Drawing(WIDTH, height, description)
-    drawing.y_axis(y, [(tick, short(tick)) for tick in y_ticks], left, right, y_label)
-    drawing.x_axis(x, [(10.0**k, short(10.0**k)) for k in range(low, high + 1)], base, x_label, None)
-    drawing.text("tick", left + 2, base + 18, "0")
-    for guide in guides:
-        drawing.line("even", left, y(guide.at), right, y(guide.at))
-        drawing.text("tick", right, y(guide.at) - 4, guide.name, "end")
-    placed = [(x(cost) if cost > 0 else left + 6, y(row.value["estimate"]), row) for row, cost in points]
-    for at, _, row in placed:
-        if row.value["low"] is not None:
-            drawing.line(f"whisker thin {row.family}", at, y(row.value["low"]), at, y(row.value["high"]))
-    for at, up, row in placed:
-        drawing.mark(row.family, at, up, f"{row.name}: {describe(row.value)}")
-    _label_points(drawing, placed, right, base)
-    return drawing
-
-
-def legend_mark(family: str) -> Drawing:
-    """The mark of a family, or of a third of the trace, for a key."""
-    drawing = Drawing(16, 16, "", "keymark")
-    drawing.root.set("viewBox", "-8 -8 16 16")
-    if family in ("early", "middle", "late"):
-        drawing.add("circle", f"third {family}", r=5)
-    else:
-        drawing.mark(family, 0, 0, family)
-    return drawing
-
-
-def _rows_chart(
-    rows: Sequence[tuple[str, Sequence[Row]]],
-    draw: Callable[..., None],
-    numbers: Sequence[float],
-    guides: Sequence[Guide],
-    x_label: str,
-    description: str,
-) -> Drawing:
-    """A chart with a labelled row a method over one axis; ``draw`` draws what is known of a row."""
     marks = ticks(min(numbers, default=0.0), max(numbers, default=1.0))
     x = Axis(marks[0], marks[-1], LABEL, RIGHT)
     top = 34 if guides else 14
@@ -335,41 +236,29 @@ def _rows_chart(
         drawing.line("even", at, top - 4, at, base)
         anchor = "end" if at > RIGHT - 60 else "start" if at < LABEL + 40 else "middle"
         drawing.text("tick", at, top - 8 - 13 * (rank % 2), guide.name, anchor)
-    for place, (name, parts) in enumerate(rows):
+    for place, row in enumerate(rows):
         y = top + ROW * (place + 0.5)
-        drawing.text("row", LABEL - 9, y + 4, name if len(name) <= 31 else name[:30] + "…", "end")
-        known = [part for part in parts if part.value["estimate"] is not None]
-        if known:
-            draw(drawing, x, y, *known)
-        else:
+        drawing.text("row", LABEL - 9, y + 4, row.name if len(row.name) <= 31 else row.name[:30] + "…", "end")
+        if row.value["estimate"] is None:
             drawing.text("tick", LABEL + 6, y + 4, "—")
+            continue
+        if row.value["low"] is not None:
+            drawing.line(f"whisker {row.family}", x(row.value["low"]), y, x(row.value["high"]), y)
+        drawing.mark(row.family, x(row.value["estimate"]), y, f"{row.name}: {describe(row.value)}")
+    return drawing
+
+
+def legend_mark(family: str) -> Drawing:
+    """The mark of a family, for a key."""
+    drawing = Drawing(16, 16, "", "keymark")
+    drawing.root.set("viewBox", "-8 -8 16 16")
+    drawing.mark(family, 0, 0, family)
     return drawing
 
 
 def _numbers(rows: Sequence[Row]) -> list[float]:
     found = (row.value[key] for row in rows for key in ("estimate", "low", "high"))
     return [number for number in found if number is not None]
-
-
-def _label_points(drawing: Drawing, placed: Sequence[tuple[float, float, Row]], right: float, base: float) -> None:
-    """Names beside their points, moved up or down where they would touch another name."""
-    taken = [(at - 5, up - 5, at + 5, up + 5) for at, up, _ in placed]
-    for at, up, row in sorted(placed, key=lambda item: item[1]):
-        width = 6.8 * len(row.name)
-        tried = ((left, offset) for offset in sorted(range(-150, 151, 6), key=abs) for left in (at + 9, at - 9 - width))
-        for left, offset in tried:
-            box = (left, up + offset - 9, left + width, up + offset + 7)
-            is_inside = left >= 58 and box[2] <= right and box[1] >= 4 and box[3] <= base - 1
-            if is_inside and not any(_touch(box, other) for other in taken):
-                taken.append(box)
-                if abs(offset) > 8:
-                    drawing.line("leader", at, up, left - 2 if left > at else left + width + 2, up + offset)
-                drawing.text(f"name {row.family}", left, up + offset + 4, row.name)
-                break
-
-
-def _touch(box: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
-    return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
 
 
 def _spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:

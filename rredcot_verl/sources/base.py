@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 
 from rredcot_verl.config.blocks import Block
 from rredcot_verl.config.schema import PREFIX, RREDCoTConfig, validate
-from rredcot_verl.core.values import smooth
 from rredcot_verl.sources.engines import EngineChoice
 from rredcot_verl.sources.group import Group
 from rredcot_verl.sources.queue import RecordedBatch, Rows
@@ -64,8 +63,6 @@ class Source:
 
     Options: ClassVar[type[Block]] = Block
     """Model of `algorithm.rredcot.source_options`; strict: what it does not know is refused."""
-    pinned: ClassVar[bool] = True
-    """Whether the last segment is credited with R - v_{K-1}; otherwise with 0, as R is then no end of the values."""
     weighs: ClassVar[bool] = False
     """Whether it shares R - b out by weights, so that its values are no forecast."""
     reads_probes: ClassVar[bool] = False
@@ -159,20 +156,6 @@ class Source:
     def values(self, rows: Rows) -> list[list[float]]:
         """For each row v_0 .. v_{K-1} in units of reward; nothing for a row without values."""
         raise NotImplementedError
-
-    def smoothed_values(self, rows: Rows) -> list[list[float]]:
-        """`values`, drawn towards their neighbours by `self_value.smoothing`."""
-        strength = self.settings.self_value.smoothing
-        return [
-            # Where the outcome is no end of the values, it must not reach into them.
-            smooth(own, outcome if self.pinned else own[-1], strength) if own else []
-            for own, outcome in zip(self.values(rows), rows.outcomes.tolist(), strict=True)
-        ]
-
-    @property
-    def without_own(self) -> bool:
-        """Whether the values rest on the mean of the prompt's *other* rollouts."""
-        return False
 
     def metrics(self, records: Sequence[Record]) -> dict[str, float]:
         """Scalars of a step for the tracker, after `values`."""

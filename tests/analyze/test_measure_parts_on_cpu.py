@@ -12,9 +12,10 @@ from rredcot_verl.analyze.measured_gradients import SKETCH_DIM, GradientMeasurem
 from rredcot_verl.analyze.measured_hidden import HiddenStateMeasurement, parse_layers
 from rredcot_verl.analyze.measured_probes import ProbeMeasurement
 from rredcot_verl.analyze.measured_weights import WeightMeasurement
+from rredcot_verl.analyze.measuring import Segments
 from rredcot_verl.analyze.problems import Problem
 from rredcot_verl.analyze.records import TraceRecord
-from rredcot_verl.analyze.segmentations import cut, parse_segmentations
+from rredcot_verl.analyze.segmentations import parse_segmentations
 from rredcot_verl.analyze.timing import Budget, describe_duration, parse_duration
 from rredcot_verl.analyze.verifier import Verifier, load_function
 from rredcot_verl.config.schema import parse
@@ -74,7 +75,6 @@ def test_probes_are_those_of_sequences_of_their_own(pack_tokens):
             BOUNDARIES[record.trace],
             [each.proposal for each in known],
             elicitation.format_for(own),
-            own.start if own else len(trace.response_ids),
         )
         scores = [alone(trace, probe, record.temperature) for probe in probes]
         log_probs = torch.tensor(record.log_probs, dtype=torch.float64)
@@ -105,15 +105,20 @@ def test_a_group_without_a_useful_answer_is_not_probed():
 
 
 def test_cuttings_are_the_plugins_own():
+    num_cuts = 0
     block = {"segmentation": {"min_tokens": 2, "num_segments": 4}}
     for name, rule in parse_segmentations(
-        ["keyword_entropy-4", "fixed-3", "newline-8", "entropy-5", "keyword-2"], parse(block)
+        ["keyword_entropy-18", "fixed-9", "newline-18", "entropy-12", "keyword-2"], parse(block)
     ).items():
         method, number = name.rsplit("-", 1)
         agent = Agent(block={"segmentation": {"min_tokens": 2, "method": method, "num_segments": int(number)}})
         response = agent.response()
-        found = cut(rule, agent.tools.elicitation, response.response_ids, response.log_probs, response.answer.start)
-        assert found == agent.recorder.segment(response)
+        segments = Segments({name: rule}, agent.tools.elicitation, agent.tools.response_length)
+        trace = TraceRecord(0, "0", "", "", response.prompt_ids, response.response_ids, response.log_probs, 1.0)
+        (record,) = segments.measure(segments.units(trace))
+        assert record.boundaries == agent.recorder.segment(response)
+        num_cuts += len(record.boundaries) - 2
+    assert num_cuts == 10
 
 
 @pytest.mark.parametrize(

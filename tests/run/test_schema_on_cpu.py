@@ -24,8 +24,8 @@ def test_the_defaults_are_the_method():
         "source_options": {},
         "segmentation": {
             "method": "keyword_entropy",
-            "num_segments": 8,
-            "min_tokens": 8,
+            "num_segments": 64,
+            "min_tokens": 32,
             "max_tokens": None,
             "keywords": DEFAULT_KEYWORDS,
         },
@@ -62,7 +62,6 @@ def test_the_defaults_are_the_method():
             "layer": -2,
             "dim": 64,
             "seed": 0,
-            "num_folds": 5,
             "window": 8,
             "half_life": None,
             "max_rows": 16384,
@@ -110,7 +109,7 @@ def test_the_yaml_is_made_from_the_schema(capsys, monkeypatch):
         ({"segmentation": {"min_tokens": None}}, ["segmentation.min_tokens=None", "integer"]),
         ({"segmentation": {"keywords": ["so", 3]}}, ["segmentation.keywords.1=3", "string"]),
         ({"segmentation": {"keywords": ["so", " "]}}, ["segmentation.keywords=['so', ' ']", "empty word"]),
-        ({"segmentation": {"max_tokens": 15}}, ["segmentation.max_tokens=15", "twice", "min_tokens=8"]),
+        ({"segmentation": {"max_tokens": 31}}, ["segmentation.max_tokens=31", "at least", "min_tokens=32"]),
         ({"segmentation": {"method": ""}}, ["segmentation.method=''", "at least 1"]),
         ({"elicitation": {"format": "latex"}}, ["elicitation.format='latex'", "'boxed'", "'custom'"]),
         ({"elicitation": {"format": "custom"}}, ["elicitation.format=custom", "opening", "pattern"]),
@@ -151,6 +150,6 @@ def test_numbers_as_yaml_writes_them():
     block = {"credit": {"beta": 2}, "self_value": {"reward_range": [-1, 1], "timeout_s": 5}}
     settings = parse(block)
     assert settings.credit.beta == 2.0 and settings.self_value.reward_range == (-1.0, 1.0)
-    assert parse({"segmentation": {"max_tokens": 16}}).segmentation.max_tokens == 16
+    assert parse({"segmentation": {"max_tokens": 32}}).segmentation.max_tokens == 32
     with pytest.raises(ValueError, match="frozen"):
         settings.credit.beta = 3.0

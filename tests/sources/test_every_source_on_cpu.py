@@ -74,7 +74,7 @@ def test_what_sets_them_apart():
     assert forms == {"rredcot": "joint", "vps": "geometric", "mig": "geometric"}
     assert source_of("vps", self_value={"form": "joint"}).form == "joint"
     hidden = source_of("rredcot", self_value={"form": "hidden"})
-    assert hidden.without_own and hidden.segments_uniform_groups and hidden.name == "rredcot"
+    assert hidden.without_own and hidden.name == "rredcot"
     assert source_of("rredcot", self_value={"proposals": "union"}).needs_all
 
 

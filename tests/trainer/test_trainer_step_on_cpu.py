@@ -25,7 +25,7 @@ from tests.sources.world import TEXT, World
 from tests.trainer.steps import NotingWorkers, make_step, make_trainer, pass_results, verls_old_log_prob
 
 ACTOR = {"engine": "actor"}
-READOUT = {"dim": 2, "num_folds": 3}
+READOUT = {"dim": 2}
 RUNS = {
     "rredcot": ("rredcot", {"self_value": ACTOR}),
     "by the server": ("rredcot", {"self_value": {"engine": "rollout"}}),

@@ -1,0 +1,85 @@
+"""The forms of credit that are compared by their gradients, and their advantages, exactly as in training."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from rredcot_verl.analyze.method_values import Method
+from rredcot_verl.analyze.statistics import Array
+from rredcot_verl.analyze.trace_table import TraceTable
+from rredcot_verl.config.blocks import CreditConfig, SelfValueConfig
+from rredcot_verl.config.schema import RREDCoTConfig
+from rredcot_verl.core.redistribution import SegmentBatch
+from rredcot_verl.sources.registry import make_source
+from rredcot_verl.trainer.estimator import Segmented, compute_credit, credit_rule
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to make advantages of values.
+
+    Attributes:
+        credit: Of the `credit` block; what is not named has the plugin's default.
+        algorithm: Of verl's `algorithm` block: `lam`, `norm_adv_by_std_in_grpo`.
+        reads_values: Whether it depends on values at all.
+    """
+
+    credit: dict[str, Any] = field(default_factory=dict)
+    algorithm: dict[str, Any] = field(default_factory=dict)
+    reads_values: bool = True
+
+
+GRPO = Form(reads_values=False)
+FORMS = {
+    "GRPO without std": Form(algorithm={"norm_adv_by_std_in_grpo": False}, reads_values=False),
+    "td, lambda 1": Form({"form": "td"}, {"lam": 1.0}),
+    "td, lambda 0.5": Form({"form": "td"}, {"lam": 0.5}),
+    "td, lambda 0": Form({"form": "td"}, {"lam": 0.0}),
+    "reweight, beta 1": Form({"form": "reweight", "beta": 1.0}),
+    "reweight, beta 4": Form({"form": "reweight", "beta": 4.0}),
+}
+"""By the name in the results: one line a form."""
+DIRECTION = "td, lambda 1"
+"""Its expectation is GRPO's, so progress is counted along the mean of both: less noise, the same direction."""
+
+
+def advantages(table: TraceTable, method: Method | None, form: Form) -> Array:
+    """Advantages of the segments, from the plugin's own `compute_credit`.
+
+    Args:
+        table: The traces.
+        method: Whose values; None is GRPO. A trace without values is not scored: it has GRPO's advantage.
+        form: How they are made.
+
+    Returns:
+        `(num_traces, width)`; what stands beyond a trace's last segment has no meaning.
+    """
+    # Values that rest on the mean of the prompt's other traces, as a readout's do, are used as calibrated ones are.
+    calibration = "logistic" if method is not None and method.rests_on_group else "none"
+    settings = RREDCoTConfig(
+        credit=CreditConfig(**form.credit),
+        self_value=SelfValueConfig(reward_range=table.reward_range, calibration=calibration),  # type: ignore[arg-type]
+    )
+    low, high = table.reward_range
+    scored = np.zeros(len(table.traces), dtype=bool) if method is None else method.covers(table)
+    nums = table.num_segments.tolist()
+    values: list[list[float]] = [
+        [] if method is None or not scored[row] else (low + (high - low) * method.values[row, : nums[row]]).tolist()
+        for row in range(len(nums))
+    ]
+    outcomes = torch.tensor([trace.reward for trace in table.traces])
+    segments = SegmentBatch.from_rows([cut.boundaries for cut in table.cuts], values, outcomes, table.lengths)
+    mask = torch.arange(max(table.lengths)) < torch.tensor(table.lengths).unsqueeze(1)
+    algorithm = OmegaConf.create({"gamma": 1.0, "lam": 1.0, "norm_adv_by_std_in_grpo": True, **form.algorithm})
+    index = np.array([trace.group for trace in table.traces], dtype=object)
+    source = make_source(settings, "grpo" if method is None else method.estimator)
+    segmented = Segmented(segments, torch.arange(len(nums)), credit_rule(algorithm, settings, source))
+    given = compute_credit(segmented, index, mask.long()).segment_advantages.double().numpy()
+    result = np.zeros(table.is_state.shape)
+    result[:, : given.shape[1]] = given[:, : table.width]
+    # A row that is not scored is one segment, the whole response.
+    result[~scored] = given[~scored, :1]
+    return result
