@@ -5,6 +5,7 @@ All torch work runs on one thread, so generation, probes and weight updates neve
 
 import asyncio
 import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,8 +17,11 @@ from rredcot_verl.cpu.language_model import RolloutModel
 from rredcot_verl.cpu.sampling import SamplingParams, parse_sampling_params
 from rredcot_verl.servers.probe_requests import parse_probes, refuse_media
 
-# Long enough for requests sent together to arrive over Ray, short against one decoding pass.
-_BATCH_WINDOW_SECONDS = 0.01
+# Requests of a step come one by one over some tenths of a second, as their sender gets to them. A batch is taken when
+# none came for the first of these, or at the latest after the second: a pass over many sequences costs little more
+# than one over few.
+_QUIET_SECONDS = 0.06
+_LONGEST_WAIT_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -250,10 +254,13 @@ class RolloutServer:
     async def _dispatch(self) -> None:
         """Takes everything queued, makes batches of it in order of arrival, runs them one after another."""
         while True:
-            requests = [await self._queue.get()]
-            await asyncio.sleep(_BATCH_WINDOW_SECONDS)
-            while not self._queue.empty():
-                requests.append(self._queue.get_nowait())
+            requests, deadline = [await self._queue.get()], time.monotonic() + _LONGEST_WAIT_SECONDS
+            num_before = 0
+            while num_before < len(requests) < self._limits.max_num_seqs and time.monotonic() < deadline:
+                num_before = len(requests)
+                await asyncio.sleep(_QUIET_SECONDS)
+                while not self._queue.empty():
+                    requests.append(self._queue.get_nowait())
             for batch in _make_batches(requests, self._limits.max_num_seqs):
                 await self._answer(batch)
 

@@ -105,6 +105,27 @@ def test_limits_hold_for_each_request_of_a_batch(server):
     assert [len(output.token_ids) for output in run(gather())] == [1, 5, 9, 2]
 
 
+def test_requests_that_trickle_in_share_a_batch(server, tiny_model, monkeypatch):
+    sizes = []
+    generate = server._model.generate
+    monkeypatch.setattr(
+        server._model, "generate", lambda prompts, params: sizes.append(len(prompts)) or generate(prompts, params)
+    )
+
+    async def trickle(pauses):
+        calls = []
+        for number, pause in enumerate(pauses):
+            await asyncio.sleep(pause)
+            calls.append(asyncio.create_task(server.generate([5, 6], {"temperature": 0, "max_tokens": 1}, f"{number}")))
+        await asyncio.gather(*calls)
+
+    run(trickle([0, 0.02, 0.02, 0.02]))
+    assert sizes == [4]
+    # A full batch waits for no more, and one that nothing joins waits for little.
+    run(trickle([0] * LIMITS.max_num_seqs + [0.4]))
+    assert sizes == [4, LIMITS.max_num_seqs, 1]
+
+
 def test_default_limit_is_what_the_lengths_leave(server):
     (output,) = ask(server, [[5] * 100], ignore_eos=True)
     assert len(output.token_ids) == 28
