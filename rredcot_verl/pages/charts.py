@@ -4,7 +4,7 @@ Charts of a page have the same width, so that two stand side by side on a wide w
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
