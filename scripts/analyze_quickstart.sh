@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Which credit is right, on the quickstart: task and model, RL, and the bench on the policy before and after RL.
+# Which credit is right, on the quickstart: task and model, RL, and the bench on the policy before, in the middle and after.
 # Arguments go to both calls of the bench (python -m rredcot_verl.analyze --help), e.g. --budget 10m or --num-prompts 16.
 # What is there is not made again: the same command goes on where it stopped. Environment: recipes/common/tiny.sh, and
-#   STEPS=40   optimiser steps of the RL
+#   STEPS=40   optimiser steps of the RL, an even number
+#   TRUE_VALUES=MODULE:FUNCTION   the task's own values, as the gold in place of continuations
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,12 +18,18 @@ say "task and warm-started model (made once, then taken from $QUICKSTART_DATA)"
 python -m recipes.quickstart.warm_start --out "$QUICKSTART_DATA" --seed "$SEED" "${WARM_START_OPTIONS[@]}"
 
 CHECKPOINTS=$OUT/${RECIPES[0]}/checkpoints
-TRAINED=$CHECKPOINTS/global_step_$STEPS/actor/huggingface
-if [ ! -f "$TRAINED/model.safetensors" ] || [ "$DRY_RUN" = 1 ]; then
-    run_recipes recipes/quickstart QUICKSTART_RUN trainer.total_training_steps="$STEPS" trainer.save_freq="$STEPS" \
+step() { echo "$CHECKPOINTS/global_step_$1/actor/huggingface"; }
+if [ ! -f "$(step "$STEPS")/model.safetensors" ] || [ "$DRY_RUN" = 1 ]; then
+    run_recipes recipes/quickstart QUICKSTART_RUN trainer.total_training_steps="$STEPS" trainer.save_freq="$((STEPS / 2))" \
         trainer.default_local_dir="$CHECKPOINTS" "actor_rollout_ref.actor.checkpoint.save_contents=[model,hf_model]"
 fi
 
+GOLD=(--rollouts 32 --main-rollouts 128)
+TRUTH=(--rollout-prompts 0)
+if [ -n "${TRUE_VALUES:-}" ]; then
+    GOLD=(--rollouts 0 --true-values "$TRUE_VALUES")
+    TRUTH=("${GOLD[@]}")
+fi
 # bench FOLDER MODEL TITLE [option...]: on held-out problems, in relative paths, which run.json repeats.
 bench() {
     local name=$1 model=$2 title=$3
@@ -31,12 +38,16 @@ bench() {
     python -m rredcot_verl.analyze --model "${model#"$PWD"/}" --prompts "${QUICKSTART_DATA#"$PWD"/}/val.parquet" \
         --out "${OUT#"$PWD"/}/$name" --title "$title" --seed "$SEED" \
         --reward-function recipes/quickstart/task.py --line-checker recipes.quickstart.task:check_lines \
-        --num-prompts 64 --group-size 8 --max-response-tokens 64 --rollouts 32 --main-rollouts 128 \
-        --set segmentation.min_tokens=4 --layers all --temperatures 1.0 0.5 2.0 --gradients 512 \
-        --cuttings keyword_entropy-18 keyword_entropy-8 keyword_entropy-4 fixed-12 fixed-8 newline-18 entropy-18 \
-        keyword-18 \
-        "$@"
+        --group-size 8 --max-response-tokens 128 --set segmentation.min_tokens=4 "$@"
 }
-bench warm_start "$QUICKSTART_DATA/model" "The quickstart's policy after its warm start" "$@"
-bench after_rl "$TRAINED" "The quickstart's policy after $STEPS steps of RL (${RECIPES[0]})" "$@"
-say "done: open $OUT/warm_start/report.html and $OUT/after_rl/report.html"
+SOURCES=(--num-prompts 64 "${GOLD[@]}" --layers all
+    --cuttings newline-34 keyword_entropy-34 keyword_entropy-10 fixed-18 fixed-8 entropy-34 keyword-34)
+# What a form of credit is worth needs many prompts, and of each its probes alone.
+FORMS=(--num-prompts 256 --gradients 256 --methods rredcot "${TRUTH[@]}" --cuttings newline-34)
+bench warm_start "$QUICKSTART_DATA/model" "The quickstart's policy after its warm start" "${SOURCES[@]}" "$@"
+bench after_rl "$(step "$STEPS")" "The quickstart's policy after $STEPS steps of RL (${RECIPES[0]})" "${SOURCES[@]}" "$@"
+bench forms_at_start "$QUICKSTART_DATA/model" "Forms of credit after the warm start" "${FORMS[@]}" "$@"
+for number in $((STEPS / 2)) "$STEPS"; do
+    bench "forms_at_$number" "$(step "$number")" "Forms of credit after $number steps of RL (${RECIPES[0]})" "${FORMS[@]}" "$@"
+done
+say "done: open report.html in $OUT/warm_start, after_rl and forms_at_*"

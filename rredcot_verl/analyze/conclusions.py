@@ -70,18 +70,15 @@ def findings(results: dict[str, Any]) -> list[str]:
 
 def _gradients(results: dict[str, Any]) -> list[str]:
     found = results["gradients"]
-    known = (
-        [] if found is None else [row for row in found["rows"] if row["measures"]["samples"]["estimate"] is not None]
-    )
+    rows = [] if found is None else found["rows"]
+    known = [row for row in rows if row["measures"]["samples"]["estimate"] is not None]
     if not known:
         return []
     parts = []
-    for about, rows in (
-        ("of all forms", known),
-        ("without true values", [row for row in known if row["method"] not in ("oracle", "monte_carlo")]),
-    ):
-        if rows:
-            best = min(rows, key=lambda row: row["measures"]["samples"]["estimate"])
+    cheap_ones = [row for row in known if row["method"] not in ("oracle", "monte_carlo")]
+    for about, some in (("of all forms", known), ("without true values or continuations", cheap_ones)):
+        if some:
+            best = min(some, key=lambda row: row["measures"]["samples"]["estimate"])
             parts.append(f"{about} {label(best)} with {describe(best['measures']['samples'], 2)}")
     return [f"Fewest samples for the progress of GRPO's step, by Adam (share of GRPO's): {'; '.join(parts)}."]
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from rredcot_verl.analyze.method_values import Method
+from rredcot_verl.analyze.method_values import ORACLE, Method
 from rredcot_verl.analyze.statistics import Array
 from rredcot_verl.analyze.trace_table import TraceTable
 from rredcot_verl.config.blocks import CreditConfig, SelfValueConfig
@@ -47,8 +47,16 @@ FORMS = {
     "td, lambda 0.5, by position": Form({"form": "td", "control": "position"}, {"lam": 0.5}),
 }
 """By the name in the results: one line a form."""
-DIRECTION = "td, lambda 1"
-"""Its expectation is GRPO's, so progress is counted along the mean of both: less noise, the same direction."""
+
+
+def unbiased_forms(method: Method) -> list[Form]:
+    """The forms whose expected gradient is GRPO's with a method's values, so that they may tell its direction.
+
+    With lambda 1 that holds whatever the values are, as long as they do not know the outcome; of true values with every
+    lambda, and the smaller ones are less noisy.
+    """
+    names = ("td, lambda 1", "td, lambda 0.5", "td, lambda 0") if method.name == ORACLE else ("td, lambda 1",)
+    return [FORMS[name] for name in names]
 
 
 def advantages(table: TraceTable, method: Method | None, form: Form) -> Array:

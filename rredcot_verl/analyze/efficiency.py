@@ -27,15 +27,18 @@ from torch import Tensor
 
 FEWEST_UNITS = 10
 TOO_FEW = f"gradients of fewer than {FEWEST_UNITS} prompts: their mean is noise"
-NO_DIRECTION = "GRPO's mean gradient does not stand out from its noise"
+NO_DIRECTION = "GRPO's mean gradient does not stand out from its noise; take more prompts"
 NOT_REACHED = "not reached within the numbers of samples that were measured"
-SHARES = (0.125, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0)
+MEASURES = ("efficiency", "adam", "samples")
+SHARES = (0.06, 0.125, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0)
 """Sizes of a batch, over the given one, at which Adam's step is computed."""
 _GROUPS = 16
 _HALVES = ((0, 1), (2, 3), (0, 2), (1, 3), (0, 3), (1, 2))
 """Quarters of each half; its neighbour is the other half."""
 _BLOCK = 1 << 11
 _TINY = 1e-30
+_LEAST = 0.1
+"""A mean square that is less than this share of the other half's counts as so much."""
 _Z = 1.96
 
 
@@ -86,38 +89,38 @@ class GradientComparison:
         groups = place * min(_GROUPS, num) // max(num, 1)
         leave_out = torch.arange(min(_GROUPS, num)).unsqueeze(1) != groups
         self._kept = torch.cat([torch.ones(1, num, dtype=torch.bool), leave_out]).double()
-        self._theirs = None if num < FEWEST_UNITS else (self._euclid(grpo), self._adam(grpo))
+        self.obstacle: str | None = None
+        """Why nothing can be compared, if so."""
+        if num < FEWEST_UNITS:
+            self.obstacle = TOO_FEW
+            return
+        self._progress, self._variance = self._euclid(grpo)
+        self._step = self._adam(grpo)[:, SHARES.index(1.0)]
+        if not (_stands_out(self._progress) and _stands_out(self._step)):
+            self.obstacle = NO_DIRECTION
 
     def signal_to_noise(self) -> dict[str, Any]:
         """Squared length of GRPO's mean gradient along the direction, over the variance of a batch's gradient."""
-        if self._theirs is None:
-            return self._nothing(TOO_FEW)
-        progress, variance = self._theirs[0]
-        return self._interval(progress.clamp(min=0) / variance * self._m)
+        if self.obstacle == TOO_FEW:
+            return nothing(TOO_FEW)
+        return self._interval(self._progress / self._variance * self._m)
 
     def compare(self, own: UnitGradients) -> dict[str, dict[str, Any]]:
-        """`efficiency`, `adam` and `samples` of a form, each with its interval.
+        """What a form is worth, each figure with its interval; only where there is no `obstacle`.
 
         Returns:
             `efficiency`: progress^2 / variance over GRPO's. `adam`: the progress of Adam's expected step over GRPO's.
             `samples`: the share of GRPO's samples a step at which the form's step makes GRPO's progress.
         """
-        names = ("efficiency", "adam", "samples")
-        if self._theirs is None:
-            return {name: self._nothing(TOO_FEW) for name in names}
-        (theirs, their_variance), their_steps = self._theirs
         progress, variance = self._euclid(own)
-        steps, one = self._adam(own), SHARES.index(1.0)
-        if not self._stands_out(theirs):
-            return {name: self._nothing(NO_DIRECTION) for name in names}
-        found = {"efficiency": self._interval((progress / theirs) ** 2 * their_variance / variance)}
-        if not self._stands_out(their_steps[:, one]):
-            return found | {name: self._nothing(NO_DIRECTION) for name in names[1:]}
-        shares = torch.tensor([_crossing(own, float(at)) for own, at in zip(steps, their_steps[:, one], strict=True)])
-        found["adam"] = self._interval(steps[:, one] / their_steps[:, one])
-        # Shares are ratios of sizes: as logarithms their errors are alike on both sides.
-        found["samples"] = self._interval(shares.log(), exponentiate=True)
-        return found
+        steps = self._adam(own)
+        shares = torch.tensor([_crossing(mine, float(at)) for mine, at in zip(steps, self._step, strict=True)])
+        return {
+            "efficiency": self._interval((progress / self._progress) ** 2 * self._variance / variance),
+            "adam": self._interval(steps[:, SHARES.index(1.0)] / self._step),
+            # Shares are ratios of sizes: as logarithms their errors are alike on both sides.
+            "samples": self._interval(shares.log(), exponentiate=True),
+        }
 
     def _euclid(self, own: UnitGradients) -> tuple[Tensor, Tensor]:
         """On all units and without each group: progress along the direction, and variance of a unit's gradient."""
@@ -145,10 +148,12 @@ class GradientComparison:
             mean = sums / total
             product = ((weights @ theirs) * sums - weights @ (ours * theirs)) / (total**2 - squares)
             deviations = weights @ ours**2 - 2 * mean * ((weights * n) @ ours) + mean**2 * squares
-            variance = (deviations / ((num - 1) * (total / num) ** 2))[other]
-            mean_square = mean.square_()[other]
-            # What has no gradient in the other half has no denominator.
-            product = torch.where(variance > 0, product, 0.0)
+            variance = deviations / ((num - 1) * (total / num) ** 2)
+            mean_square = mean.square_()
+            size = mean_square + variance
+            mean_square, variance = mean_square[other], variance[other]
+            # Gradients of rare words may all but lack in the half that gives the denominator.
+            product *= (size[other] / (_LEAST * size).clamp(min=_TINY)).clamp(0, 1).sqrt()
             for column, share in enumerate(SHARES):
                 # The mean's own square holds var / num, and that of a batch var / m: both are in E[g^2].
                 square = torch.addcmul(mean_square, variance, 1 / (share * self._m) - 1 / num[other])
@@ -159,23 +164,18 @@ class GradientComparison:
 
     def _interval(self, numbers: Tensor, exponentiate: bool = False) -> dict[str, Any]:
         """Jackknife: the first number is that of all units, the others those without each group."""
-        if not numbers.isfinite().all():
-            return self._nothing(NOT_REACHED)
+        if not numbers[0].isfinite():
+            return nothing(NOT_REACHED)
         estimate, error = _jackknife(numbers)
         ends = (estimate, estimate - _Z * error, estimate + _Z * error)
         values = [math.exp(end) if exponentiate else end for end in ends]
         named = dict(zip(("estimate", "low", "high"), values, strict=True))
-        return {**named, "num": len(self._tokens), "num_groups": len(numbers) - 1, "reason": None}
-
-    def _stands_out(self, numbers: Tensor) -> bool:
+        found = {**named, "num": len(self._tokens), "num_groups": len(numbers) - 1, "reason": None}
         if not numbers.isfinite().all():
-            return False
-        estimate, error = _jackknife(numbers)
-        return estimate > _Z * error
-
-    @staticmethod
-    def _nothing(reason: str) -> dict[str, Any]:
-        return {"estimate": None, "low": None, "high": None, "num": 0, "num_groups": 0, "reason": reason}
+            whole = float(numbers[0])
+            found |= {"estimate": math.exp(whole) if exponentiate else whole, "low": None, "high": None}
+            found["reason"] = "no interval: not reached without some of the prompts"
+        return found
 
 
 def _pairs(weights: Tensor, products: Tensor) -> Tensor:
@@ -196,6 +196,18 @@ def _jackknife(numbers: Tensor) -> tuple[float, float]:
     estimate = num * whole - (num - 1) * parts.mean()
     error = ((num - 1) / num * ((parts - parts.mean()) ** 2).sum()).sqrt()
     return float(estimate), float(error)
+
+
+def _stands_out(numbers: Tensor) -> bool:
+    estimate, error = _jackknife(numbers)
+    # Of a mean over pairs that is 0, the jackknife's variance is twice the true one. Not a number where a batch is more
+    # than was measured.
+    return estimate > _Z * error / math.sqrt(2)
+
+
+def nothing(reason: str) -> dict[str, Any]:
+    """An interval that is not there."""
+    return {"estimate": None, "low": None, "high": None, "num": 0, "num_groups": 0, "reason": reason}
 
 
 def _crossing(steps: Tensor, wanted: float) -> float:

@@ -7,7 +7,7 @@ weights. What is kept of a form is three numbers with their intervals, so no gra
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rredcot_verl.analyze.command_line import Options
-from rredcot_verl.analyze.credit_forms import DIRECTION, FORMS, GRPO, Form, advantages
-from rredcot_verl.analyze.efficiency import GradientComparison, UnitGradients
+from rredcot_verl.analyze.credit_forms import FORMS, GRPO, advantages, unbiased_forms
+from rredcot_verl.analyze.efficiency import MEASURES, GradientComparison, UnitGradients, nothing
 from rredcot_verl.analyze.estimators import CREDITED, PROBES, REFERENCE, methods_from
 from rredcot_verl.analyze.method_values import Evidence, Method, true_values
 from rredcot_verl.analyze.policy import Policy, split_by_size
@@ -29,7 +29,9 @@ from rredcot_verl.analyze.trace_table import TraceTable, make_table
 MOST_UNITS = 64
 """Prompts are put together into at most so many units."""
 FULL = 4_000_000
-"""Parameters up to which gradients are taken whole: three forms of `MOST_UNITS` units are held at once."""
+"""Parameters up to which gradients are taken whole."""
+_AT_ONCE = 4
+"""Forms that share a forward pass; so many, and two more, of `MOST_UNITS` gradients each are held in memory."""
 SKETCH_DIM = 4096
 """Numbers kept of a larger gradient for inner products. The relative error of one is about 1 / sqrt(SKETCH_DIM) = 1.6 %
 of the product of the norms."""
@@ -63,53 +65,65 @@ class GradientReader:
             self._places = torch.randint(self.num_parameters, (NUM_COORDINATES,), generator=generator)
 
     def read(
-        self, traces: Sequence[TraceRecord], weights: Sequence[Array], units: Sequence[Sequence[int]]
-    ) -> UnitGradients:
+        self, traces: Sequence[TraceRecord], weights: Sequence[Sequence[Array]], units: Sequence[Sequence[int]]
+    ) -> list[UnitGradients]:
         """The gradient of each unit's sum of weighted log-probabilities.
 
         Args:
             traces: All traces.
-            weights: For each trace `(num_response_tokens,)`, the advantages of its tokens.
+            weights: For each form, and each trace, `(num_response_tokens,)`, the advantages of its tokens.
             units: Places of the traces of each unit.
-        """
-        rows = [self._unit([traces[place] for place in unit], [weights[place] for place in unit]) for unit in units]
-        if self.whole:
-            return UnitGradients(torch.stack(rows))
-        sketches = []
-        for row in rows:
-            sums = torch.zeros(2 * SKETCH_DIM).index_add_(0, self._buckets, row)
-            sketches.append(sums[:SKETCH_DIM] - sums[SKETCH_DIM:])
-        return UnitGradients(torch.stack([row[self._places] for row in rows]), torch.stack(sketches))
 
-    def _unit(self, traces: Sequence[TraceRecord], weights: Sequence[Array]) -> Tensor:
-        model = self._policy.model
-        model.zero_grad(set_to_none=True)
+        Returns:
+            One a form.
+        """
+        by_unit = [self._unit([traces[n] for n in unit], [[own[n] for n in unit] for own in weights]) for unit in units]
+        return [UnitGradients(*map(torch.stack, zip(*rows, strict=True))) for rows in zip(*by_unit, strict=True)]
+
+    def _unit(self, traces: Sequence[TraceRecord], weights: Sequence[Sequence[Array]]) -> list[tuple[Tensor, ...]]:
+        """For each form what is kept of a unit's gradient."""
+        sums = torch.zeros(len(weights), self.num_parameters, device=self._policy.device)
         # A pass of unlike lengths computes much padding; a trace without an advantage has no gradient.
-        order = sorted((n for n in range(len(traces)) if weights[n].any()), key=lambda n: len(traces[n].token_ids))
+        used = (n for n in range(len(traces)) if any(own[n].any() for own in weights))
+        order = sorted(used, key=lambda n: len(traces[n].token_ids))
         for part in split_by_size([len(traces[n].token_ids) for n in order], self._max_tokens):
             chosen = [order[place] for place in part]
-            self._backward([traces[n] for n in chosen], [weights[n] for n in chosen])
-        parts = [p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in self._parameters]
-        gradient = torch.cat(parts).float().cpu()
-        model.zero_grad(set_to_none=True)
-        return gradient
+            self._add(sums, [traces[n] for n in chosen], [[own[n] for n in chosen] for own in weights])
+        return [self._kept(gradient) for gradient in sums.cpu()]
 
-    def _backward(self, traces: Sequence[TraceRecord], weights: Sequence[Array]) -> None:
+    def _kept(self, gradient: Tensor) -> tuple[Tensor, ...]:
+        if self.whole:
+            return (gradient,)
+        buckets = torch.zeros(2 * SKETCH_DIM).index_add_(0, self._buckets, gradient)
+        return gradient[self._places], buckets[:SKETCH_DIM] - buckets[SKETCH_DIM:]
+
+    def _add(self, sums: Tensor, traces: Sequence[TraceRecord], weights: Sequence[Sequence[Array]]) -> None:
+        """Add the gradients of some traces: one forward pass, and a backward pass a form."""
         longest = max(len(trace.token_ids) for trace in traces)
         first = min(len(trace.prompt_ids) for trace in traces) - 1
         # Padded behind its end, a trace cannot see the padding, whose weight is 0.
         ids = torch.zeros(len(traces), longest, dtype=torch.int64)
-        weight = torch.zeros(len(traces), longest)
-        for row, (trace, own) in enumerate(zip(traces, weights, strict=True)):
+        weight = torch.zeros(len(weights), len(traces), longest)
+        for row, trace in enumerate(traces):
             ids[row, : len(trace.token_ids)] = torch.tensor(trace.token_ids)
-            weight[row, len(trace.prompt_ids) : len(trace.token_ids)] = torch.from_numpy(own)
+            for form, own in enumerate(weights):
+                weight[form, row, len(trace.prompt_ids) : len(trace.token_ids)] = torch.from_numpy(own[row])
         device = self._policy.device
-        ids, weight = ids.to(device), weight.to(device)
+        ids, weight = ids.to(device), weight[:, :, first + 1 :].to(device)
         with torch.enable_grad():
             logits = self._policy.model(input_ids=ids, use_cache=False, logits_to_keep=longest - first).logits[:, :-1]
             log_probs = (logits.float() / self._temperature).log_softmax(-1)
-            own = log_probs.gather(2, ids[:, first + 1 :].unsqueeze(2)).squeeze(2)
-            (own * weight[:, first + 1 :]).sum().backward()
+            own_log_probs = log_probs.gather(2, ids[:, first + 1 :].unsqueeze(2)).squeeze(2)
+        for form, own in enumerate(weight):
+            last = form == len(weight) - 1
+            gradients = torch.autograd.grad(
+                (own_log_probs * own).sum(), self._parameters, retain_graph=not last, allow_unused=True
+            )
+            parts = [
+                parameter.new_zeros(parameter.numel()) if gradient is None else gradient.flatten()
+                for parameter, gradient in zip(self._parameters, gradients, strict=True)
+            ]
+            sums[form] += torch.cat(parts).float()
 
 
 def measure_gradients(policy: Policy, measurements: Measurements, options: Options) -> None:
@@ -172,29 +186,42 @@ def compare_forms(
     ]
     tokens = torch.tensor([sum(table.lengths[row] for row in unit) for unit in units])
 
-    def read(method: Method | None, *forms: Form) -> UnitGradients:
-        # A gradient is linear in the advantages, so that of a mean is the mean of the gradients.
-        credit = np.mean([advantages(table, method, form) for form in forms], axis=0)
-        return reader.read(table.traces, _by_token(table, credit), units)
+    def read(*credits: Array) -> list[UnitGradients]:
+        return reader.read(table.traces, [_by_token(table, credit) for credit in credits], units)
 
-    unbiased = [advantages(table, None, GRPO)]
-    unbiased += [advantages(table, method, FORMS[DIRECTION]) for method in methods if method.covers(table).all()]
-    direction = reader.read(table.traces, _by_token(table, np.mean(unbiased, axis=0)), units)
-    grpo = read(None, GRPO)
-    compared: dict[bytes, GradientComparison] = {}
-    rows: list[dict[str, Any]] = []
-    found: dict[str, Any] = {}
-    for name, form, method in tqdm(list(_pairs(methods)), desc="gradients", unit="form"):
-        covered = np.ones(len(table.traces), dtype=bool) if method is None else method.covers(table)
-        kept = torch.tensor([bool(covered[unit].any()) for unit in units])
-        key = kept.numpy().tobytes()
-        if key not in compared:
-            compared[key] = GradientComparison(
-                direction.rows(kept), grpo.rows(kept), tokens[kept], batch_prompts / per_unit, seed
-            )
-        row = compared[key].compare(read(method, form).rows(kept))
-        rows.append({"form": name, "method": "" if method is None else method.name, "measures": row})
-        found = found or {"grpo": {"signal_to_noise": compared[key].signal_to_noise()}}
+    plain = advantages(table, None, GRPO)
+    complete = [method for method in methods if method.covers(table).all()]
+    unbiased = [advantages(table, method, form) for method in complete for form in unbiased_forms(method)]
+    # A gradient is linear in the advantages, so that of a mean is the mean of the gradients.
+    direction, grpo = read(np.mean([plain, *unbiased], axis=0), plain)
+
+    def comparison_on(kept: Tensor) -> GradientComparison:
+        return GradientComparison(direction.rows(kept), grpo.rows(kept), tokens[kept], batch_prompts / per_unit, seed)
+
+    everywhere = torch.ones(len(units), dtype=torch.bool)
+    comparisons = {everywhere.numpy().tobytes(): comparison_on(everywhere)}
+    signal = next(iter(comparisons.values())).signal_to_noise()
+    rows = []
+    pairs = [(name, each) for name, form in FORMS.items() for each in (methods if form.reads_values else [None])]
+    with tqdm(total=len(pairs), desc="gradients", unit="form") as bar:
+        for start in range(0, len(pairs), _AT_ONCE):
+            part, asked = [], []
+            for name, method in pairs[start : start + _AT_ONCE]:
+                covered = np.ones(len(table.traces), dtype=bool) if method is None else method.covers(table)
+                kept = torch.tensor([bool(covered[unit].any()) for unit in units])
+                key = kept.numpy().tobytes()
+                comparison = comparisons[key] = comparisons.get(key) or comparison_on(kept)
+                part.append((name, "" if method is None else method.name, comparison, kept))
+                if comparison.obstacle is None:
+                    asked.append(advantages(table, method, FORMS[name]))
+            found = iter(read(*asked) if asked else [])
+            for name, values, comparison, kept in part:
+                if comparison.obstacle is None:
+                    measures = comparison.compare(next(found).rows(kept))
+                else:
+                    measures = dict.fromkeys(MEASURES, nothing(comparison.obstacle))
+                rows.append({"form": name, "method": values, "measures": measures})
+                bar.update()
     return {
         "num_parameters": reader.num_parameters,
         "whole": reader.whole,
@@ -203,15 +230,9 @@ def compare_forms(
         "num_units": len(units),
         "batch_prompts": batch_prompts,
         "seconds": time.perf_counter() - started,
-        **found,
+        "signal_to_noise": signal,
         "rows": rows,
     }
-
-
-def _pairs(methods: Sequence[Method]) -> Iterator[tuple[str, Form, Method | None]]:
-    for name, form in FORMS.items():
-        for method in methods if form.reads_values else [None]:
-            yield name, form, method
 
 
 def _by_token(table: TraceTable, credit: Array) -> list[Array]:

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from rredcot_verl.analyze.records import (
-    GRADIENTS_FOLDER,
     HIDDEN_FOLDER,
     RUN_FILE,
     CostRecord,
@@ -21,6 +20,7 @@ from rredcot_verl.analyze.records import (
     ProbeRecord,
     RolloutRecord,
     TraceRecord,
+    TruthRecord,
     WeightRecord,
     append,
     load,
@@ -56,17 +56,17 @@ def write(
     probes: bool = True,
     probe_noise: float = 0.6,
     hidden: bool = True,
-    gradients: bool = True,
     weights: bool = True,
     coarse: bool = True,
     always_solved: bool = False,
+    truth: bool = False,
 ) -> World:
     """Draw traces and measure them: probes are the true values, blunted and with noise on the logit."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    run = {"model": "synthetic <model>", "temperature": 1.0, "main_cutting": CUTTING, "command": "none", "seed": seed}
+    run = {"model": "synthetic <model>", "main_cutting": CUTTING, "command": "none", "seed": seed}
     (folder / RUN_FILE).write_text(json.dumps(run), encoding="utf-8")
-    values, wrongs, states, sketches = [], [], [], []
+    values, wrongs, states = [], [], []
     for number in range(num_groups * group_size):
         group = number // group_size
         quality = np.random.default_rng([seed, group]).uniform(0.75, 0.97)
@@ -85,11 +85,12 @@ def write(
             rewards = (rng.random(num_rollouts) < v).astype(float).tolist()
             append(folder, RolloutRecord(number, offset, rewards, 0.01 * num_rollouts, 10 * num_rollouts))
         if probes:
-            for temperature in (1.0, 0.6):
-                noise = probe_noise * rng.normal(size=num)
-                _probe(folder, number, CUTTING, temperature, np.array(value), noise)
+            noise = probe_noise * rng.normal(size=num)
+            _probe(folder, number, CUTTING, np.array(value), noise)
             if coarse:
-                _probe(folder, number, "fixed-2", 1.0, np.array([value[0], value[2]]), noise[:2])
+                _probe(folder, number, "fixed-2", np.array([value[0], value[2]]), noise[:2])
+        if truth:
+            append(folder, TruthRecord(number, CUTTING, value))
         if weights:
             for method in ("attention_attribution", "leave_one_out"):
                 append(folder, WeightRecord(number, CUTTING, method, rng.random(num).tolist(), 0.02, 60))
@@ -98,11 +99,8 @@ def write(
         values.append(value)
         wrongs.append(wrong)
         states += [(number, k, v, alive[k]) for k, v in enumerate(value)]
-        sketches += [(number, k, k == wrong) for k in range(num)]
     if hidden:
         _hidden(folder, states, rng)
-    if gradients:
-        _gradients(folder, sketches, rng)
     return World(folder, values, wrongs)
 
 
@@ -123,7 +121,7 @@ def _cut(folder: Path, number: int, cutting: str, cuts: list[int]) -> None:
     append(folder, CuttingRecord(number, cutting, cuts, characters))
 
 
-def _probe(folder: Path, number: int, cutting: str, temperature: float, value: np.ndarray, noise: np.ndarray) -> None:
+def _probe(folder: Path, number: int, cutting: str, value: np.ndarray, noise: np.ndarray) -> None:
     value = np.clip(value, 0.01, 0.99)
     logit = 0.7 * np.log(value / (1 - value)) - 1.0 + noise
     right = 1 / (1 + np.exp(-logit))
@@ -133,7 +131,7 @@ def _probe(folder: Path, number: int, cutting: str, temperature: float, value: n
     append(
         folder,
         ProbeRecord(
-            number, cutting, temperature, ["42", "41"], [1.0, 0.0], [True, False], [False, True], rows,
+            number, cutting, ["42", "41"], [1.0, 0.0], [True, False], [False, True], rows,
             [[3, 2]] * len(rows), 0.002, 5 * len(rows),
         ),
     )  # fmt: skip
@@ -152,17 +150,4 @@ def _hidden(folder: Path, states: list[tuple[int, int, float, bool]], rng: np.ra
         traces=np.array([state[0] for state in states]),
         states=np.array([state[1] for state in states]),
         **arrays,
-    )
-
-
-def _gradients(folder: Path, segments: list[tuple[int, int, bool]], rng: np.random.Generator) -> None:
-    (folder / GRADIENTS_FOLDER).mkdir()
-    vectors = rng.normal(size=(len(segments), 32)).astype(np.float32)
-    # Writing a wrong segment has a direction of its own; it is what a gradient can learn from.
-    vectors[:, 0] += [6.0 if wrong else 0.0 for *_, wrong in segments]
-    np.savez(
-        folder / GRADIENTS_FOLDER / f"{CUTTING}.npz",
-        traces=np.array([segment[0] for segment in segments]),
-        segments=np.array([segment[1] for segment in segments]),
-        sketches=vectors,
     )

@@ -8,8 +8,8 @@ import pytest
 from rredcot_verl.analyze import wrong_lines
 from rredcot_verl.analyze.comparison import Comparison
 from rredcot_verl.analyze.estimators import PROBES, methods_from, weighed
-from rredcot_verl.analyze.measures import agreement, calibration_curve
-from rredcot_verl.analyze.method_values import Evidence, Method, smoothed
+from rredcot_verl.analyze.measures import FLUENCY, agreement, calibration_curve
+from rredcot_verl.analyze.method_values import Evidence, Method
 from rredcot_verl.analyze.records import CuttingRecord, Measurements, RolloutRecord, TraceRecord
 from rredcot_verl.analyze.regressions import fit
 from rredcot_verl.analyze.statistics import Resamples
@@ -22,7 +22,7 @@ ONE = Resamples.draw(1, 0, seed=0)
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     # Few continuations: the noise of the gold is as large as what is measured.
-    return write(tmp_path_factory.mktemp("world") / "m", num_groups=80, num_rollouts=12, gradients=False)
+    return write(tmp_path_factory.mktemp("world") / "m", num_groups=80, num_rollouts=12)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def test_true_values_reach_the_ceiling_and_are_calibrated(world, table, truth):
     # The outcome of a trace is drawn once for all its states, so only a state's own expectation is known.
     assert _inside(measured["brier"], (truth * (1 - truth))[states].mean())
     assert measured["ece"].samples[0] < 0.08
-    gold = Comparison(Evidence(world.load(), table, 1.0)).gold()
-    for name in ("pearson_v", "pearson_d"):
+    gold = Comparison(Evidence(world.load(), table)).gold()
+    for name in ("spearman_v",):
         ceiling = gold["ceiling"][name]
         assert ceiling["estimate"] == pytest.approx(measured[name].samples[0], abs=0.05)
         assert gold["split_half"][name]["estimate"] < ceiling["estimate"]
@@ -88,7 +88,7 @@ def test_monte_carlo_is_not_compared_with_its_own_continuations():
     rollouts = [RolloutRecord(0, offset, [1.0] * 9 + [0.0] * 11, 2.0, 40) for offset in (0, 1)]
     measurements = Measurements(None, {}, [trace], [cut], rollouts)
     table = make_table(measurements, "c", ONE)
-    (method,) = methods_from(Evidence(measurements, table, 1.0))
+    (method,) = methods_from(Evidence(measurements, table))
     assert method.values.tolist() == [[1.0, 1.0]] and method.against == "rest"
     assert table.other_rollouts.values.tolist() == [[0.0, 0.0]] and table.other_rollouts.num_rollouts.tolist() == [
         [11, 11]
@@ -100,7 +100,7 @@ def test_monte_carlo_is_not_compared_with_its_own_continuations():
 
 
 def test_monte_carlo_error_is_that_of_a_mean(world, table, truth):
-    (method,) = methods_from(Evidence(world.load(), table, 1.0))
+    (method,) = methods_from(Evidence(world.load(), table))
     measured = agreement(table, method.values, table.other_rollouts, _everyone(table), names=("mse", "bias"))
     expected = (truth * (1 - truth))[table.is_state].mean() / 6
     assert _inside(measured["mse"], expected) and _inside(measured["bias"], 0.0)
@@ -114,7 +114,7 @@ def test_the_outcome_does_not_enter_the_correlation_of_d(table):
     noise[rows, table.num_segments - 1] = table.monte_carlo.values[rows, table.num_segments - 1]
     measured = agreement(table, noise, table.monte_carlo, _everyone(table))
     assert measured["spearman_d"].samples[0] < 0.35
-    assert measured["spearman_d_last"].samples[0] > measured["spearman_d"].samples[0] + 0.1
+    assert measured["spearman_d_last"].samples[0] > measured["spearman_d"].samples[0] + 0.05
     assert measured["spearman_d_last"].num == table.num_segments.sum()
     assert measured["spearman_d"].num == (table.num_segments - 1).sum()
 
@@ -127,17 +127,34 @@ def test_thirds_share_the_states(table, truth):
 
 
 def test_what_knows_the_outcome_is_no_forecast(world, table):
-    comparison = Comparison(Evidence(world.load(), table, 1.0))
-    probes = methods_from(Evidence(world.load(), table, 1.0), PROBES)
-    for method in (weighed(Evidence(world.load(), table, 1.0))[0], smoothed(table, probes[0], 0.5)):
-        entry = comparison.entry(method)
-        assert entry["calibration"] is None
-        assert entry["measures"]["brier"]["estimate"] is None and "outcome" in entry["measures"]["brier"]["reason"]
-        assert entry["measures"]["spearman_v"]["estimate"] is not None
+    comparison = Comparison(Evidence(world.load(), table))
+    entry = comparison.entry(weighed(Evidence(world.load(), table))[0])
+    assert entry["calibration"] is None
+    assert entry["measures"]["brier"]["estimate"] is None and "outcome" in entry["measures"]["brier"]["reason"]
+    assert entry["measures"]["spearman_v"]["estimate"] is not None
+
+
+def test_credit_that_echoes_fluency_is_told(world):
+    """The log-probabilities of a segment say what one method credits, and nothing of another."""
+    measurements, rng = world.load(), np.random.default_rng(3)
+    measurements.traces[:] = [
+        dataclasses.replace(trace, log_probs=rng.normal(size=len(trace.response_ids)).tolist())
+        for trace in measurements.traces
+    ]
+    table = make_table(measurements, CUTTING, Resamples.draw(80, 50, seed=0))
+    mean = np.array([np.mean(trace.log_probs[5:10]) for trace in table.traces])
+    assert table.fluency[:, 1] == pytest.approx(mean)
+    echo = np.cumsum(np.where(table.is_state, np.nan_to_num(table.fluency), 0.0), axis=1)
+    echo = np.where(table.is_state, np.concatenate([np.zeros((len(echo), 1)), echo[:, :-1]], axis=1), np.nan)
+    for values, expected in ((echo, 1.0), (np.where(table.is_state, rng.random(echo.shape), np.nan), 0.0)):
+        found = agreement(table, values, table.gold, _everyone(table), names=FLUENCY)
+        for name in FLUENCY:
+            assert found[name].samples[0] == pytest.approx(expected, abs=0.1), name
+    assert found["fluency"].num == table.is_inner.sum()
 
 
 def test_methods_from_records(world, table):
-    methods = {method.name: method for method in methods_from(Evidence(world.load(), table, 1.0), PROBES)}
+    methods = {method.name: method for method in methods_from(Evidence(world.load(), table), PROBES)}
     assert set(methods) == {
         *(f"{form}:{which}" for form in ("joint", "geometric") for which in ("reference", "group", "union")),
         "normalized:group", "normalized:union", "vps", "mig",
@@ -152,7 +169,7 @@ def test_methods_from_records(world, table):
     assert (methods["joint:group"].values[table.is_state] == 0).all(), "the group's answer is useless here"
     # The null at the first state is a probability of 0: the other answer has all the mass.
     assert (methods["normalized:union"].values[:, 0] == 1).all()
-    attribution = weighed(Evidence(world.load(), table, 1.0))[0]
+    attribution = weighed(Evidence(world.load(), table))[0]
     mean = np.bincount(table.groups, table.rewards)[table.groups] / 4
     assert attribution.values[:, 0] == pytest.approx(mean)
 
@@ -163,14 +180,14 @@ def test_a_trace_whose_weights_are_nothing_has_no_values(world):
         measurements.weights[0], weights=[0.0] * len(measurements.weights[0].weights)
     )
     table = make_table(measurements, CUTTING, Resamples.draw(80, 1, seed=0))
-    method = next(m for m in weighed(Evidence(measurements, table, 1.0)) if m.name == measurements.weights[0].method)
+    method = next(m for m in weighed(Evidence(measurements, table)) if m.name == measurements.weights[0].method)
     assert method.covers(table).tolist() == [False] + [True] * (len(table.traces) - 1)
 
 
 def test_regressions_know_what_their_features_know(world, table, truth):
     everyone = _everyone(table)
-    hidden = Evidence(world.load(), table, 1.0).hidden
-    probe = next(m for m in methods_from(Evidence(world.load(), table, 1.0), PROBES) if m.name == "joint:reference")
+    hidden = Evidence(world.load(), table).hidden
+    probe = next(m for m in methods_from(Evidence(world.load(), table), PROBES) if m.name == "joint:reference")
     values = {
         "joint": probe.values,
         "calibrated": fit(table, probe=probe.values)[0],

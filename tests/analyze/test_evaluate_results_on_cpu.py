@@ -46,12 +46,11 @@ def _walk(node, where=""):
 
 def test_holds_what_it_says(results):
     assert results["schema"] == SCHEMA
-    for part in ("run", "evaluation", "data", "gold", "chance", "grpo", "methods", "costs", "ablations", "examples"):
+    for part in "run evaluation data gold chance methods costs gradients cuttings examples notes".split():
         assert f"| `{part}` |" in DOCUMENT and part in results
     assert results["data"]["num_traces"] == 96 and results["data"]["num_groups"] == 24
     for entry in results["methods"]:
         assert set(entry["measures"]) == {*NAMES, "blame_top1", "blame_rank", "blame_auc"}, entry["name"]
-        assert set(entry["credit"]) == {"reweight", "td"}
         assert (entry["name"] in ("joint:reference", "monte_carlo_gold")) == (entry["differences"] == {})
 
 
@@ -73,8 +72,8 @@ def test_every_interval_is_whole_and_every_gap_has_a_reason(results):
 def test_same_seed_same_results(small):
     first, again = (evaluate(small.load(), num_resamples=20) for _ in range(2))
     for entry, other in zip(first["methods"], again["methods"], strict=True):
-        assert entry["measures"] == other["measures"] and entry["credit"] == other["credit"], entry["name"]
-    assert first["ablations"] == again["ablations"]
+        assert entry["measures"] == other["measures"], entry["name"]
+    assert first["cuttings"] == again["cuttings"]
     other = evaluate(small.load(), num_resamples=20, seed=1)["methods"]
     assert other[2]["measures"]["mse"] != first["methods"][2]["measures"]["mse"]
 
@@ -91,16 +90,30 @@ def test_differences_are_those_of_the_estimates(results):
     assert same["estimate"] == same["low"] == same["high"] == 0.0
 
 
-def test_ablations_cover_what_was_measured(results):
-    found = results["ablations"]
-    assert {row["setting"] for row in found["segmentation"]} == {CUTTING, "fixed-2"}
-    assert {row["setting"] for row in found["temperature"]} == {"0.6", "1"}
-    assert {row["setting"] for row in found["training_size"]} == {"16", "24"}
-    assert {row["method"] for row in found["training_size"]} == {"position", "calibrated", "hidden:-2", "both:-2"}
-    assert {"td", "td, lambda 0", "reweight, beta 5"} <= {row["setting"] for row in found["credit"]}
-    main = [row for row in found["segmentation"] if (row["setting"], row["method"]) == (CUTTING, "joint:reference")]
+def test_cuttings_are_compared_on_a_short_list(results):
+    found = results["cuttings"]
+    assert {row["cutting"] for row in found} == {CUTTING, "fixed-2"}
+    main = [row for row in found if (row["cutting"], row["method"]) == (CUTTING, "joint:reference")]
     entry = next(entry for entry in results["methods"] if entry["name"] == "joint:reference")
     assert main[0]["measures"]["mse"] == entry["measures"]["mse"]
+
+
+def test_true_values_are_the_gold_where_the_task_knows_them(world, results, tmp_path):
+    """The same world with and without: continuations are then judged too, all of them against the truth."""
+    found = evaluate(write(tmp_path / "m", num_groups=24, num_rollouts=20, truth=True).load(), num_resamples=60)
+    assert found["gold"]["exact"] and found["gold"]["noise"] == 0.0 and not results["gold"]["exact"]
+    methods, before = ({entry["name"]: entry for entry in each["methods"]} for each in (found, results))
+    assert set(methods) == {*before, "oracle"}
+    oracle, sampled = methods["oracle"]["measures"], methods["monte_carlo_gold"]["measures"]
+    assert oracle["mse"]["estimate"] is None and "gold itself" in oracle["mse"]["reason"]
+    assert oracle["blame_top1"]["estimate"] > 0.95
+    states = [value for own in world.values for value in own]
+    expected = sum(value * (1 - value) for value in states) / len(states) / 20
+    assert sampled["mse"]["low"] < expected < sampled["mse"]["high"]
+    assert methods["monte_carlo"]["against"] == "gold" and before["monte_carlo"]["against"] == "rest"
+    assert methods["joint:reference"]["measures"]["mse"]["estimate"] == pytest.approx(
+        before["joint:reference"]["measures"]["mse"]["estimate"], abs=0.01
+    )
 
 
 def test_examples_show_where_the_line_went_wrong(world, results):
@@ -116,8 +129,8 @@ def test_examples_show_where_the_line_went_wrong(world, results):
 @pytest.mark.parametrize(
     "options",
     [
-        {"num_groups": 1, "group_size": 3, "probes": False, "hidden": False, "gradients": False, "weights": False},
-        {"num_groups": 3, "group_size": 1, "hidden": False, "gradients": False, "lines": False},
+        {"num_groups": 1, "group_size": 3, "probes": False, "hidden": False, "weights": False},
+        {"num_groups": 3, "group_size": 1, "hidden": False, "lines": False},
         {"num_groups": 2, "group_size": 2, "always_solved": True, "num_rollouts": 1},
         {"num_groups": 3, "group_size": 2, "num_segments": (1, 1), "coarse": False},
         {"num_groups": 12, "group_size": 2, "num_rollouts": 0, "coarse": False},
@@ -186,7 +199,6 @@ def test_rewards_of_another_range(small, tmp_path):
             {"cutting": "newline-3"},
             "cutting 'newline-3' was not measured; measured are ['fixed-2', 'keyword_entropy-6']",
         ),
-        ({"temperature": 3.0}, "temperature 3 was not probed; probed are [0.6, 1.0]"),
     ],
 )
 def test_says_what_is_not_there(world, options, message):

@@ -11,6 +11,7 @@ from rredcot_verl.analyze import bench
 from rredcot_verl.analyze.__main__ import main
 from rredcot_verl.analyze.bench import measure
 from rredcot_verl.analyze.command_line import read_options
+from rredcot_verl.analyze.estimators import CREDITED
 from rredcot_verl.analyze.problems import read_prompts, read_traces
 from rredcot_verl.analyze.records import load
 from rredcot_verl.analyze.trace_maker import PromptEncoder
@@ -21,6 +22,7 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None):
     return {"score": float(ground_truth in solution_str)}
 """
 CHECKER = "tests.analyze.test_measure_bench_on_cpu:check_lines"
+TRUTH = "tests.analyze.test_measure_bench_on_cpu:true_value"
 
 
 class Line:
@@ -32,6 +34,11 @@ def check_lines(prompt, response):
     """The second half of a response is wrong."""
     half = len(response) // 2
     return [Line(half, len(response), False), Line(0, half, True)] if response else []
+
+
+def true_value(prompt, response):
+    """Falls with the length."""
+    return 1 / (1 + len(response))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +57,8 @@ def command(place, out, *extra, source=("--prompts", "train.parquet")):
         *("--reward-function", str(place / "verifier.py"), "--num-prompts", "2", "--group-size", "3"),
         *("--max-response-tokens", "24", "--rollouts", "4", "--main-rollouts", "8", "--layers", "all", "--dim", "4"),
         *("--set", "segmentation.min_tokens=3", "--cuttings", "fixed-3", "newline-4", "--gradients", "4"),
-        *("--temperatures", "1.0", "0.7", "--line-checker", CHECKER, "--num-resamples", "20", *extra),
+        *("--line-checker", CHECKER, "--true-values", TRUTH, "--rollout-prompts", "1"),
+        *("--num-resamples", "20", *extra),
     ]
 
 
@@ -73,6 +81,8 @@ def test_everything_is_measured(place, whole):
     rollouts = by_key(whole.rollouts, "trace", "offset")
     for trace in whole.traces:
         own = {offset for cutting in ("fixed-3", "newline-4") for offset in boundaries[trace.trace, cutting][:-1]}
+        # The second prompt has no continuations.
+        own = own if trace.group == "0" else set()
         assert {offset for number, offset in rollouts if number == trace.trace} == own
         for offset in own:
             main_state = offset in boundaries[trace.trace, "fixed-3"]
@@ -81,18 +91,20 @@ def test_everything_is_measured(place, whole):
         assert trace.lines_checked and trace.wrong_to == len(trace.response)
         characters = by_key(whole.cuttings, "trace", "cutting")[trace.trace, "fixed-3"].characters
         assert characters[0] == 0 and characters[-1] == len(trace.response)
-    assert {(p.trace, p.cutting, p.temperature) for p in whole.probes} == {
-        (t, c, temperature) for t in range(6) for c in ("fixed-3", "newline-4") for temperature in (1.0, 0.7)
-    }
+    both = {(t, c) for t in range(6) for c in ("fixed-3", "newline-4")}
+    assert {(p.trace, p.cutting) for p in whole.probes} == both == {(r.trace, r.cutting) for r in whole.truth}
+    for record in whole.truth:
+        places = by_key(whole.cuttings, "trace", "cutting")[record.trace, record.cutting].characters
+        assert record.values == [1 / (1 + place) for place in places[:-1]]
     assert len(whole.weights) == 6 * 4
     assert {c.what for c in whole.costs} == {"generate", "log_prob", "hidden", "probe_reference"}
     with np.load(place / "whole" / "hidden" / "newline-4.npz") as arrays:
         states = sum(len(boundaries[t, "newline-4"]) - 1 for t in range(6))
         assert arrays["layer_0"].shape == arrays["layer_1"].shape == (states, 4)
         assert arrays["states"][0] == 0 and arrays["traces"].tolist() == sorted(arrays["traces"].tolist())
-    with np.load(place / "whole" / "gradients" / "fixed-3.npz") as arrays:
-        assert sorted(set(arrays["traces"].tolist())) == [0, 1, 2, 3]
-        assert len(arrays["sketches"]) == len(arrays["segments"])
+    gradients = json.loads((place / "whole" / "gradients.json").read_text())
+    assert gradients["num_prompts"] == 2 and gradients["whole"]
+    assert {row["method"] for row in gradients["rows"]} == {"", *CREDITED}
     run = json.loads((place / "whole" / "run.json").read_text())
     assert run["num_traces"] == {"asked": 6, "made": 6, "whole": 6}
     assert run["main_cutting"] == "fixed-3" and run["layers"] == [0, 1] and run["seconds"]["rollouts"] > 0
@@ -117,7 +129,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(place, whole):
     assert by_key(found.cuttings, "trace", "cutting") == by_key(whole.cuttings, "trace", "cutting")
     for kind, names, values in (
         ("rollouts", ("trace", "offset"), "rewards"),
-        ("probes", ("trace", "cutting", "temperature"), "log_probs"),
+        ("probes", ("trace", "cutting"), "log_probs"),
         ("weights", ("trace", "cutting", "method"), "weights"),
     ):
         expected, got = by_key(getattr(whole, kind), *names), by_key(getattr(found, kind), *names)
@@ -156,7 +168,7 @@ def test_a_budget_stops_between_traces_and_tells_how_much_was_done(place, monkey
     found = measure(read_options(command(place, "short", "--budget", "30m")))
     assert len(found.traces) == 5
     kept = {trace.trace for trace in found.traces}
-    assert {record.trace for record in found.rollouts} == kept == {record.trace for record in found.weights}
+    assert {record.trace for record in found.truth} == kept == {record.trace for record in found.weights}
     assert found.run["num_traces"] == {"asked": 6, "made": 6, "whole": len(kept)}
     monkeypatch.undo()
     assert len(measure(read_options(command(place, "short"))).traces) == 6
@@ -187,7 +199,9 @@ def test_the_command_writes_results_tables_and_page(place, whole, capsys):
         (("--cuttings", "fixed"), ("--cuttings", "METHOD-NUM_SEGMENTS")),
         (("--methods", "magic"), ("magic", "rredcot")),
         (("--budget", "soon"), ("--budget", "30m")),
-        (("--rollouts", "1"), ("--rollouts", "at least 2")),
+        (("--rollouts", "-1"), ("--rollouts", "at least 0")),
+        (("--true-values", "", "--rollouts", "1"), ("--rollouts", "at least 2", "--true-values")),
+        (("--true-values", "tests.nowhere:f"), ("--true-values", "tests.nowhere")),
         (("--dtype", "int8"), ("--dtype", "bfloat16")),
         (("--temperature", "0"), ("--temperature",)),
         (("--reward-function", "nowhere.py"), ("--reward-function", "nowhere.py")),
@@ -329,6 +343,6 @@ def test_what_would_give_wrong_numbers_is_refused(place, response, verifier, wor
 
 
 def test_settings_that_are_not_read_are_said(place):
-    options = read_options(command(place, "x", "--set", "credit.beta=3", "self_value.probe_uniform_groups=true"))
-    assert options.unread() == ["credit", "self_value.probe_uniform_groups"]
+    options = read_options(command(place, "x", "--set", "credit.beta=3", "self_value.form=geometric"))
+    assert options.unread() == ["credit", "self_value.form"]
     assert read_options(command(place, "x")).unread() == []

@@ -1,16 +1,15 @@
 """Each kind of measurement against a second way to compute it."""
 
 import asyncio
-import math
 
 import numpy as np
 import pytest
 import torch
 
 from rredcot_verl.analyze.measured_costs import CostMeasurement
-from rredcot_verl.analyze.measured_gradients import SKETCH_DIM, GradientMeasurement
 from rredcot_verl.analyze.measured_hidden import HiddenStateMeasurement, parse_layers
 from rredcot_verl.analyze.measured_probes import ProbeMeasurement
+from rredcot_verl.analyze.measured_truth import TruthMeasurement, load_true_values
 from rredcot_verl.analyze.measured_weights import WeightMeasurement
 from rredcot_verl.analyze.measuring import Segments
 from rredcot_verl.analyze.problems import Problem
@@ -60,15 +59,15 @@ def measured(measurement, traces):
 
 @pytest.mark.parametrize("pack_tokens", [1, 4096])
 def test_probes_are_those_of_sequences_of_their_own(pack_tokens):
-    traces, context = make(max_pack_tokens=pack_tokens)
-    measurement = ProbeMeasurement(context, [1.0, 0.5], traces)
+    traces, context = make(max_pack_tokens=pack_tokens, temperature=0.5)
+    measurement = ProbeMeasurement(context, traces)
     known = measurement.known["0"]
     assert [(each.proposal.text, each.proposal.utility) for each in known] == [("5", 1.0), ("7", 0.0)]
     assert [(each.is_reference, each.is_group) for each in known] == [(True, True), (False, True)]
     elicitation = context.elicitation
     for record in measured(measurement, traces):
         trace, own = traces[record.trace], context.answers[record.trace]
-        assert (record.seconds is None) == (record.temperature == 0.5) and record.num_tokens > 0
+        assert record.num_tokens > 0
         probes = elicitation.probes(
             trace.prompt_ids,
             trace.response_ids,
@@ -76,7 +75,7 @@ def test_probes_are_those_of_sequences_of_their_own(pack_tokens):
             [each.proposal for each in known],
             elicitation.format_for(own),
         )
-        scores = [alone(trace, probe, record.temperature) for probe in probes]
+        scores = [alone(trace, probe, 0.5) for probe in probes]
         log_probs = torch.tensor(record.log_probs, dtype=torch.float64)
         utilities = torch.tensor(record.utilities, dtype=torch.float64)
         expected = self_values("joint", probes, scores, record.utilities)
@@ -96,7 +95,7 @@ def alone(trace, probe, temperature) -> ProbeScore:
 
 def test_a_group_without_a_useful_answer_is_not_probed():
     traces, context = make(Problem("0", "", [], {"reward_model": {"ground_truth": None}}))
-    measurement = ProbeMeasurement(context, [1.0], traces[1:])
+    measurement = ProbeMeasurement(context, traces[1:])
     assert measurement.known == {"0": []}
     assert all(record.answers == [] and record.num_tokens == 0 for record in measured(measurement, traces[1:]))
     assert [(cost.what, cost.num_tokens) for cost in measurement.reference_cost(traces[1:])] == [
@@ -161,7 +160,7 @@ def test_hidden_states_are_those_of_the_trace_alone():
             expected = project(state, random_projection(state.shape[1], 8, 3))[0]
             assert own.arrays["layer_0"][number] == pytest.approx(expected.numpy(), abs=1e-4)
             assert own.arrays["layer_1"][number].shape == (8,)
-    costs = measured(CostMeasurement(measurement, ProbeMeasurement(context, [1.0], traces)), traces)
+    costs = measured(CostMeasurement(measurement, ProbeMeasurement(context, traces)), traces)
     assert sum(c.num_tokens for c in costs if c.what == "log_prob") == sum(len(t.token_ids) for t in traces)
 
 
@@ -173,27 +172,26 @@ def test_layers_are_counted_from_either_end():
             parse_layers([bad], 2)
 
 
-def test_sketches_of_segments_add_up_and_keep_inner_products():
-    traces, context = make(temperature=0.8)
-    measurement = GradientMeasurement(context, traces, 0)
-    sketches = {record.trace: record.arrays["sketches"] for record in measured(measurement, traces)}
-    assert GradientMeasurement(context, traces[:1], 0).units(traces[1]) == []
-    assert all(each.shape == (3, SKETCH_DIM) for each in sketches.values())
-    whole = measurement.sketches(traces[0], [0, len(traces[0].response_ids)])
-    assert np.allclose(whole[0], sketches[0].sum(0), atol=1e-3 * np.abs(whole).max())
-    full = {}
-    for trace in traces:
-        ids = torch.tensor([trace.prompt_ids + trace.response_ids])
-        log_probs = (MODEL(ids).logits[0] / 0.8).log_softmax(-1)
-        own = torch.arange(len(trace.prompt_ids) - 1, ids.shape[1] - 1)
-        total = log_probs[own, ids[0, own + 1]].sum()
-        full[trace.trace] = torch.cat([g.flatten() for g in torch.autograd.grad(total, list(MODEL.parameters()))])
-    totals = {trace: each.sum(0) for trace, each in sketches.items()}
-    for first in range(3):
-        for second in range(3):
-            exact = float(full[first] @ full[second])
-            scale = float(full[first].norm() * full[second].norm())
-            assert abs(float(totals[first] @ totals[second]) - exact) < 5 / math.sqrt(SKETCH_DIM) * scale
+def length(prompt, response):
+    """A task's own value of a state; not known before the first line."""
+    return None if "\n" not in response else float(len(prompt) + len(response))
+
+
+def test_true_values_are_asked_of_the_text_so_far():
+    traces, context = make()
+    found = measured(TruthMeasurement(context, load_true_values(f"{__name__}:length")), traces)
+    expected = [
+        [None if "\n" not in text[:b] else float(4 + b) for b in own[:-1]]
+        for text, own in zip(TEXTS, BOUNDARIES, strict=True)
+    ]
+    assert [record.values for record in found] == expected
+    assert expected[0] == [None, 10.0, 19.0]
+
+
+@pytest.mark.parametrize("name", ["", "length", "nowhere:f", f"{__name__}:no_such", f"{__name__}:TEXTS"])
+def test_a_missing_function_of_true_values_is_named(name):
+    with pytest.raises(ValueError, match="--true-values"):
+        load_true_values(name)
 
 
 async def slow_score(data_source, solution_str, ground_truth, extra_info=None, bonus=0.0):

@@ -1,5 +1,6 @@
 """The page and the tables of the bench."""
 
+import json
 import re
 from html.parser import HTMLParser
 
@@ -9,20 +10,47 @@ from rredcot_verl.analyze import page, tables
 from rredcot_verl.analyze.conclusions import findings
 from rredcot_verl.analyze.evaluate import evaluate
 from rredcot_verl.analyze.page import verdict
+from rredcot_verl.analyze.records import GRADIENTS_FILE
 from rredcot_verl.pages.text import number
 from tests.analyze.synthetic import write
 from tests.in_browser import CHROMIUM, look
 
 VOID = {"meta", "br", "line", "rect", "circle", "path", "polyline"}
 SECTIONS = (
-    "answers", "methods", "agreement", "position", "calibration", "blame", "cost", "gradients", "ablations", "traces",
+    "answers", "methods", "agreement", "fluency", "calibration", "blame", "cost", "gradients", "settings", "traces",
     "tiny", "measured",
 )  # fmt: skip
+
+
+def _interval(estimate, low, high):
+    return {"estimate": estimate, "low": low, "high": high, "num": 3, "num_groups": 3, "reason": None}
+
+
+NOTHING = {"estimate": None, "low": None, "high": None, "num": 0, "num_groups": 0, "reason": "why not"}
+
+
+GRADIENTS = {
+    "whole": True,
+    "num_prompts": 256,
+    "num_traces": 2048,
+    "batch_prompts": 16,
+    "signal_to_noise": _interval(0.04, 0.01, 0.07),
+    "rows": [
+        {"form": form, "method": method, "measures": dict.fromkeys(("efficiency", "adam", "samples"), value)}
+        for form, method, value in (
+            ("GRPO without std", "", _interval(1.0, 0.9, 1.1)),
+            ("td, lambda 0", "oracle", _interval(0.6, 0.5, 0.7)),
+            ("reweight, beta 1", "joint:reference", _interval(0.9, 0.8, 1.0)),
+            ("td, lambda 0", "joint:reference", NOTHING),
+        )
+    ],
+}
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     world = write(tmp_path_factory.mktemp("world") / "m", num_groups=12, num_rollouts=20)
+    (world.folder / GRADIENTS_FILE).write_text(json.dumps(GRADIENTS))
     return evaluate(world.load(), num_resamples=20)
 
 
@@ -33,7 +61,7 @@ def html(results):
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
-    options = {"probes": False, "hidden": False, "gradients": False, "weights": False, "lines": False, "coarse": False}
+    options = {"probes": False, "hidden": False, "weights": False, "lines": False, "coarse": False}
     world = write(tmp_path_factory.mktemp("bare") / "m", num_groups=2, group_size=2, **options)
     return evaluate(world.load(), num_resamples=10)
 
@@ -62,13 +90,6 @@ class _Checker(HTMLParser):
         self.text.append(data)
 
 
-def _interval(estimate, low, high):
-    return {"estimate": estimate, "low": low, "high": high, "num": 3, "num_groups": 3, "reason": None}
-
-
-NOTHING = {"estimate": None, "low": None, "high": None, "num": 0, "num_groups": 0, "reason": "why not"}
-
-
 @pytest.mark.parametrize("which", ["results", "bare"])
 def test_page_is_well_formed_and_loads_nothing(which, request):
     text = page.render(request.getfixturevalue(which))
@@ -83,7 +104,7 @@ def test_sections_and_methods_are_there(results, html):
     assert re.findall(r'<section id="(\w+)"', html) == list(SECTIONS)
     for entry in results["methods"]:
         assert f"{entry['name']}</th>" in html, entry["name"]
-    for heading in ("Segmenters", "Temperature", "Prompts fitted", "Form and strength", "layer -1"):
+    for heading in ("Ways to cut", "layer -1", "td, lambda 0 (oracle)", "2,048 traces", "0.040"):
         assert heading in html
 
 
@@ -98,7 +119,7 @@ def test_says_what_was_not_measured(bare):
     for reason in (
         "no probes for",
         "no hidden states were measured",
-        "no gradient sketches",
+        "no gradients were measured",
         "the task cannot check lines",
     ):
         assert reason in text, reason
@@ -118,10 +139,13 @@ def test_findings_name_the_best_and_its_difference(results):
     forms = ("joint:", "geometric:", "normalized:")
     known = [entry for entry in results["methods"] if entry["name"] in rivals or entry["name"].startswith(forms)]
     # What needs continuations, knows the outcome or is a second layer does not compete.
-    best = min((e for e in known if "+smooth" not in e["name"]), key=lambda e: e["measures"]["mse"]["estimate"])
+    best = min(known, key=lambda e: e["measures"]["mse"]["estimate"])
     told = next(sentence for sentence in sentences if "squared error" in sentence)
     assert f"is {best['name']} with" in told and best["name"] != "joint:reference" and "difference" in told
     assert "chance" in next(sentence for sentence in sentences if "top-1" in sentence)
+    told = next(sentence for sentence in sentences if "share of GRPO's" in sentence)
+    assert "of all forms td, lambda 0 (oracle) with 0.60" in told
+    assert "without true values or continuations reweight, beta 1 (joint:reference) with 0.90" in told
 
 
 @pytest.mark.parametrize(
