@@ -85,13 +85,17 @@ def check_golden() -> str | None:
     """Two segments, the second one decisive: a number computed by hand."""
     import torch
 
-    from rredcot_verl.core.credit import reweight
+    from rredcot_verl.core.credit import CreditRule, segment_credit
+    from rredcot_verl.core.groups import group_statistics
     from rredcot_verl.core.redistribution import SegmentBatch, redistribute
 
     segments = SegmentBatch.from_rows([[0, 2, 4]], [[0.25, 0.0]], torch.tensor([1.0]), [4])
     mask = torch.ones(1, 4)
     rewards = redistribute(segments, mask)
-    weights = reweight(torch.tensor([1.0]), segments, segments.num_tokens(mask), beta=1.0)
+    groups = group_statistics(segments.outcomes, ["a"])
+    rule = CreditRule(form="reweight", beta=1.0)
+    made = segment_credit(segments, segments.num_tokens(mask), torch.tensor([1.0]), groups, groups, rule)
+    weights = made.segment_weights
     # d = (-0.25, 1): weights proportional to exp(d), with mean 1 over two tokens each.
     expected = 2 / (1 + math.exp(-1.25))
     if rewards.tolist() == [[0.25, -0.25, 0.0, 1.0]] and abs(weights[0, 1].item() - expected) < 1e-6:

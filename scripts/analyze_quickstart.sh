@@ -3,7 +3,7 @@
 # Arguments go to both calls of the bench (python -m rredcot_verl.analyze --help), e.g. --budget 10m or --num-prompts 16.
 # What is there is not made again: the same command goes on where it stopped. Environment: recipes/common/tiny.sh, and
 #   STEPS=40   optimiser steps of the RL, an even number
-#   TRUE_VALUES=MODULE:FUNCTION   the task's own values, as the gold in place of continuations
+#   TRUE_VALUES=MODULE:NAME   the task's own values, as the gold in place of continuations
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -41,9 +41,9 @@ bench() {
         --group-size 8 --max-response-tokens 64 --set segmentation.min_tokens=4 "$@"
 }
 SOURCES=(--num-prompts 64 "${GOLD[@]}" --layers all
-    --cuttings keyword_entropy-8 keyword_entropy-4 keyword_entropy-2 fixed-8 fixed-4 newline-8 entropy-8 keyword-8)
+    --cuttings keyword_entropy-18 keyword_entropy-8 keyword_entropy-4 fixed-12 fixed-8 newline-18 entropy-18 keyword-18)
 # What a form of credit is worth needs many prompts, and of each its probes alone.
-FORMS=(--num-prompts 256 --gradients 256 --methods rredcot "${TRUTH[@]}" --cuttings keyword_entropy-8)
+FORMS=(--num-prompts 256 --gradients 256 --methods rredcot "${TRUTH[@]}" --cuttings keyword_entropy-18)
 bench warm_start "$QUICKSTART_DATA/model" "The quickstart's policy after its warm start" "${SOURCES[@]}" "$@"
 bench after_rl "$(step "$STEPS")" "The quickstart's policy after $STEPS steps of RL (${RECIPES[0]})" "${SOURCES[@]}" "$@"
 bench forms_at_start "$QUICKSTART_DATA/model" "Forms of credit after the warm start" "${FORMS[@]}" "$@"

@@ -1,9 +1,8 @@
-"""The summaries of several seeds as one Markdown table: `python -m recipes.quickstart.table SUMMARY.json ...`."""
+"""The summary of a quickstart as a Markdown table: `python -m recipes.quickstart.table SUMMARY.json`."""
 
 import json
 import os
 import platform
-import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,27 +23,20 @@ ROWS: dict[str, Callable[[dict[str, Any]], float]] = {
 }
 
 
-def table(summaries: list[dict[str, Any]], names: list[str]) -> str:
-    """A row a figure, a column a seed, and the mean."""
-    lines = ["| | " + " | ".join([*names, "mean"]) + " |", "|---" * (len(names) + 2) + "|"]
-    for label, figure in ROWS.items():
-        values = [figure(summary) for summary in summaries]
-        cells = [f"{value:.3g}" for value in [*values, statistics.mean(values)]]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+def table(summary: dict[str, Any], name: str) -> str:
+    """A row a figure."""
+    rows = [f"| {label} | {figure(summary):.3g} |\n" for label, figure in ROWS.items()]
+    return f"| | {name} |\n|---|---|\n{''.join(rows)}"
 
 
-def main(paths: list[str]) -> None:
+def main(path: str) -> None:
     """Print the table and how it was made."""
-    summaries = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
-    names = [Path(path).parent.name.replace("-", " ") for path in paths]
+    summary = json.loads(Path(path).read_text(encoding="utf-8"))
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
-    script = "quickstart.sh" if len(paths) == 1 else "quickstart_seeds.sh"
-    sys.stdout.write(f"`scripts/{script}` on {machine}; {summaries[0]['num_steps']} optimiser steps a run.\n\n")
-    engines = "; ".join(dict.fromkeys(summary["self_value"]["engine"] for summary in summaries))
-    sys.stdout.write(f"Probes read by: {engines}.\n\n")
-    sys.stdout.write(table(summaries, names))
+    sys.stdout.write(f"`scripts/quickstart.sh` on {machine}; {summary['num_steps']} optimiser steps a run.\n\n")
+    sys.stdout.write(f"Probes read by: {summary['self_value']['engine']}.\n\n")
+    sys.stdout.write(table(summary, Path(path).parent.name.replace("-", " ")))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1])

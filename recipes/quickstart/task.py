@@ -1,48 +1,73 @@
-"""The quickstart's task: a chain of additions and subtractions, one checkable line per operation.
+"""The quickstart's task: a chain of operations under made-up rules, one checkable line per operation.
 
-A problem is an expression such as ``7+5-3+8-2``; the expected response works from left to right::
+A problem is an expression such as ``13+9-5-6-3``; the expected response works from left to right::
 
-    7+5=12
-    12-3=9
-    9+8=17
-    17-2=15
-    Answer: 15
+    13+9=22
+    22-5=17
+    Then 17-6 makes 13. let me see
+    13-3=10
+    Answer: 10
 
-Every line can be checked by a program, so the first wrong line of a trace is known. That is what makes the task fit to
-judge reward redistribution: the place where the blame belongs has a ground truth.
+In some places a number counts for another one: above, ``-6`` as the third operation counts for ``-4``. These rules are
+fixed (`counts_for`), and no reasoning gives them away: the warm-started policy has seen, for every such place, the
+number as it stands and the other one about equally often, and only outcomes tell which is right. So there are some
+sixty independent facts to find, each seen a few times a step: more samples help, and noise hurts, as where a real
+policy learns what it does not know yet. Varied wording and remarks decide nothing; `Difficulty.remark_words` is their
+share.
+
+Every line can be checked by a program, so the first wrong line of a trace is known, and with it the true value of
+every state (`recipes.quickstart.oracle`). That is what makes the task fit to judge reward redistribution.
 
 This file imports the standard library only, and nothing of its own package: verl loads the reward function by its path.
 """
 
 import random
 import re
+import zlib
 from dataclasses import dataclass
 
-DATA_SOURCE = "rredcot/arithmetic"
+DATA_SOURCE = "rredcot/rules"
 ANSWER_PREFIX = "Answer:"
+
+OPENERS = ("So ", "Then ", "Now ", "Next ", "Well ")
+VERBS = ("=", " is ", " makes ", " gives ")
+WORDS = tuple(
+    "let me see that looks fine good one more step here we go on with care this part was easy but not all are clear "
+    "enough".split()
+)
+"""Words of remarks. None of them says anything of the line it stands behind."""
+MOST_WORDS = 20
+"""Longest remark."""
+RULE_SHARE = 2 / 3
+"""Share of the places (an operation and its number in the problem) that have a rule."""
 
 # Bounded digit counts: int() of an endless run of digits is slow, and above 4300 digits it raises.
 _EXPRESSION = re.compile(r"([0-9]{1,6})((?:\s*[+-]\s*[0-9]{1,6})*)")
 _OPERATION = re.compile(r"([+-])\s*([0-9]{1,6})")
-_CALCULATION = re.compile(r"(-?[0-9]{1,6})([+-])([0-9]{1,6})=(-?[0-9]{1,6})")
+_CALCULATION = re.compile(
+    rf"(?:{'|'.join(OPENERS)})?(-?[0-9]{{1,6}})([+-])([0-9]{{1,6}})(?:{'|'.join(VERBS)})(-?[0-9]{{1,6}})"
+    rf"(?:\.(?: (?:{'|'.join(WORDS)}))*)?"
+)
 _ANSWER = re.compile(rf"{ANSWER_PREFIX}[ \t]*(-?[0-9]{{1,6}})[ \t]*")
 
 
 @dataclass(frozen=True)
 class Difficulty:
-    """How hard the problems are.
+    """How hard the problems are, and how much of a trace decides nothing.
 
     Attributes:
         min_operations: Fewest operations of a problem (count); each costs one line of the trace.
         max_operations: Most operations of a problem (count).
         max_operand: Largest number added or subtracted; the smallest is 1.
         max_value: Every true intermediate result lies in [0, max_value].
+        remark_words: Mean number of words after a line that decide nothing; 0: none, and all lines in one wording.
     """
 
     min_operations: int = 5
     max_operations: int = 5
     max_operand: int = 9
     max_value: int = 29
+    remark_words: float = 3.0
 
     def __post_init__(self):
         if not 1 <= self.min_operations <= self.max_operations:
@@ -51,6 +76,40 @@ class Difficulty:
             )
         if not 1 <= self.max_operand <= self.max_value:
             raise ValueError(f"need 1 <= max_operand <= max_value, got {self.max_operand} and {self.max_value}")
+        if self.remark_words < 0:
+            raise ValueError(f"need remark_words >= 0, got {self.remark_words}")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is known of one place.
+
+    Attributes:
+        as_written: The number as it stands.
+        other: The other number it may count for; the same where there is no rule.
+        counts: Which of the two it counts for.
+    """
+
+    as_written: int
+    other: int
+    counts: int
+
+
+def rule(position: int, operand: int) -> Rule:
+    """The rule of an operation (its signed number) at its place among the operations, from 0."""
+
+    def draw(what: str) -> float:
+        return zlib.crc32(f"{what} {position} {operand}".encode()) / 2**32
+
+    if draw("rule") >= RULE_SHARE:
+        return Rule(operand, operand, operand)
+    shift = (-5, -4, -3, -2, -1, 1, 2, 3, 4, 5)[int(10 * draw("shift"))]
+    return Rule(operand, operand + shift, operand + shift if draw("right") < 0.5 else operand)
+
+
+def counts_for(position: int, operand: int) -> int:
+    """What an operation truly adds."""
+    return rule(position, operand).counts
 
 
 @dataclass(frozen=True)
@@ -66,8 +125,17 @@ class Problem:
         return f"{self.start}" + "".join(f"{operand:+d}" for operand in self.operands)
 
     @property
+    def results(self) -> tuple[int, ...]:
+        """The right result of every line."""
+        current, results = self.start, []
+        for position, operand in enumerate(self.operands):
+            current += counts_for(position, operand)
+            results.append(current)
+        return tuple(results)
+
+    @property
     def answer(self) -> int:
-        return self.start + sum(self.operands)
+        return self.results[-1] if self.operands else self.start
 
 
 @dataclass(frozen=True)
@@ -88,18 +156,19 @@ class LineCheck:
 
 
 def make_problem(rng: random.Random, difficulty: Difficulty | None = None) -> Problem:
-    """Draws one problem whose true intermediate results all stay in [0, max_value]."""
+    """Draws one problem whose true intermediate results all stay in [0, max_value].
+
+    Raises:
+        ValueError: When there is hardly any such problem.
+    """
     difficulty = difficulty or Difficulty()
-    current = start = rng.randint(1, difficulty.max_operand)
-    operands = []
-    for _ in range(rng.randint(difficulty.min_operations, difficulty.max_operations)):
-        size = rng.randint(1, difficulty.max_operand)
-        signs = [sign for sign in (1, -1) if 0 <= current + sign * size <= difficulty.max_value]
-        if not signs:  # only where the range is narrower than two operands
-            size, signs = 1, [1 if current < difficulty.max_value else -1]
-        operands.append(rng.choice(signs) * size)
-        current += operands[-1]
-    return Problem(start, tuple(operands))
+    for _ in range(100_000):
+        num_operations = rng.randint(difficulty.min_operations, difficulty.max_operations)
+        signed = [rng.choice((1, -1)) * rng.randint(1, difficulty.max_operand) for _ in range(num_operations)]
+        problem = Problem(rng.randint(0, difficulty.max_value), tuple(signed))
+        if all(0 <= result <= difficulty.max_value for result in problem.results):
+            return problem
+    raise ValueError(f"found no problem whose results stay in [0, {difficulty.max_value}]: {difficulty}")
 
 
 def parse_problem(text: str) -> Problem | None:
@@ -111,9 +180,25 @@ def parse_problem(text: str) -> Problem | None:
     return Problem(int(match.group(1)), operands)
 
 
-def calculation_line(stated: int, operand: int, result: int) -> str:
-    """One line of a trace, its newline included."""
-    return f"{stated}{operand:+d}={result}\n"
+def calculation_line(
+    stated: int, operand: int, result: int, wording: random.Random | None = None, words: float = 0.0
+) -> str:
+    """One line of a trace, its newline included.
+
+    Args:
+        stated: The value the line before it states.
+        operand: The signed number of the problem.
+        result: What the line states.
+        wording: Draws an opener, a verb and a remark; None: one wording.
+        words: Mean number of words of the remark.
+    """
+    if wording is None or words == 0:
+        return f"{stated}{operand:+d}={result}\n"
+    opener, verb = wording.choice(("", *OPENERS)), wording.choice(VERBS)
+    remark = ""
+    while remark.count(" ") < MOST_WORDS and wording.random() < words / (words + 1):
+        remark += " " + wording.choice(WORDS)
+    return f"{opener}{stated}{operand:+d}{verb}{result}{'.' if remark else ''}{remark}\n"
 
 
 def answer_line(value: int | str) -> str:
@@ -122,12 +207,10 @@ def answer_line(value: int | str) -> str:
 
 
 def solve(problem: Problem) -> str:
-    """Returns the right trace."""
-    lines, current = [], problem.start
-    for operand in problem.operands:
-        lines.append(calculation_line(current, operand, current + operand))
-        current += operand
-    return "".join(lines) + answer_line(current)
+    """Returns the right trace in the plain wording."""
+    stated = (problem.start, *problem.results)
+    lines = [calculation_line(*line) for line in zip(stated, problem.operands, problem.results, strict=False)]
+    return "".join(lines) + answer_line(problem.answer)
 
 
 def check_lines(problem: Problem | str, response_text: str) -> list[LineCheck]:
@@ -146,7 +229,8 @@ def check_lines(problem: Problem | str, response_text: str) -> list[LineCheck]:
     """
     if isinstance(problem, str):
         problem = parse_problem(problem)
-    stated, remaining = (problem.start, list(problem.operands)) if problem else (None, [])
+    operands = problem.operands if problem else ()
+    stated, position = (problem.start if problem else None), 0
     checks, start, answered = [], 0, False
     for line in re.findall(r"[^\n]*\n|[^\n]+", response_text):
         body, end = line.removesuffix("\n"), start + len(line)
@@ -155,15 +239,16 @@ def check_lines(problem: Problem | str, response_text: str) -> list[LineCheck]:
         if calculation:
             left, sign, right, result = calculation.groups()
             kind, operand = "calculation", int(sign + right)
-            follows = not answered and stated == int(left) and remaining[:1] == [operand]
-            ok = follows and int(result) == int(left) + operand
+            follows = not answered and stated == int(left) and operands[position : position + 1] == (operand,)
+            ok = follows and int(result) == int(left) + counts_for(position, operand)
             stated = int(result)
         elif answer:
             kind = "answer"
-            ok = not answered and stated is not None and int(answer.group(1)) == stated + sum(remaining)
+            remaining = sum(counts_for(place, operands[place]) for place in range(position, len(operands)))
+            ok = not answered and stated is not None and int(answer.group(1)) == stated + remaining
             answered = True
         if kind != "answer":
-            remaining = remaining[1:]
+            position += 1
         checks.append(LineCheck(start, end, ok, kind))
         start = end
     return checks

@@ -4,9 +4,8 @@
 
 The corpus has two parts, made from the same traces:
 
-- *Traces* with wrong results on purpose. The model then knows the right result as the most likely one, but samples
-  wrong ones at temperature 1, more often where a carry or a borrow is needed. Groups of samples are mixed, and
-  reinforcement has something to remove. The lines after a wrong one continue from the wrong value.
+- *Traces* that draw, wherever a rule is, one of the two numbers it may count for, without knowing which is right
+  (`task`). The lines after a wrong one continue from the wrong value.
 - *Answers elicited* after every line, also after wrong ones: where a continuation from the value stated last ends. Only
   the answer's own tokens are trained, so the policy does not learn to stop early. A model that was pretrained can
   answer when forced, this one has to be taught; without it a forced answer carries no information about a prefix.
@@ -15,6 +14,7 @@ Both are trained in one pass: the elicited answers are probes that hang off the 
 """
 
 import random
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,62 +31,63 @@ class WarmStartConfig(TrainingConfig):
     """Settings of the warm start.
 
     Attributes:
-        imperfect_share: Share of the elicited answers that end a continuation with errors of its own, as a sampled one
-            has; the others end a faultless one. At 1 the probability of a forced answer is the chance that the policy,
-            thinking on, reaches it. At 0 the policy answers better when forced than after thinking.
-        hard_error_rate: Probability of a wrong result on a line with a carry or a borrow.
-        easy_error_rate: Probability of a wrong result on any other line.
+        num_updates: See `TrainingConfig`.
+        lean: A trace draws the right number of a rule with a probability between 1/2 - lean and 1/2 + lean, which
+            differs from rule to rule.
+        slip_rate: Probability of a result that is off by one where there is no rule.
         difficulty: How hard the problems are.
     """
 
-    imperfect_share: float = 1.0
-    hard_error_rate: float = 0.35
-    easy_error_rate: float = 0.04
+    num_updates: int = 900
+    lean: float = 0.2
+    slip_rate: float = 0.02
     difficulty: task.Difficulty = field(default_factory=task.Difficulty)
 
 
-def is_hard(stated: int, operand: int) -> bool:
-    """Whether the line needs a carry or a borrow."""
-    return (stated + operand) // 10 != stated // 10
+def right_rate(position: int, operand: int, config: WarmStartConfig) -> float:
+    """Probability with which the corpus states the right result of a line."""
+    rule = task.rule(position, operand)
+    if rule.other == rule.as_written:
+        return 1 - config.slip_rate
+    return 0.5 + config.lean * (2 * zlib.crc32(f"lean {position} {operand}".encode()) / 2**32 - 1)
 
 
-def corrupt(rng: random.Random, problem: task.Problem, config: WarmStartConfig) -> list[int]:
-    """Draws the results that an imperfect trace states, one per operation.
+def draw_results(
+    rng: random.Random, stated: int, operands: tuple[int, ...], first: int, config: WarmStartConfig
+) -> list[int]:
+    """Draws the results that an imperfect trace states, one per operation from operation `first` on.
 
-    A wrong result on a hard line is mostly the forgotten carry (off by ten), otherwise off by one. Errors that would
-    drive a later value below zero are not made, as no line of the corpus states a negative number.
+    No line of the corpus states a negative number: such a draw is made again.
     """
-    stated, results = problem.start, []
-    for position, operand in enumerate(problem.operands):
-        right, later, reach = stated + operand, 0, 0
-        for following in problem.operands[position + 1 :]:
-            later += following
-            reach = min(reach, later)
-        hard = is_hard(stated, operand)
-        shifts = [-1, 1, 10 if operand < 0 else -10] if hard else [-1, 1]
-        shifts = [shift for shift in shifts if right + shift + reach >= 0]
-        if shifts and rng.random() < (config.hard_error_rate if hard else config.easy_error_rate):
-            right += rng.choice(shifts)
-        results.append(right)
-        stated = right
-    return results
+    while True:
+        current, results = stated, []
+        for position, operand in enumerate(operands[first:], start=first):
+            rule = task.rule(position, operand)
+            if rng.random() < right_rate(position, operand, config):
+                current += rule.counts
+            elif rule.other == rule.as_written:
+                current += operand + rng.choice((-1, 1))
+            else:
+                current += rule.as_written + rule.other - rule.counts
+            results.append(current)
+        if all(0 <= result < 100 for result in results):
+            return results
 
 
 def make_example(
     rng: random.Random, problem: task.Problem, config: WarmStartConfig, tokenizer: PreTrainedTokenizerFast
 ) -> Example:
     """Builds one trace with an answer elicited before every line but the last."""
-    results = corrupt(rng, problem, config)
-    stated, lines, elicited = [problem.start, *results], [], []
+    results = draw_results(rng, problem.start, problem.operands, 0, config)
+    stated, words = [problem.start, *results], config.difficulty.remark_words
+    lines, elicited = [], []
     for position, operand in enumerate(problem.operands):
-        lines.append(tokenizer.encode(task.calculation_line(stated[position], operand, results[position])))
-    for position in range(len(problem.operands)):
-        rest = task.Problem(stated[position], problem.operands[position:])
-        imperfect = rng.random() < config.imperfect_share
-        value = corrupt(rng, rest, config)[-1] if imperfect else rest.answer
-        forced = [*tokenizer.encode(task.answer_line(value)), tokenizer.eos_token_id]
+        elicited_value = draw_results(rng, stated[position], problem.operands, position, config)[-1]
+        forced = [*tokenizer.encode(task.answer_line(elicited_value)), tokenizer.eos_token_id]
         # Its first token, "Answer:", is given.
-        elicited.append((sum(map(len, lines[:position])), 1, forced))
+        elicited.append((sum(map(len, lines)), 1, forced))
+        line = task.calculation_line(stated[position], operand, results[position], rng, words)
+        lines.append(tokenizer.encode(line))
     answer = [*tokenizer.encode(task.answer_line(results[-1])), tokenizer.eos_token_id]
     return pack_example(encode_prompt(tokenizer, problem.expression), sum(lines, []) + answer, elicited)
 

@@ -3,10 +3,8 @@
 import dataclasses
 import time
 
-import torch
-
 from rredcot_verl.config.schema import RREDCoTConfig
-from rredcot_verl.core.segmentation import Trace, get_segmenter, segment
+from rredcot_verl.probes.cutting import cut
 from rredcot_verl.sources.base import Source
 from rredcot_verl.sources.group import Group
 from rredcot_verl.sources.record import Plan, Record, Status
@@ -26,7 +24,6 @@ class ResponseRecorder:
         self.settings = settings
         self.source = source
         self.elicitation = tools.elicitation
-        self._segmenter = get_segmenter(settings.segmentation.method)
         self._response_length = tools.response_length
 
     async def record(self, response: Response, group: Group) -> Plan:
@@ -54,24 +51,17 @@ class ResponseRecorder:
         if not any(response.response_mask):
             return Plan(Record(Status.EMPTY))
         if group.has_no_advantage and not self.settings.self_value.probe_uniform_groups:
-            if self.source.segments_uniform_groups:
-                return self.source.plan_uniform(response, self.segment(response))
             return Plan(Record(Status.UNIFORM_GROUP))
         return await self.source.plan(response, group, self.segment(response))
 
     def segment(self, response: Response) -> list[int]:
         """Segment boundaries of a response: offsets from 0 to its length."""
-        ids = torch.tensor(response.response_ids, dtype=torch.int64)
-        surprisal = -torch.tensor(response.log_probs if response.log_probs else [0.0] * len(ids))
-        vocabulary = self.elicitation.vocabulary
-        trace = Trace(
-            response_mask=torch.tensor(response.response_mask, dtype=torch.bool),
-            uncertainty=surprisal.nan_to_num(nan=0.0, posinf=1e4, neginf=0.0),
-            newline=vocabulary.newlines(ids),
-            keyword=vocabulary.keyword_starts(ids),
-            answer_start=response.answer_start,
-            think_end=self.elicitation.think_end(response.response_ids),
+        return cut(
+            self.settings.segmentation,
+            self.elicitation,
+            response.prompt_ids,
+            response.response_ids,
+            response.response_mask,
+            response.log_probs,
+            self._response_length,
         )
-        rule = self.settings.segmentation
-        cuts: list[int] = segment(trace, self._segmenter, rule.num_segments, rule.min_tokens, rule.max_tokens).tolist()
-        return cuts

@@ -1,5 +1,6 @@
 """The agent loop side: responses are recorded where they are generated, while their prefix is in the server's cache."""
 
+import dataclasses
 import functools
 import logging
 from typing import Any
@@ -16,7 +17,7 @@ from rredcot_verl.answers.grammar import look_up
 from rredcot_verl.passes.protocol import NOTHING
 from rredcot_verl.probes.elicitation import Elicitation
 from rredcot_verl.probes.vocabulary import Vocabulary
-from rredcot_verl.run.settings import max_sequence_length, parse_block, run_source
+from rredcot_verl.run.settings import max_sequence_length, parse_block, reward_penalty, run_source
 from rredcot_verl.servers.client import ProbingTimeout
 from rredcot_verl.sources.group import Group
 from rredcot_verl.sources.record import KEY, Plan, Record, Status
@@ -50,6 +51,7 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
         source.start(tools)
         self._recorder = ResponseRecorder(settings, source, tools)
         self._groups: dict[str, Group] = {}
+        self._is_shaped = reward_penalty(self.config) > 0
 
     async def _run_prompt(
         self, prompt: dict[str, Any], sampling_params: dict[str, Any], trajectory: dict[str, Any], trace: bool = False
@@ -81,7 +83,8 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
         outputs = output if isinstance(output, list) else [output]
         if not validate and outputs:
             plan = await self._verify(outputs, kwargs) or await self._record(outputs, kwargs)
-            outputs[-1].extra_fields[KEY] = plan.record.to_dict()
+            record = dataclasses.replace(plan.record, shaping=self._shaping(outputs[-1]))
+            outputs[-1].extra_fields[KEY] = record.to_dict()
             # verl stores what the prompt's row holds beside each output: so these go straight to the training engine.
             for field in self._recorder.source.payload_fields:
                 kwargs[field] = torch.tensor(plan.rows.get(field, NOTHING), dtype=torch.int32)
@@ -115,6 +118,14 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
         except Exception as error:  # noqa: BLE001 - not swallowed: the trainer raises it
             logger.exception("rredcot: the self-values of a response could not be computed")
             return _failed(f"{type(error).__name__}: {error}")
+
+    def _shaping(self, output: AgentLoopOutput) -> float:
+        """What verl's DAPO manager added to the score; it keeps the score itself beside the reward."""
+        known = output.extra_fields.get("reward_extra_info") or {}
+        score = known.get("score", known.get("acc"))
+        if not self._is_shaped or score is None or output.reward_score is None:
+            return 0.0
+        return float(output.reward_score) - float(score)
 
     def _response(self, outputs: list[AgentLoopOutput], kwargs: dict[str, Any]) -> Response:
         output = outputs[-1]

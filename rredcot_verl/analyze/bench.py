@@ -99,7 +99,8 @@ class Bench:
         try:
             self._make_traces()
             traces = self._traces()
-            segments = Segments(self._options.cuttings, self._elicitation, self._store.records().cuttings)
+            options, known = self._options, self._store.records().cuttings
+            segments = Segments(options.cuttings, self._elicitation, options.max_response_tokens, known)
             complete(self._store, segments, traces)
             measurements = self._measurements(segments, traces)
             measure_in_blocks(self._store, measurements, traces, self._budget)
@@ -176,7 +177,7 @@ class Bench:
                 options.num_rollouts,
                 {problem.group for problem in self._problems[: options.rollout_prompts]},
             ),
-            TruthMeasurement(context, self._true_value) if self._true_value else None,
+            TruthMeasurement(context, self._true_value, traces) if self._true_value else None,
             probes,
             *(WeightMeasurement(context, name) for name in weights),
             hidden if HIDDEN in options.measured else None,

@@ -13,7 +13,6 @@ from rredcot_verl.analyze.trace_table import TraceTable
 from rredcot_verl.config.blocks import CreditConfig, SelfValueConfig
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.core.redistribution import SegmentBatch
-from rredcot_verl.sources.registry import make_source
 from rredcot_verl.trainer.estimator import Segmented, compute_credit, credit_rule
 
 
@@ -40,6 +39,12 @@ FORMS = {
     "td, lambda 0": Form({"form": "td"}, {"lam": 0.0}),
     "reweight, beta 1": Form({"form": "reweight", "beta": 1.0}),
     "reweight, beta 4": Form({"form": "reweight", "beta": 4.0}),
+    "reweight, bounded": Form({"form": "reweight", "standardize": True, "clip": 0.5, "mix": 0.5}),
+    "additive": Form({"form": "additive"}),
+    "first_error": Form({"form": "first_error"}),
+    "td, lambda 0.5, shuffled": Form({"form": "td", "control": "shuffled"}, {"lam": 0.5}),
+    "td, lambda 0.5, inverted": Form({"form": "td", "control": "inverted"}, {"lam": 0.5}),
+    "td, lambda 0.5, by position": Form({"form": "td", "control": "position"}, {"lam": 0.5}),
 }
 """By the name in the results: one line a form."""
 
@@ -65,12 +70,8 @@ def advantages(table: TraceTable, method: Method | None, form: Form) -> Array:
     Returns:
         `(num_traces, width)`; what stands beyond a trace's last segment has no meaning.
     """
-    # Values that rest on the mean of the prompt's other traces, as a readout's do, are used as calibrated ones are.
-    calibration = "logistic" if method is not None and method.rests_on_group else "none"
-    settings = RREDCoTConfig(
-        credit=CreditConfig(**form.credit),
-        self_value=SelfValueConfig(reward_range=table.reward_range, calibration=calibration),  # type: ignore[arg-type]
-    )
+    values_in = SelfValueConfig(reward_range=table.reward_range)
+    settings = RREDCoTConfig(credit=CreditConfig(**form.credit), self_value=values_in)
     low, high = table.reward_range
     scored = np.zeros(len(table.traces), dtype=bool) if method is None else method.covers(table)
     nums = table.num_segments.tolist()
@@ -83,8 +84,7 @@ def advantages(table: TraceTable, method: Method | None, form: Form) -> Array:
     mask = torch.arange(max(table.lengths)) < torch.tensor(table.lengths).unsqueeze(1)
     algorithm = OmegaConf.create({"gamma": 1.0, "lam": 1.0, "norm_adv_by_std_in_grpo": True, **form.algorithm})
     index = np.array([trace.group for trace in table.traces], dtype=object)
-    source = make_source(settings, "grpo" if method is None else method.estimator)
-    segmented = Segmented(segments, torch.arange(len(nums)), credit_rule(algorithm, settings, source))
+    segmented = Segmented(segments, torch.arange(len(nums)), credit_rule(algorithm, settings))
     given = compute_credit(segmented, index, mask.long()).segment_advantages.double().numpy()
     result = np.zeros(table.is_state.shape)
     result[:, : given.shape[1]] = given[:, : table.width]

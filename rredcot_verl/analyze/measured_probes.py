@@ -98,11 +98,10 @@ class ProbeMeasurement(Measurement):
         elicitation, answer = self._context.elicitation, self._context.answers[trace.trace]
         boundaries = self._context.segments.boundaries(trace, cutting)
         format_name = elicitation.format_for(answer)
-        start = answer.start if answer else len(trace.response_ids)
 
         def probes(known: Sequence[KnownAnswer]) -> list[Probe]:
             proposals = [each.proposal for each in known]
-            return elicitation.probes(trace.prompt_ids, trace.response_ids, boundaries, proposals, format_name, start)
+            return elicitation.probes(trace.prompt_ids, trace.response_ids, boundaries, proposals, format_name)
 
         own = [each for each in known if elicitation.can_append(each.proposal.text, format_name)]
         found = probes(own)

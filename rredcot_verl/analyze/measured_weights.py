@@ -44,7 +44,8 @@ class WeightMeasurement(Measurement):
         answer_from = vocabulary.offset_of(ids, text, found.answer_start)
         answer_to = vocabulary.offset_of(ids, text, found.end - 1) + 1
         boundaries = self.context.segments.boundaries(trace)
-        before = [offset + boundary for boundary in boundaries if boundary <= min(trace.answer_start, answer_from)]
+        place = min(trace.answer_start, answer_from)
+        before = [offset + boundary for boundary in [*(b for b in boundaries if b < place), place]]
         sequence = trace.token_ids[: offset + answer_to]
         return AttributionTask(tuple(sequence), tuple(before), offset + answer_from, offset + answer_to)
 
@@ -68,7 +69,7 @@ class WeightMeasurement(Measurement):
 
     def _record(self, trace: TraceRecord, weights: list[float], seconds: float, num_tokens: int) -> WeightRecord:
         segments = self.context.segments
-        # The answer's own segment, and what follows it, weighs nothing.
+        # The answer, and what follows it, weighs nothing.
         padding = [0.0] * (len(segments.boundaries(trace)) - 1 - len(weights))
         return WeightRecord(trace.trace, segments.main, self.name, [*weights, *padding], seconds, num_tokens)
 

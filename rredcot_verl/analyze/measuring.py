@@ -14,11 +14,11 @@ from tqdm import tqdm
 from rredcot_verl.analyze.policy import Policy, split_by_size
 from rredcot_verl.analyze.problems import Problem
 from rredcot_verl.analyze.records import CuttingRecord, Key, Record, TraceArrays, TraceRecord
-from rredcot_verl.analyze.segmentations import cut
 from rredcot_verl.analyze.store import Store
 from rredcot_verl.analyze.timing import Budget, Stopwatch, describe_duration
 from rredcot_verl.config.blocks import SegmentationConfig
 from rredcot_verl.config.schema import RREDCoTConfig
+from rredcot_verl.probes.cutting import cut
 from rredcot_verl.probes.elicitation import Elicitation, ReadAnswer
 
 _SHORT_BLOCK_S, _LONG_BLOCK_S, _LARGEST_BLOCK = 10.0, 60.0, 64
@@ -125,18 +125,24 @@ class Segments(Measurement):
     Args:
         rules: How to cut, by name; the first one is the main one.
         elicitation: Knows the vocabulary.
+        budget: Most tokens a response may have.
         known: What was cut already.
     """
 
     name = "cuttings"
 
     def __init__(
-        self, rules: Mapping[str, SegmentationConfig], elicitation: Elicitation, known: Iterable[CuttingRecord] = ()
+        self,
+        rules: Mapping[str, SegmentationConfig],
+        elicitation: Elicitation,
+        budget: int,
+        known: Iterable[CuttingRecord] = (),
     ) -> None:
         self.names = list(rules)
         self.main = self.names[0]
         self._rules = rules
         self._elicitation = elicitation
+        self._budget = budget
         self._boundaries = {(record.trace, record.cutting): record.boundaries for record in known}
 
     def units(self, trace: TraceRecord) -> list[Unit]:
@@ -147,8 +153,8 @@ class Segments(Measurement):
         """See `Measurement`."""
         decode = self._elicitation.vocabulary.decode
         for unit in units:
-            trace, ids = unit.trace, unit.trace.response_ids
-            places = cut(self._rules[unit.cutting], self._elicitation, ids, trace.log_probs, trace.answer_start)
+            trace, ids, rule = unit.trace, unit.trace.response_ids, self._rules[unit.cutting]
+            places = cut(rule, self._elicitation, trace.prompt_ids, ids, None, trace.log_probs, self._budget)
             self._boundaries[trace.trace, unit.cutting] = places
             yield CuttingRecord(trace.trace, unit.cutting, places, [len(decode(ids[:place])) for place in places])
 

@@ -20,7 +20,6 @@ from rredcot_verl.analyze.trace_table import Mask, MonteCarloValues, TraceTable
 from rredcot_verl.config.blocks import ReadoutConfig
 from rredcot_verl.core.values import attribution_values, new_highs
 from rredcot_verl.probes.values import values_of_sums
-from rredcot_verl.sources.registry import DEFAULT, SOURCES, source_class
 
 T = TypeVar("T")
 
@@ -62,22 +61,14 @@ class Method:
     seconds: Array = field(default_factory=lambda: np.zeros(0))
     num_tokens: Array = field(default_factory=lambda: np.zeros(0))
 
-    @property
-    def pinned(self) -> bool:
-        """Whether the last segment is credited with R - v_{K-1}, as the estimator's source says; otherwise with 0."""
-        return source_class(self.estimator if self.estimator in SOURCES else DEFAULT).pinned
-
     def covers(self, table: TraceTable) -> Mask:
         """`(num_traces,)`, the traces all of whose states have a value."""
         covered: Mask = np.all(np.isfinite(self.values) | ~table.is_state, axis=1)
         return covered
 
     def segment_rewards(self, table: TraceTable) -> Array:
-        """d_1 .. d_K `(num_traces, width)`; d_K = 0 if not `pinned`; NaN on traces without values."""
-        rewards = table.segment_rewards(self.values)
-        if not self.pinned:
-            rewards[np.arange(len(rewards)), table.num_segments - 1] = 0.0
-        return rewards
+        """d_1 .. d_K `(num_traces, width)`; NaN on traces without values."""
+        return table.segment_rewards(self.values)
 
 
 @dataclass(frozen=True)
@@ -172,14 +163,14 @@ def probed(evidence: Evidence) -> list[Method]:
 
 def changes_of_probe(evidence: Evidence) -> list[Method]:
     """GRPO-VPS: the peer's probe is the mean log-probability a token of the reference."""
-    about = "change of the reference answer's exp(mean log-probability) (GRPO-VPS, IGPO); the last segment gets 0"
+    about = "change of the reference answer's exp(mean log-probability) (GRPO-VPS, IGPO)"
     found = [method for method in probed(evidence) if method.name == "geometric:reference"]
     return [replace(method, name="vps", family="peer", about=about) for method in found]
 
 
 def new_highs_of_probe(evidence: Evidence) -> list[Method]:
     """MIG: the same probe, of which only new highs pay."""
-    about = "only new highs of the reference answer's exp(mean log-probability) pay (MIG); the last segment gets 0"
+    about = "only new highs of the reference answer's exp(mean log-probability) pay (MIG)"
     return [
         replace(
             method,

@@ -1,8 +1,9 @@
 """Regressions on the outcomes as methods of the bench: `calibrated`, `position`, `hidden` and `both`.
 
-They are the plugin's own readout, cross-fitted by prompt: a value comes from fits that saw no outcome of its prompt.
-A training size of n is a batch of n prompts, as in the first step of a run: the prompts are dealt into batches of
-that size and each is fitted on its own, so with 5 folds a value comes from a fit to 4 n / 5 prompts.
+They are the plugin's own readout, cross-fitted by prompt: a fifth of the prompts is valued as a step of a run whose
+earlier step were the other prompts, so a value comes from a fit that saw no outcome of its prompt. A training size of n
+is a batch of n prompts: the prompts are dealt into batches of that size and each is fitted on its own, so a value comes
+from a fit to 4 n / 5 prompts.
 """
 
 import time
@@ -15,10 +16,11 @@ from rredcot_verl.analyze.method_values import Evidence, Method
 from rredcot_verl.analyze.statistics import Array
 from rredcot_verl.analyze.trace_table import Mask, TraceTable
 from rredcot_verl.config.blocks import ReadoutConfig
-from rredcot_verl.readout.features import build_features
+from rredcot_verl.readout.features import build_features, others_differ
 from rredcot_verl.readout.readout import Readout, States
 from rredcot_verl.sources.regression import LONG_RESPONSE
 
+NUM_FOLDS = 5
 SIZES = (16, 32, 64, 128, 256)
 """Prompts in a batch, for the ablation over training-set sizes; those below the number of prompts are run."""
 
@@ -52,23 +54,33 @@ def fit(
             rows &= (np.isfinite(feature) | ~table.is_state).all(axis=1)
     values = np.full((len(table.traces), table.width), np.nan)
     settings = ReadoutConfig(seed=seed, max_rows=max(1, int(table.is_state.sum())))
-    for members in _batches(table, rows, batch, seed):
-        states = table.is_state & members[:, None]
-        where = np.nonzero(states)
+    index, finals = table.groups.tolist(), torch.arange(len(table.traces))
+    counts = others_differ(torch.from_numpy(table.rewards), index, finals)
+
+    def states_of(members: Mask, own: Mask) -> States:
+        """The states of some of the traces of a batch."""
+        where = np.nonzero(table.is_state & own[:, None])
         features, blocks = build_features(
             probe_values=None if probe is None else torch.from_numpy(np.clip(probe[where], 0, 1)),
             positions=torch.from_numpy(_positions(table, members)[where]) if position else None,
             hidden=None if hidden is None else torch.from_numpy(hidden[where]),
         )
-        given = States(
+        return States(
             features=features,
             group_means=torch.from_numpy(table.others[where[0]]),
             outcomes=torch.from_numpy(np.clip(table.rewards[where[0]], 0, 1)),
-            groups=[table.traces[row].group for row in where[0].tolist()],
+            groups=[index[row] for row in where[0].tolist()],
             rows=torch.from_numpy(where[0].astype(np.int64)),
+            counts=counts[where[0]],
             blocks=blocks,
         )
-        values[where] = Readout(settings).fit_predict(given, step=0).numpy()
+
+    for members in _batches(table, rows, batch, seed):
+        prompts = np.random.default_rng(seed).permutation(np.unique(table.groups[members]))
+        for fold in np.array_split(prompts, NUM_FOLDS):
+            readout, own = Readout(settings), members & np.isin(table.groups, fold)
+            readout.fit_predict(states_of(members, members & ~own), step=0)
+            values[table.is_state & own[:, None]] = readout.fit_predict(states_of(members, own), step=1).numpy()
     return values, time.perf_counter() - started
 
 

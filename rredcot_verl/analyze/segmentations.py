@@ -2,21 +2,18 @@
 
 from collections.abc import Sequence
 
-import torch
-
 from rredcot_verl.config.blocks import SegmentationConfig
 from rredcot_verl.config.schema import RREDCoTConfig, parse
-from rredcot_verl.core.segmentation import Trace, get_segmenter, segment
-from rredcot_verl.probes.elicitation import Elicitation
+from rredcot_verl.core.segmentation import get_segmenter
 
 DEFAULT_ABLATION = (
-    "fixed-8",
-    "newline-8",
-    "keyword-8",
-    "entropy-8",
-    "keyword_entropy-4",
+    "fixed-16",
+    "newline-16",
+    "keyword-16",
+    "entropy-16",
     "keyword_entropy-8",
     "keyword_entropy-16",
+    "keyword_entropy-32",
 )
 
 
@@ -47,34 +44,3 @@ def parse_segmentations(names: Sequence[str] | None, settings: RREDCoTConfig) ->
             raise ValueError(f"--cuttings {name!r}: {error}") from error
         found[name] = rule
     return found
-
-
-def cut(
-    rule: SegmentationConfig,
-    elicitation: Elicitation,
-    response_ids: Sequence[int],
-    log_probs: Sequence[float],
-    answer_start: int | None,
-) -> list[int]:
-    """Boundaries of a response, offsets from 0 to its length: those the plugin would choose in training.
-
-    Args:
-        rule: How.
-        elicitation: Knows the vocabulary and the thinking block.
-        response_ids: Tokens of the response, all written by the model.
-        log_probs: Their log-probabilities, nats.
-        answer_start: Offset of the final answer's opening, None without an answer.
-    """
-    ids = torch.tensor(response_ids, dtype=torch.int64)
-    surprisal = -torch.tensor(list(log_probs))
-    trace = Trace(
-        response_mask=torch.ones(len(ids), dtype=torch.bool),
-        uncertainty=surprisal.nan_to_num(nan=0.0, posinf=1e4, neginf=0.0),
-        newline=elicitation.vocabulary.newlines(ids),
-        keyword=elicitation.vocabulary.keyword_starts(ids),
-        answer_start=len(ids) if answer_start is None else answer_start,
-        think_end=elicitation.think_end(response_ids),
-    )
-    method = get_segmenter(rule.method)
-    boundaries: list[int] = segment(trace, method, rule.num_segments, rule.min_tokens, rule.max_tokens).tolist()
-    return boundaries

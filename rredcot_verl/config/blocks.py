@@ -41,29 +41,43 @@ class Block(BaseModel):
 
 
 class SegmentationConfig(Block):
-    """How a response is cut into segments. The hybrid rule is the paper's; keywords, counts and lengths are ours."""
+    """How a response is cut into segments, online: a cut is decided by what stands before it. The ingredients are the
+    paper's (newlines, keywords, uncertainty); that they are read off what is written, counts and lengths are ours."""
 
     method: str = Field(
         "keyword_entropy",
         min_length=1,
-        description="`keyword_entropy`, `fixed`, `newline`, `keyword`, `entropy`, a name given to "
+        description="What ends a segment. `newline`: a line; `keyword`: a sentence that began with a keyword; "
+        "`entropy`: one in which the model was uncertain; `keyword_entropy`: any of these; with each, after twice the "
+        "spacing, any sentence; `fixed`: its length alone; a name given to "
         "`rredcot_verl.core.segmentation.register_segmenter` in every process, or `package.module:function`.",
     )
-    num_segments: int = Field(8, ge=1, le=256, description="Most segments of a response, the answer's included.")
-    min_tokens: int = Field(8, ge=1, description="Shortest segment, in tokens; shorter ones are merged.")
+    num_segments: int = Field(
+        64,
+        ge=1,
+        le=256,
+        description="Most segments of a response. The spacing of cuts is data.max_response_length / (num_segments - "
+        "2), `min_tokens` at least: two are kept for where the answer opens and where thinking ends.",
+    )
+    min_tokens: int = Field(32, ge=1, description="Shortest segment, in tokens the model wrote, the last one excepted.")
     max_tokens: int | None = Field(
-        None, ge=1, description="Longest segment, in tokens; longer ones are cut if `num_segments` allows; null: any."
+        None,
+        ge=1,
+        description="Longest segment, in tokens the model wrote: cut there, inside a sentence if need be. Less than "
+        "the spacing counts as the spacing; null: any.",
     )
     keywords: tuple[str, ...] = Field(
-        DEFAULT_KEYWORDS, strict=False, description="A segment may start at one of these words (any case)."
+        DEFAULT_KEYWORDS,
+        strict=False,
+        description="A sentence that began with one of these words (any case) ends a segment.",
     )
 
     @model_validator(mode="after")
     def _lengths(self) -> "SegmentationConfig":
-        if self.max_tokens is not None and self.max_tokens < 2 * self.min_tokens:
+        if self.max_tokens is not None and self.max_tokens < self.min_tokens:
             raise ValueError(
-                f"segmentation.max_tokens={self.max_tokens} must be null or at least twice "
-                f"segmentation.min_tokens={self.min_tokens}, or a long segment could not be cut in two"
+                f"segmentation.max_tokens={self.max_tokens} must be null or at least "
+                f"segmentation.min_tokens={self.min_tokens}"
             )
         if any(not word.strip() for word in self.keywords):
             raise ValueError(f"segmentation.keywords={list(self.keywords)} holds an empty word")
@@ -127,15 +141,8 @@ class SelfValueConfig(Block):
     )
     calibration: Literal["none", "logistic"] = Field(
         "none",
-        description="`logistic`: regress the verified outcome on what is known at a boundary, cross-fitted by prompt "
-        "(ours, see readout). form=hidden is that regression already.",
-    )
-    smoothing: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Share of the mean of its two neighbours in a value between the first and the outcome (ours); 0: "
-        "off. Redistributed rewards still sum to the outcome.",
+        description="`logistic`: regress the verified outcome on what is known at a boundary, by a fit to earlier "
+        "steps (ours, see readout). form=hidden is that regression already.",
     )
     proposals: Literal["reference", "group", "union"] = Field(
         "reference",
@@ -204,21 +211,52 @@ class SelfValueConfig(Block):
 
 
 class CreditConfig(Block):
-    """How segment values become advantages."""
+    """How segment values become advantages; see docs/method.md for what each form trades."""
 
-    form: Literal["reweight", "td"] = Field(
+    form: Literal["reweight", "td", "additive", "first_error"] = Field(
         "reweight",
-        description="`reweight`: GRPO's advantage times a positive weight of mean 1; `td`: segment-level GAE with "
-        "algorithm.gamma and algorithm.lam.",
+        description="`td`: segment-level GAE on the values (ours; with lam=1 GRPO's expectation whatever the values "
+        "are); `reweight`: GRPO's advantage times a positive weight of mean 1 (the paper's); `additive`: GRPO's "
+        "advantage plus alpha times d; `first_error`: in failed responses praise up to the largest fall of the value.",
     )
-    beta: float = Field(1.0, ge=0, le=20, description="reweight: strength; 0 is GRPO exactly. Unit: 1 / reward.")
-    error_penalty: float = Field(
-        1.0,
-        ge=0,
-        le=10,
-        description="Factor on the advantages of responses whose GRPO advantage is negative: below 1 blame counts less "
-        "than praise (ours); 1: off.",
+    lam: float | None = Field(
+        None, ge=0, le=1, description="td: lambda; less noise and more of the values' errors below 1; null: verl's."
     )
+    beta: float = Field(1.0, ge=0, le=20, description="reweight: strength, per the range of the reward; 0 is GRPO.")
+    standardize: bool = Field(False, description="reweight: divide d by its deviation within the trace.")
+    clip: float | None = Field(None, gt=0, le=1, description="reweight: weights stay within 1 - clip and 1 + clip.")
+    mix: float = Field(0.0, ge=0, le=1, description="reweight: share of the uniform weight; 1 is GRPO.")
+    alpha: float = Field(
+        1.0, ge=0, le=10, description="additive: strength, in deviations of d; first_error: praise per blame."
+    )
+    apply_to: Literal["all", "failed"] = Field(
+        "all", description="`failed`: responses better than their group's mean keep GRPO's advantage."
+    )
+    pinned: bool | None = Field(
+        None,
+        description="Whether d of the last segment is the score less the value before it; false: 0. null: false for "
+        "additive, else true. Not read by td, which always ends in the score.",
+    )
+    control: Literal["none", "shuffled", "inverted", "position"] = Field(
+        "none",
+        description="A control arm for comparisons, with each response's mean and spread of advantages kept: credit "
+        "shuffled among its segments, mirrored, or falling evenly from first to last.",
+    )
+
+    @model_validator(mode="after")
+    def _reads(self) -> "CreditConfig":
+        reads = {"reweight": {"beta", "standardize", "clip", "mix"}, "td": {"lam"}}
+        reads |= {"additive": {"alpha"}, "first_error": {"alpha"}}
+        others = set.union(*reads.values()) - reads[self.form]
+        for name in sorted(others):
+            default = type(self).model_fields[name].default
+            if getattr(self, name) != default:
+                fitting = " or ".join(form for form in reads if name in reads[form])
+                raise ValueError(
+                    f"credit.{name}={getattr(self, name)} is not read by credit.form={self.form}; leave it at "
+                    f"{default} or set credit.form={fitting}"
+                )
+        return self
 
 
 class MonteCarloConfig(Block):
@@ -269,16 +307,20 @@ class ReadoutConfig(Block):
     )
     layer: int = Field(-2, description="Decoder layer whose output is read; negative: from the end.")
     dim: int = Field(64, ge=1, le=1024, description="Dimensions that a seeded random projection keeps of it.")
-    seed: int = Field(0, ge=0, description="Seed of the projection and of the folds.")
-    num_folds: int = Field(5, ge=3, le=64, description="Folds of prompts; a row is valued by a fit to the others.")
-    window: int = Field(8, ge=1, description="Steps, the present one included, whose rows are fitted to.")
+    seed: int = Field(0, ge=0, description="Seed of the projection and of the folds that the ridge is chosen by.")
+    window: int = Field(
+        8,
+        ge=1,
+        description="Earlier steps that are fitted to. In the first step values are the mean rewards of the prompt's "
+        "other rollouts.",
+    )
     half_life: float | None = Field(
         None, gt=0, description="Steps after which a row counts half; null: all of the window count alike."
     )
     max_rows: int = Field(
         16384,
         ge=1,
-        description="States kept for the fit, the newest; a step with as many leaves no room.",
+        description="States kept for the fit, the newest.",
     )
 
 

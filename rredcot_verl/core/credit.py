@@ -1,10 +1,16 @@
 """Credit: from GRPO's advantage of a response and the values of its segments to an advantage for each segment.
 
 Every form gives one number a segment; `expand_to_tokens` is the one place that maps it to tokens. A form is one
-function and one line of `segment_credit`.
+function and one line of `FORMS`. Which of them are right in expectation is derived in docs/method.md.
+
+Values and outcomes are differences in units of the reward's range here, so that no form depends on an affine change of
+the reward. What was added to the verifier's score (a penalty for overlong responses) stays in the advantage and never
+enters a difference of values.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,34 +20,42 @@ from rredcot_verl.core.redistribution import SegmentBatch
 
 EPSILON = 1e-6
 """verl's `compute_grpo_outcome_advantage` adds this to the group's standard deviation."""
-SPREAD_TOLERANCE = 1e-2
-"""`td` divides by a group's outcome deviation; below this share of the reward range the group counts as uniform."""
+LEAST_SPREAD = 0.1
+"""`td` divides by the deviation of the *other* rollouts' outcomes; at or below this share of the reward's range they
+count as agreeing, and the row has GRPO's own advantage. Two outcomes in groups of up to 100 are never that close."""
+FLAT = 0.05
+"""Share of the reward's range added to a trace's deviation of d where it is standardised: flat values stay flat."""
 
 
 @dataclass(frozen=True)
 class CreditRule:
-    """How values become advantages.
+    """How values become advantages. The fields up to `control` are those of the `credit` block, see there.
 
     Attributes:
-        form: `reweight` or `td`.
-        beta: See `reweight`.
-        error_penalty: Factor on the advantages of responses whose GRPO advantage is negative (ours).
-        gamma, lam: See `segment_td`.
+        form: A key of `FORMS`.
+        beta, standardize, clip, mix: See `reweight`.
+        alpha: See `additive` and `first_error`.
+        apply_to: `all`, or `failed`: rows whose GRPO advantage is not negative keep it.
+        pinned: Whether d of the last segment is R - v_{K-1}; otherwise 0. Not read by `td`.
+        control: `none`, or what takes the place of the credit in a control arm; see `controlled`.
+        gamma, lam: See `td`.
         norm_by_std: verl's `algorithm.norm_adv_by_std_in_grpo`.
         reward_spread: Highest less lowest reward.
-        pinned: Whether the last segment counts with d_K = R - v_{K-1} in `reweight`; otherwise with 0.
-        without_own: Whether the values rest on the mean of the *other* rollouts, so that `td` must start from it too.
     """
 
     form: str = "reweight"
     beta: float = 1.0
-    error_penalty: float = 1.0
+    standardize: bool = False
+    clip: float | None = None
+    mix: float = 0.0
+    alpha: float = 1.0
+    apply_to: Literal["all", "failed"] = "all"
+    pinned: bool = True
+    control: Literal["none", "shuffled", "inverted", "position"] = "none"
     gamma: float = 1.0
     lam: float = 1.0
     norm_by_std: bool = True
     reward_spread: float = 1.0
-    pinned: bool = True
-    without_own: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,8 +65,7 @@ class Credit:
     Attributes:
         row_advantages: `(bs,)`, GRPO's advantage of each response.
         segment_advantages: `(bs, num_segments)`.
-        segment_weights: `(bs, num_segments)`, segment advantage over the response's own, before `error_penalty`; 1
-            where the response has none.
+        segment_weights: `(bs, num_segments)`, segment advantage over the response's own; 1 where that is 0.
     """
 
     row_advantages: Tensor
@@ -60,105 +73,186 @@ class Credit:
     segment_weights: Tensor
 
 
+@dataclass(frozen=True)
+class CreditBatch:
+    """What a form reads.
+
+    Attributes:
+        advantages: `(bs, 1)` float64, GRPO's.
+        segments: The segments of the batch.
+        rewards: `(bs, num_segments)` float64, d_k in units of the reward's range, 0 for padded segments.
+        num_tokens: `(bs, num_segments)` float64, tokens of each segment that the policy wrote.
+        groups, score_groups: Statistics of each row's group: of R, and of the verifier's scores.
+        rule: The settings.
+    """
+
+    advantages: Tensor
+    segments: SegmentBatch
+    rewards: Tensor
+    num_tokens: Tensor
+    groups: GroupStatistics
+    score_groups: GroupStatistics
+    rule: CreditRule
+
+    def mean(self, quantity: Tensor) -> Tensor:
+        """`(bs, 1)` mean over the tokens of a response, of something given by segment."""
+        total = self.num_tokens.sum(dim=1, keepdim=True).clamp(min=1)
+        return (quantity * self.num_tokens).sum(dim=1, keepdim=True) / total
+
+
 def segment_credit(
-    segments: SegmentBatch, num_tokens: Tensor, row_advantages: Tensor, groups: GroupStatistics, rule: CreditRule
+    segments: SegmentBatch,
+    num_tokens: Tensor,
+    row_advantages: Tensor,
+    groups: GroupStatistics,
+    score_groups: GroupStatistics,
+    rule: CreditRule,
 ) -> Credit:
-    """Advantages by segment. A row without values, or in a group too uniform to be scaled up, has GRPO's own.
+    """Advantages by segment. A row without values has GRPO's own, to the last bit.
 
     Args:
         segments: The segments of the batch.
         num_tokens: `(bs, num_segments)`, tokens of each segment that the policy wrote.
         row_advantages: `(bs,)`, GRPO's advantage of each response.
-        groups: Outcome statistics of each response's group, of the dtype GRPO takes them in.
+        groups, score_groups: Statistics of each response's group: of R, and of the verifier's scores.
         rule: The form and its settings.
 
     Raises:
         ValueError: There is no such form.
     """
-    rows = row_advantages.unsqueeze(1)
-    if rule.form == "reweight":
-        advantages = rows * reweight(row_advantages, segments, num_tokens, beta=rule.beta, pinned=rule.pinned)
-    elif rule.form == "td":
-        advantages = _td(segments, row_advantages, groups, rule)
-    else:
-        raise ValueError(f"credit form {rule.form!r} is not one of reweight and td")
-    weights = torch.where(rows != 0, advantages / rows, torch.ones_like(advantages))
-    return Credit(row_advantages, torch.where(rows < 0, rule.error_penalty, 1.0) * advantages, weights)
-
-
-def _td(segments: SegmentBatch, row_advantages: Tensor, groups: GroupStatistics, rule: CreditRule) -> Tensor:
-    mean, scale = groups.mean, torch.ones_like(groups.deviation)
-    if rule.norm_by_std:
-        scale = groups.deviation + EPSILON
-    if rule.without_own:
-        # With R - b = (R - b_others) (n - 1) / n a response of one segment keeps GRPO's advantage, and between v_0 and
-        # v_1 nothing of the own outcome is paid back. A group of one keeps verl's convention.
-        alone, others = groups.count == 1, groups.mean_of_others()
-        scale = torch.where(alone, scale, scale * groups.count / (groups.count - 1).clamp(min=1))
-        mean = torch.where(alone, mean, others)
-    td = segment_td(segments, mean, scale, rule.gamma, rule.lam)
-    # GRPO's own advantage, to the last bit.
-    uniform = groups.deviation <= SPREAD_TOLERANCE * rule.reward_spread
-    return torch.where((segments.scored & ~uniform).unsqueeze(1), td, row_advantages.unsqueeze(1))
-
-
-def reweight(
-    row_advantages: Tensor, segments: SegmentBatch, num_tokens: Tensor, beta: float, pinned: bool = True
-) -> Tensor:
-    """Positive weights sigma_k proportional to exp(beta * sign(A) * d_k), with mean 1 over the tokens of a response.
-
-    That GRPO's advantage keeps its sign and scale and is reweighted multiplicatively is the paper's; the exponential is
-    ours. `beta` = 0, a single segment, or equal segment rewards give weights of exactly 1.
-
-    Args:
-        row_advantages: `(bs,)`, GRPO's advantage of each response; only its sign is read.
-        segments: The segments of the batch.
-        num_tokens: `(bs, num_segments)`, tokens of each segment that the policy wrote.
-        beta: Strength, in 1 / reward.
-        pinned: Whether the last segment counts with d_K = R - v_{K-1}; otherwise with 0.
-
-    Returns:
-        `(bs, num_segments)` float32 weights, 1 for a row that was not scored.
-    """
-    rewards = segments.segment_rewards
-    if not pinned:
+    if rule.form not in FORMS:
+        raise ValueError(f"credit form {rule.form!r} is not one of {', '.join(FORMS)}")
+    rewards = segments.segment_rewards / rule.reward_spread
+    if not rule.pinned:
         rewards = rewards.scatter(1, segments.num_segments.unsqueeze(1) - 1, 0.0)
-    exponent = beta * row_advantages.double().sign().unsqueeze(1) * rewards
-    # An empty (padded) segment must not set the level that is subtracted for safety.
-    level = exponent.masked_fill(num_tokens == 0, float("-inf")).amax(dim=1, keepdim=True)
-    weights = (exponent - level.nan_to_num(neginf=0.0)).clamp(max=0.0).exp()
-    mean = (weights * num_tokens).sum(dim=1, keepdim=True) / num_tokens.sum(dim=1, keepdim=True).clamp(min=1)
-    weights = torch.where(mean > 0, weights / mean, torch.ones_like(weights))
-    return torch.where(segments.scored.unsqueeze(1), weights, torch.ones_like(weights)).float()
+    rows = CreditBatch(
+        row_advantages.double().unsqueeze(1), segments, rewards, num_tokens.double(), groups, score_groups, rule
+    )
+    advantages = FORMS[rule.form](rows)
+    if rule.control != "none":
+        advantages = controlled(advantages, rows)
+    credited = segments.scored.unsqueeze(1)
+    if rule.apply_to == "failed":
+        credited = credited & (rows.advantages < 0)
+    own = row_advantages.unsqueeze(1)
+    advantages = torch.where(credited, advantages.to(own.dtype), own)
+    return Credit(row_advantages, advantages, torch.where(own != 0, advantages / own, torch.ones_like(advantages)))
 
 
-def segment_td(segments: SegmentBatch, baselines: Tensor, scales: Tensor, gamma: float, lam: float) -> Tensor:
-    """Segment-level GAE on the self-values (ours).
+def reweight(rows: CreditBatch) -> Tensor:
+    """A_k = A sigma_k with positive weights of mean 1 over the tokens of a response.
 
-    With V(s_0) = the group's mean outcome, V(s_k) = v_k, and the outcome R paid at the end:
-    delta_k = gamma * v_k - v_{k-1} for k < K, delta_K = R - v_{K-1}, A_k = sum_{l >= k} (gamma * lam)^{l-k} delta_l,
-    divided by the group's outcome scale. The baseline at s_0 is GRPO's own, so a single segment gives GRPO.
-
-    Args:
-        segments: The segments of the batch.
-        baselines: `(bs,)`, mean outcome of the row's group.
-        scales: `(bs,)`, what GRPO divides by.
-        gamma: Discount for each segment.
-        lam: GAE's lambda for each segment.
-
-    Returns:
-        `(bs, num_segments)` float32 advantages; padded segments hold 0.
+    That GRPO's advantage keeps its sign and scale and is reweighted multiplicatively is the paper's; the exponential,
+    sigma_k proportional to exp(beta * sign(A) * d_k), is ours. Standardisation of d within the trace, a clip to
+    `1 - clip .. 1 + clip` and a mix with the uniform weight were found to matter by OAR (arXiv 2601.07408) and SSPO
+    (2608.12764). `beta` = 0, a single segment, or equal segment rewards give weights of exactly 1.
     """
-    values = segments.self_values.clone()
-    values[:, 0] = baselines.double()
+    rule, rewards = rows.rule, rows.rewards
+    if rule.standardize:
+        away = rewards - rows.mean(rewards)
+        rewards = away / (rows.mean(away**2).sqrt() + FLAT)
+    exponent = rule.beta * rows.advantages.sign() * rewards
+    # An empty (padded) segment must not set the level that is subtracted for safety.
+    level = exponent.masked_fill(rows.num_tokens == 0, float("-inf")).amax(dim=1, keepdim=True)
+    weights = _to_mean_one((exponent - level.nan_to_num(neginf=0.0)).clamp(max=0.0).exp(), rows)
+    if rule.clip is not None:
+        weights = _to_mean_one(weights.clamp(1 - rule.clip, 1 + rule.clip), rows)
+    return rows.advantages * (rule.mix + (1 - rule.mix) * weights)
+
+
+def _to_mean_one(weights: Tensor, rows: CreditBatch) -> Tensor:
+    mean = rows.mean(weights)
+    return torch.where(mean > 0, weights / mean, torch.ones_like(weights))
+
+
+def td(rows: CreditBatch) -> Tensor:
+    """Segment-level GAE on the values, in units of GRPO's advantage (ours).
+
+    With b and s the mean and the standard deviation of the *other* rollouts' outcomes, u_k = (v_k - b) (n - 1) / (n s)
+    for 0 < k < K, u_0 = 0 and u_K = GRPO's advantage: delta_k = gamma u_k - u_{k-1}, A_k = sum over l >= k of
+    (gamma lam)^{l-k} delta_l. A single segment is GRPO. What the advantage of segment k is compared with, u_{k-1},
+    depends on the row's prefix and on other rollouts only, so with lam = gamma = 1 the expected gradient is GRPO's,
+    whatever the values are.
+
+    Where the others agree, the group is uniform, and its values unknown, unless this very row differs: values used
+    there would be used by outcome. Such a row has GRPO's own advantage.
+    """
+    rule, groups, segments = rows.rule, rows.groups, rows.segments
+    deviation = groups.deviation_of_others()
+    agree = deviation <= LEAST_SPREAD * rule.reward_spread
+    scale = (groups.count - 1).double() / groups.count
+    if rule.norm_by_std:
+        scale = scale / (deviation + EPSILON).masked_fill(agree, 1.0)
+    shaping = (segments.outcomes - segments.scores) - (groups.mean - rows.score_groups.mean)
+    shaped = shaping / (groups.deviation + EPSILON) if rule.norm_by_std else shaping
+    baseline = rows.score_groups.mean_of_others()
+    values = (segments.self_values - baseline.unsqueeze(1)) * scale.unsqueeze(1)
+    values[:, 0] = 0.0
     width = values.size(1) - 1
-    is_last = torch.arange(1, width + 1) == segments.num_segments.unsqueeze(1)
-    is_padding = torch.arange(1, width + 1) > segments.num_segments.unsqueeze(1)
-    bootstrap = torch.where(is_last, segments.outcomes.unsqueeze(1), gamma * values[:, 1:])
-    deltas = (bootstrap - values[:, :-1]).masked_fill(is_padding, 0.0)
+    place = torch.arange(1, width + 1)
+    last = segments.num_segments.unsqueeze(1)
+    gains = torch.where(place == last, rows.advantages - shaped.unsqueeze(1), rule.gamma * values[:, 1:])
+    deltas = (gains - values[:, :-1]).masked_fill(place > last, 0.0)
     advantages = torch.zeros_like(deltas)
     running = torch.zeros_like(deltas[:, 0])
     for k in reversed(range(width)):
-        running = deltas[:, k] + gamma * lam * running
+        running = deltas[:, k] + rule.gamma * rule.lam * running
         advantages[:, k] = running
-    return (advantages / scales.double().unsqueeze(1)).float()
+    return torch.where(agree.unsqueeze(1), rows.advantages, advantages + shaped.unsqueeze(1))
+
+
+def additive(rows: CreditBatch) -> Tensor:
+    """A_k = A + alpha d_k / (root mean square of d over the batch's tokens) (ours).
+
+    A term of a normalisation of its own: dense terms inside a group's normalisation are known to collapse training
+    (arXiv 2607.21273). Rows whose advantage is 0 stay 0.
+    """
+    counted = rows.num_tokens * (rows.segments.scored.unsqueeze(1) & (rows.advantages != 0))
+    size = ((rows.rewards**2 * counted).sum() / counted.sum().clamp(min=1)).sqrt()
+    bonus = rows.rule.alpha * rows.rewards / size.clamp(min=FLAT)
+    return torch.where(rows.advantages != 0, rows.advantages + bonus, rows.advantages)
+
+
+def first_error(rows: CreditBatch) -> Tensor:
+    """Blame from the segment with the largest fall of the value on, `alpha` times as much praise before it.
+
+    For responses whose advantage is negative, after VPPO (arXiv 2601.18984), which finds the first error with a judge.
+    Without a fall, and for other responses, GRPO.
+    """
+    falls = rows.rewards.masked_fill(rows.num_tokens == 0, 0.0)
+    deepest, place = falls.min(dim=1, keepdim=True)
+    before = (torch.arange(falls.size(1)) < place) & (deepest < -FLAT) & (rows.advantages < 0)
+    return torch.where(before, -rows.rule.alpha, 1.0) * rows.advantages
+
+
+FORMS: dict[str, Callable[[CreditBatch], Tensor]] = {
+    "reweight": reweight,
+    "td": td,
+    "additive": additive,
+    "first_error": first_error,
+}
+"""`(rows) -> (bs, num_segments)` float64."""
+
+
+def controlled(advantages: Tensor, rows: CreditBatch) -> Tensor:
+    """A control arm: credit that knows nothing, with each response's mean and spread of advantages kept.
+
+    Both are over tokens, so that nothing but the place of the credit differs. `shuffled`: the segments' advantages in
+    an order that is drawn anew each time (torch's generator); `inverted`: mirrored at the response's mean; `position`:
+    falling evenly from the first segment to the last.
+    """
+    rule, bs, width = rows.rule, *advantages.shape
+    mean = rows.mean(advantages)
+    away = advantages - mean
+    place = torch.arange(width).expand(bs, width)
+    if rule.control == "inverted":
+        return mean - away
+    if rule.control == "shuffled":
+        # Padded segments are moved to the end again.
+        keys = torch.rand(bs, width).masked_fill(place >= rows.segments.num_segments.unsqueeze(1), 2.0)
+        pattern = advantages.gather(1, keys.argsort(dim=1))
+    else:
+        pattern = -place.double()
+    pattern = pattern - rows.mean(pattern)
+    size, own = rows.mean(away**2).sqrt(), rows.mean(pattern**2).sqrt()
+    return mean + torch.where(own > 0, pattern * size / own.clamp(min=EPSILON), torch.zeros_like(pattern))

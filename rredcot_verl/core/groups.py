@@ -32,6 +32,12 @@ class GroupStatistics:
         others = (self.count * self.mean - self.outcomes) / (self.count - 1).clamp(min=1)
         return others.masked_fill(self.count == 1, 0.0)
 
+    def deviation_of_others(self) -> Tensor:
+        """`(bs,)` standard deviation (with n - 2) of the group's other outcomes; 0 where there are fewer than two."""
+        away = (self.outcomes - self.mean) ** 2 * self.count / (self.count - 1).clamp(min=1)
+        squares = self.deviation**2 * (self.count - 1) - away
+        return (squares.clamp(min=0) / (self.count - 2).clamp(min=1)).sqrt().masked_fill(self.count < 3, 0.0)
+
 
 def group_statistics(outcomes: Tensor, index: Sequence[Hashable], final_rows: Tensor | None = None) -> GroupStatistics:
     """Mean, deviation and size of each row's group.

@@ -24,7 +24,7 @@ def credit_metrics(segments: SegmentBatch, num_tokens: Tensor, weights: Tensor) 
     rows = segments.scored
     if not bool(rows.any()):
         return {}
-    values, outcomes = segments.self_values[rows], segments.outcomes[rows]
+    values, outcomes = segments.self_values[rows], segments.scores[rows]
     rewards, tokens, counts = segments.segment_rewards[rows], num_tokens[rows], segments.num_segments[rows]
     last_value = values.gather(1, (counts - 1).unsqueeze(1)).squeeze(1)
     error = last_value - outcomes

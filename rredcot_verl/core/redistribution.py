@@ -14,14 +14,17 @@ class SegmentBatch:
     Attributes:
         segment_boundaries: `(bs, num_segments + 1)` int64; a row's last boundary is repeated as padding.
         self_values: `(bs, num_segments + 1)` float64, in units of reward; the value at a row's last boundary is pinned
-            to its outcome and repeated as padding, so a padded segment has length 0 and reward 0.
+            to its score and repeated as padding, so a padded segment has length 0 and reward 0.
         outcomes: `(bs,)` float64, R of each response.
+        scores: `(bs,)` float64, what the verifier alone gave of it: R less what was added for other reasons, such as a
+            penalty for overlong responses.
         scored: `(bs,)` bool, False for a row that is one segment because nothing was probed.
     """
 
     segment_boundaries: Tensor
     self_values: Tensor
     outcomes: Tensor
+    scores: Tensor
     scored: Tensor
 
     @classmethod
@@ -31,24 +34,27 @@ class SegmentBatch:
         values: Sequence[Sequence[float]],
         outcomes: Tensor,
         lengths: Sequence[int],
+        scores: Tensor | None = None,
     ) -> "SegmentBatch":
         """Pad ragged rows.
 
         Args:
             boundaries: Per row `num_segments + 1` offsets from 0 to the response length, or nothing where unscored.
-            values: Per row the `num_segments` self-values v_0 .. v_{K-1} (v_K is the outcome), or nothing.
+            values: Per row the `num_segments` self-values v_0 .. v_{K-1} (v_K is the score), or nothing.
             outcomes: `(bs,)`, R of each response.
             lengths: Number of response tokens of each row.
+            scores: `(bs,)`, the verifier's share of R; None: all of it.
 
         Raises:
             ValueError: A row whose counts, offsets or values do not fit.
         """
         rows = []
-        for row, (cuts, states, outcome, length) in enumerate(
-            zip(boundaries, values, outcomes.tolist(), lengths, strict=True)
+        scores = outcomes if scores is None else scores
+        for row, (cuts, states, score, length) in enumerate(
+            zip(boundaries, values, scores.tolist(), lengths, strict=True)
         ):
             # An unscored row is one segment that starts from nothing: its whole outcome stays where verl put it.
-            cuts, states = (list(cuts), [*states, outcome]) if states else ([0, length], [0.0, outcome])
+            cuts, states = (list(cuts), [*states, score]) if states else ([0, length], [0.0, score])
             ordered = all(a < b for a, b in zip(cuts, cuts[1:], strict=False)) or length == 0
             if len(cuts) != len(states) or cuts[0] != 0 or cuts[-1] != length or not ordered:
                 raise ValueError(
@@ -66,6 +72,7 @@ class SegmentBatch:
             segment_boundaries=torch.tensor(padded_cuts, dtype=torch.int64).reshape(len(rows), width),
             self_values=self_values,
             outcomes=outcomes.double(),
+            scores=scores.double(),
             scored=torch.tensor([bool(len(states)) for states in values], dtype=torch.bool),
         )
 
@@ -76,7 +83,7 @@ class SegmentBatch:
 
     @property
     def segment_rewards(self) -> Tensor:
-        """`(bs, num_segments)` float64, d_k = v_k - v_{k-1} (the paper's; v_K = R is ours)."""
+        """`(bs, num_segments)` float64, d_k = v_k - v_{k-1} (the paper's; that v_K is the score is ours)."""
         return self.self_values.diff(dim=1)
 
     def num_tokens(self, response_mask: Tensor) -> Tensor:
@@ -109,14 +116,17 @@ def expand_to_tokens(segment_quantity: Tensor, segment_boundaries: Tensor, respo
     return quantity.flatten().repeat_interleave(repeats.flatten(), output_size=bs * response_length).view(bs, -1)
 
 
-def redistribute(segments: SegmentBatch, response_mask: Tensor) -> Tensor:
+def redistribute(segments: SegmentBatch, response_mask: Tensor, pay_start: bool = True) -> Tensor:
     """Token-level rewards: d_k on the last token of segment k, v_0 on the first token (ours; RUDDER's v_{-1} = 0).
 
-    Their sum over a response is R exactly up to float32 rounding, because v_K is pinned to R.
+    Their sum over a response is R exactly up to float32 rounding, because v_K is pinned to the score; what was added to
+    the score is paid on the last token, where verl pays it.
 
     Args:
         segments: The segments of the batch.
         response_mask: `(bs, response_length)`, 1 for tokens the policy wrote.
+        pay_start: Whether v_0 is paid. For an estimator without a group baseline it is not: v_0 depends on the prompt
+            alone and is the first token's baseline. The sum is then R - v_0.
 
     Returns:
         `token_level_rewards`: `(bs, response_length)` float32, zero on every token the policy did not write. A response
@@ -131,11 +141,14 @@ def redistribute(segments: SegmentBatch, response_mask: Tensor) -> Tensor:
     ranks = written.gather(1, segments.segment_boundaries).clamp(min=1)
     places = torch.searchsorted(written, ranks).clamp(max=response_length) - 1
     places = torch.where(written[:, -1:] > 0, places, 0)
-    first = places[:, :1]
+    first, last = places[:, :1], places[:, -1:]
     rewards.scatter_add_(1, places[:, 1:].maximum(first), segments.segment_rewards.float())
-    return rewards.scatter_add_(1, first, segments.self_values[:, :1].float())
+    rewards.scatter_add_(1, last.maximum(first), (segments.outcomes - segments.scores).float().unsqueeze(1))
+    if pay_start:
+        rewards.scatter_add_(1, first, segments.self_values[:, :1].float())
+    return rewards
 
 
-def return_error(token_level_rewards: Tensor, outcomes: Tensor) -> Tensor:
-    """`(bs,)` float64: |sum of the redistributed rewards - R|, zero but for rounding."""
-    return (token_level_rewards.sum(dim=1, dtype=torch.float64) - outcomes.double()).abs()
+def return_error(token_level_rewards: Tensor, returns: Tensor) -> Tensor:
+    """`(bs,)` float64: |sum of the redistributed rewards - what they must sum to|, zero but for rounding."""
+    return (token_level_rewards.sum(dim=1, dtype=torch.float64) - returns.double()).abs()

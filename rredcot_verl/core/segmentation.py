@@ -1,47 +1,61 @@
-"""Cutting a response into segments, on token ids.
+"""Cutting a response into segments, online: whether one starts at a token is decided by what stands before it.
 
-The paper's rule is a hybrid: cut at newlines and keywords, then merge by entropy down to a target number of segments,
-keeping the uncertain "exit points". Keyword list, counts, lengths and the uncertainty of a boundary (that of the first
-token after it) are ours.
+The value at a cut is the baseline of the tokens after it. If the cut depended on the token it stands before, or on how
+the response goes on, the baseline would depend on the action, and credit would be biased even with exact values. So a
+cut is a stopping time (ours): a function of the tokens before it, of the settings, and of the most tokens a response
+may have, which is known in advance; never of the response's own length.
 
-A segmenter gives every position a priority; one selection then applies the number and the lengths of segments for all.
+The paper's rule is a hybrid: candidates at newlines and keywords, merged by entropy down to a target number. Ours has
+the same ingredients, read off what is written: ends of lines and sentences, sentences that began with a keyword, those
+in which the model was uncertain. A segmenter says for every offset how long a segment must be to end there; one walk
+over the response then applies lengths and number for all.
 """
 
 import bisect
+import dataclasses
 import importlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-NEVER = float("-inf")
+NEVER = float("inf")
 KEY = "algorithm.rredcot.segmentation.method"
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a segmenter sees of one response of T tokens.
+    """What a segmenter sees of one response of T tokens: entry t of every field is known once token t is written.
 
     Attributes:
-        response_mask: `(T,)` bool, True for tokens the model wrote, False for observations.
-        uncertainty: `(T,)` float32, nats: the rollout's surprisal of each token, or its entropy where known.
-        newline: `(T,)` bool, True where the token's text holds a newline.
-        keyword: `(T,)` bool, True where a keyword starts.
-        answer_start: Offset of the first token of the final answer; T where there is none.
-        think_end: Offset of the first token after the end of the thinking block; T where there is none.
+        response_mask: `(T,)` bool, True for tokens the model wrote, False for observations. Who writes a token is known
+            before it is written.
+        surprisal: `(T,)` float32, nats: the rollout's, of each token; 0 where it gave none. Its mean given what stands
+            before is the entropy of the distribution, which rollout servers do not report.
+        line_end: `(T,)` bool, True where the token's text holds a newline.
+        sentence_end: `(T,)` bool, True where a sentence ends, as far as can be told from what is written.
+        keyword: `(T,)` bool, True at the token after a keyword with which a line or sentence began.
+        answer_open: `(T,)` bool, True at the last token of the opening of an answer, outside a thinking block.
+        think_end: `(T,)` bool, True at the token that closes a thinking block.
     """
 
     response_mask: Tensor
-    uncertainty: Tensor
-    newline: Tensor
+    surprisal: Tensor
+    line_end: Tensor
+    sentence_end: Tensor
     keyword: Tensor
-    answer_start: int
-    think_end: int
+    answer_open: Tensor
+    think_end: Tensor
 
 
-Segmenter = Callable[[Trace, int], Tensor]
-"""`(trace, num_segments) -> priority (T,) float32`; -inf where no segment may start, else higher is kept first."""
+Segmenter = Callable[[Trace], Tensor]
+"""`trace -> wait (T,)`: how long a segment must be for the next one to start at offset t, in units of the spacing: 1 as
+soon as allowed (less counts as 1), 2 at twice that, inf never.
+
+Entry t may depend on what the trace holds of the tokens *before* t, and on `response_mask[t]`; not on token t, what
+comes after, or T. A rule that looks ahead biases the credit of every run that uses it; `check_online` finds it out."""
 
 SEGMENTERS: dict[str, Segmenter] = {}
 
@@ -82,173 +96,161 @@ def get_segmenter(method: str) -> Segmenter:
     return function  # type: ignore[no-any-return]
 
 
-def segment(
-    trace: Trace, segmenter: Segmenter, num_segments: int, min_tokens: int = 1, max_tokens: int | None = None
-) -> Tensor:
-    """Cut a response into at most `num_segments` segments.
+def spacing_of(num_segments: int, budget: int, min_tokens: int) -> float:
+    """Tokens from one cut to the next where the text allows; inf where there is room for forced cuts only."""
+    return max(min_tokens, math.ceil(budget / (num_segments - 2))) if num_segments > 2 else NEVER
 
-    The final answer and the end of the thinking block start a segment of their own whatever the segmenter says (ours);
-    no segment starts inside an observation.
+
+def segment(
+    trace: Trace,
+    segmenter: Segmenter,
+    num_segments: int,
+    budget: int,
+    min_tokens: int = 1,
+    max_tokens: int | None = None,
+) -> Tensor:
+    """Cut a response into at most `num_segments` segments, from its start to its end.
+
+    A segment starts at the first offset that its segmenter allows. The spacing is the budget over the number of
+    segments, `min_tokens` at least, so that a response of any length is cut evenly and the number suffices for the
+    longest. Two segments are kept for the first opening of an answer and the first end of thinking, where one starts
+    after `min_tokens` whatever the segmenter says (ours). None starts inside an observation.
 
     Args:
         trace: One response.
-        segmenter: Gives the priority of every position.
-        num_segments: Most segments, at least 1.
-        min_tokens: Shortest segment in model-written tokens (not applied to the two forced cuts).
-        max_tokens: Longest segment in model-written tokens, cut further while `num_segments` allows.
+        segmenter: Says how long a segment must be to end at an offset.
+        num_segments: Most segments, at least 1. With 1 nothing is cut, with 2 only where an answer opens.
+        budget: Most tokens a response may have.
+        min_tokens: Shortest segment in tokens the model wrote, the last one excepted.
+        max_tokens: Longest segment in the same, cut anywhere; less than the spacing counts as the spacing.
 
     Returns:
         `segment_boundaries`: `(num_segments + 1,)` int64, from 0 to T, strictly increasing; `[0]` when T is 0.
 
     Raises:
-        ValueError: The segmenter's priorities do not have shape `(T,)` or hold NaN.
+        ValueError: The segmenter's output does not have shape `(T,)` or holds NaN.
     """
     length = trace.response_mask.numel()
     if length == 0:
         return torch.zeros(1, dtype=torch.int64)
-    priority = segmenter(trace, num_segments).float()
-    if priority.shape != (length,) or bool(priority.isnan().any()):
-        raise ValueError(f"segmenter gave {tuple(priority.shape)} priorities, expected ({length},) without NaN")
-    inside = trace.response_mask.clone()
-    inside[0] = False
-    priority = priority.masked_fill(~inside, NEVER)
-    # Lengths are counted in tokens the model wrote: tokens_before[b] of them stand before offset b.
-    written = trace.response_mask.long().cumsum(0)
-    tokens_before = torch.cat([written.new_zeros(1), written])
+    wait = segmenter(trace).float()
+    if wait.shape != (length,) or bool(wait.isnan().any()):
+        raise ValueError(f"segmenter gave {tuple(wait.shape)} entries, expected ({length},) without NaN")
+    spacing = spacing_of(num_segments, budget, min_tokens)
+    needed = wait.clamp(min=1) * spacing
+    for opens in (trace.answer_open, trace.think_end)[: num_segments - 1]:
+        needed[_after(opens & (opens.cumsum(0) == 1))] = min_tokens
+    longest = max(max_tokens, spacing) if max_tokens is not None else NEVER
+    needed.clamp_(max=longest).masked_fill_(~trace.response_mask, NEVER)
 
-    cuts = _forced_cuts(trace, inside)[: num_segments - 1]
-    cuts = _choose(priority, tokens_before, cuts, num_segments - 1, min_tokens)
-    if max_tokens is not None:
-        cuts = _split_long(trace, inside, tokens_before, cuts, num_segments - 1, min_tokens, max_tokens)
-    return torch.tensor([0, *cuts, length], dtype=torch.int64)
-
-
-def _forced_cuts(trace: Trace, inside: Tensor) -> list[int]:
-    length = inside.numel()
-    cuts = []
-    for offset in (trace.answer_start, trace.think_end):
-        # A response that starts with its answer needs no cut there.
-        if offset == 0:
-            continue
-        # An observation may stand at the offset: the segment then starts at the model's next token.
-        after = inside[offset:].nonzero()
-        if offset < length and after.numel():
-            cuts.append(offset + int(after[0]))
-    return list(dict.fromkeys(cuts))
-
-
-def _choose(priority: Tensor, tokens_before: Tensor, cuts: list[int], budget: int, min_tokens: int) -> list[int]:
-    """Add the highest priorities first, skipping what is closer than `min_tokens` to a cut or to an end."""
-    before = tokens_before.tolist()
-    places = sorted([0, *cuts, priority.numel()])
-    candidates = (priority > NEVER).nonzero().flatten()
-    order = candidates[priority[candidates].argsort(descending=True, stable=True)]
-    for offset in order.tolist():
-        if len(places) - 2 >= budget:
+    cuts = [0]
+    # Lengths are counted in tokens the model wrote: before[t] of them stand before offset t.
+    before = trace.response_mask.long().cumsum(0) - trace.response_mask.long()
+    places = needed.isfinite().nonzero().flatten()
+    last = 0
+    for place, least, count in zip(*(x.tolist() for x in (places, needed[places], before[places])), strict=True):
+        if len(cuts) == num_segments:
             break
-        at = bisect.bisect_left(places, offset)
-        if (
-            places[at] != offset
-            and before[offset] - before[places[at - 1]] >= min_tokens
-            and before[places[at]] - before[offset] >= min_tokens
-        ):
-            places.insert(at, offset)
-    return places[1:-1]
+        if count - last >= least:
+            cuts.append(place)
+            last = count
+    return torch.tensor([*cuts, length], dtype=torch.int64)
 
 
-def _split_long(
-    trace: Trace,
-    inside: Tensor,
-    tokens_before: Tensor,
-    cuts: list[int],
-    budget: int,
-    min_tokens: int,
-    max_tokens: int,
-) -> list[int]:
-    """Cut the longest segment at its most uncertain token until none is too long or the budget is spent."""
-    length = inside.numel()
-    while len(cuts) < budget:
-        places = torch.tensor([0, *cuts, length])
-        sizes = tokens_before[places].diff()
-        longest = int(sizes.argmax())
-        if int(sizes[longest]) <= max_tokens:
-            break
-        start, end = int(places[longest]), int(places[longest + 1])
-        room = inside.clone()
-        room[tokens_before[:-1] < tokens_before[start] + min_tokens] = False
-        room[tokens_before[:-1] > tokens_before[end] - min_tokens] = False
-        if not bool(room.any()):
-            break
-        cuts = sorted([*cuts, int(trace.uncertainty.masked_fill(~room, NEVER).argmax())])
-    return cuts
+def check_online(segmenter: Segmenter, trace: Trace) -> None:
+    """Check on a trace that a segmenter does not look ahead: its tokens from t on are changed and cut off, for every t.
+
+    Raises:
+        ValueError: Entry t or an earlier one has changed.
+    """
+    whole = segmenter(trace)
+    for t in range(whole.numel()):
+        fields = {field.name: getattr(trace, field.name)[: t + 1].clone() for field in dataclasses.fields(Trace)}
+        for name, column in fields.items():
+            if name != "response_mask":
+                column[t] = ~column[t] if column.dtype == torch.bool else column[t] + 1
+        if not torch.equal(segmenter(Trace(**fields)), whole[: t + 1]):
+            raise ValueError(
+                f"the segmenter looks ahead: what it says up to offset {t} depends on the tokens from {t} on"
+            )
 
 
-def _turn_starts(trace: Trace) -> Tensor:
-    """True where the model resumes after an observation: the observation belongs to the segment that asked for it."""
-    starts = torch.zeros_like(trace.response_mask)
-    starts[1:] = trace.response_mask[1:] & ~trace.response_mask[:-1]
-    return starts
+def _after(marks: Tensor) -> Tensor:
+    """True at the offset after each marked token."""
+    return torch.cat([torch.zeros_like(marks[:1]), marks[:-1]])
 
 
-def _after_newline(trace: Trace) -> Tensor:
-    after = torch.zeros_like(trace.newline)
-    after[1:] = trace.newline[:-1]
+def _ends(trace: Trace) -> Tensor:
+    """True where a line or sentence is over, or the model resumes: an observation belongs to what asked for it."""
+    resumes = trace.response_mask & _after(~trace.response_mask)
+    return _after(trace.line_end | trace.sentence_end) | resumes
+
+
+def _prefer(trace: Trace, preferred: Tensor) -> Tensor:
+    """Some ends as soon as the spacing allows, the others at twice the spacing."""
+    ends = _ends(trace)
+    wait = torch.full(ends.shape, NEVER)
+    wait[ends] = 2.0
+    wait[ends & (preferred | _after(~trace.response_mask))] = 1.0
+    return wait
+
+
+def _after_keyword(trace: Trace) -> Tensor:
+    """True where a sentence is over that began with a keyword.
+
+    The cut stands after the sentence and not before the keyword: whether a keyword comes is the model's choice.
+    """
+    seen = torch.cat([torch.zeros(1, dtype=torch.int64), trace.keyword.long().cumsum(0)])
+    ends = _ends(trace).nonzero().flatten()
+    starts = torch.cat([torch.zeros(min(1, ends.numel()), dtype=torch.int64), ends[:-1]])
+    after = torch.zeros_like(trace.keyword)
+    after[ends] = seen[ends] > seen[starts]
     return after
 
 
-def _nearest_to_even(candidates: Tensor, num_segments: int) -> Tensor:
-    """Priority that keeps the candidates nearest to equal-length cuts: an unranked rule must thin without a bias."""
-    priority = torch.full(candidates.shape, NEVER)
-    offsets = candidates.nonzero().flatten()
-    length = candidates.numel()
-    ideal = torch.arange(1, num_segments, dtype=torch.float32) * (length / num_segments)
-    if offsets.numel() == 0 or ideal.numel() == 0:
-        return priority
-    distance = (offsets[:, None] - ideal[None, :]).abs()
-    # The best candidate of each ideal cut goes before any second-best one.
-    rank = distance.min(dim=1).values + length
-    winners = distance.argmin(dim=0)
-    rank[winners] -= length
-    priority[offsets] = -rank.float()
-    return priority
+def _after_uncertain(trace: Trace) -> Tensor:
+    """True where a sentence is over whose tokens were on average more surprising than the median one's so far."""
+    total = torch.cat([torch.zeros(1, dtype=torch.float64), (trace.surprisal * trace.response_mask).double().cumsum(0)])
+    number = torch.cat([torch.zeros(1, dtype=torch.int64), trace.response_mask.long().cumsum(0)])
+    after = torch.zeros_like(trace.response_mask)
+    ends = _ends(trace).nonzero().flatten()
+    so_far: list[float] = []
+    start_total, start_number = 0.0, 0
+    for end, own_total, own_number in zip(*(x.tolist() for x in (ends, total[ends], number[ends])), strict=True):
+        if own_number == start_number:
+            continue
+        mean = (own_total - start_total) / (own_number - start_number)
+        after[end] = bool(so_far) and mean > so_far[len(so_far) // 2]
+        bisect.insort(so_far, mean)
+        start_total, start_number = own_total, own_number
+    return after
 
 
 @register_segmenter("fixed")
-def fixed(trace: Trace, num_segments: int) -> Tensor:
-    """Segments of equal length, in tokens the model wrote."""
-    written = trace.response_mask.long().cumsum(0)
-    priority = torch.full(written.shape, NEVER)
-    total = int(written[-1])
-    if total == 0:
-        return priority
-    # Rank of the first token of each segment: evenly spaced, 1-based because `written` counts the token itself.
-    ranks = (torch.arange(1, num_segments) * total / num_segments).floor().long() + 1
-    priority[torch.searchsorted(written, ranks.clamp(max=total))] = 0.0
-    return priority
+def fixed(trace: Trace) -> Tensor:
+    """Segments of equal length, wherever they end."""
+    return torch.ones(trace.response_mask.shape)
 
 
 @register_segmenter("newline")
-def newline(trace: Trace, num_segments: int) -> Tensor:
-    """A segment starts after a newline, or where the model resumes after an observation."""
-    return _nearest_to_even(_after_newline(trace) | _turn_starts(trace), num_segments)
+def newline(trace: Trace) -> Tensor:
+    """A segment ends with a line; with a sentence where no line ends within twice the spacing."""
+    return _prefer(trace, _after(trace.line_end))
 
 
 @register_segmenter("keyword")
-def keyword(trace: Trace, num_segments: int) -> Tensor:
-    """A segment starts at a keyword, or where the model resumes after an observation."""
-    return _nearest_to_even(trace.keyword | _turn_starts(trace), num_segments)
+def keyword(trace: Trace) -> Tensor:
+    """A segment ends with a sentence that began with a keyword; with any where none does within twice the spacing."""
+    return _prefer(trace, _after_keyword(trace))
 
 
 @register_segmenter("entropy")
-def entropy(trace: Trace, num_segments: int) -> Tensor:
-    """A segment starts at the most uncertain tokens."""
-    del num_segments
-    return trace.uncertainty.float()
+def entropy(trace: Trace) -> Tensor:
+    """A segment ends with a sentence in which the model was uncertain; with any after twice the spacing."""
+    return _prefer(trace, _after_uncertain(trace))
 
 
 @register_segmenter("keyword_entropy")
-def keyword_entropy(trace: Trace, num_segments: int) -> Tensor:
-    """The paper's hybrid: candidates at newlines and keywords, the most uncertain ones kept."""
-    del num_segments
-    candidates = _after_newline(trace) | trace.keyword | _turn_starts(trace)
-    return trace.uncertainty.float().masked_fill(~candidates, NEVER)
+def keyword_entropy(trace: Trace) -> Tensor:
+    """The paper's ingredients, online: a line, a sentence begun with a keyword, or one of much uncertainty ends one."""
+    return _prefer(trace, _after(trace.line_end) | _after_keyword(trace) | _after_uncertain(trace))

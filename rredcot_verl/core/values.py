@@ -46,21 +46,3 @@ def attribution_values(weights: Sequence[float], outcome: float, baseline: float
         return []
     before = itertools.accumulate(weights[:-1], initial=0.0)
     return [baseline + (outcome - baseline) * weight / total for weight in before]
-
-
-def smooth(values: Sequence[float], outcome: float, strength: float) -> list[float]:
-    """Draw each value towards its neighbours (ours); the first one and the outcome stay, so returns are kept.
-
-    Args:
-        values: v_0 .. v_{K-1}.
-        outcome: R, the last one's neighbour.
-        strength: Share s of the mean of the neighbours, in [0, 1): v_k becomes (1 - s) v_k + s (v_{k-1} + v_{k+1}) / 2.
-    """
-    if strength == 0:
-        return list(values)
-    padded = [*values, outcome]
-    inner = [
-        (1 - strength) * here + strength * (before + after) / 2
-        for before, here, after in zip(padded, padded[1:], padded[2:], strict=False)
-    ]
-    return [*values[:1], *inner]

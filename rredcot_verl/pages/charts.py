@@ -29,11 +29,13 @@ class Series:
         name: The label written at a line's end; of bars, for the tooltip.
         points: ``(x, y)`` in order; of bars, the bin's number from 0 and its share in [0, 1].
         style: Class name that sets colour and dashes.
+        band: Of a line chart, ``(x, low, high)``: an interval drawn behind the line.
     """
 
     name: str
     points: Sequence[tuple[float, float]]
     style: str
+    band: Sequence[tuple[float, float, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def line_chart(
     height, right = 300, WIDTH - 112
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
+    ys += [end for line in lines for _, *ends in line.band for end in ends]
     if log_x:
         low, high = math.floor(math.log10(min(ys))), math.ceil(math.log10(max(ys)) + 1e-9)
         x_ticks, y_ticks = list(log_x), [10.0**power for power in range(low, high + 1)]
@@ -119,6 +122,11 @@ def line_chart(
         moved = _spread([ends[place] for place in members], gap, y.end + 8, y.start - room)
         for place, end in zip(members, moved, strict=True):
             ends[place] = end
+    for line in lines:
+        edge = [(at, high) for at, _, high in line.band] + [(at, low) for at, low, _ in reversed(line.band)]
+        if edge:
+            path = " ".join(f"{x(at):.1f},{y(value):.1f}" for at, value in edge)
+            drawing.add("polygon", f"band {line.style}", points=path)
     for line, end in zip(lines, ends, strict=True):
         path = " ".join(f"{x(at):.1f},{y(value):.1f}" for at, value in line.points)
         drawing.add("polyline", f"line {line.style}", points=path)

@@ -63,7 +63,7 @@ def check_budget(
             if not elicitation.can_append(answer, name):
                 unwritable.add(where, answer)
                 continue
-            (probe, *_) = elicitation.probes(prompt_ids, [], [0, 0], [Proposal(answer, 1.0)], name, -1)
+            (probe, *_) = elicitation.probes(prompt_ids, [], [0, 0], [Proposal(answer, 1.0)], name)
             num_tokens = len(probe.token_ids) - probe.answer_from
             # A response that is nothing but the answer, in the shortest of the formats, and what ends it.
             texts = [found.marker + found.lead + answer for found in elicitation.formats.values()]

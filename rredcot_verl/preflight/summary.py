@@ -3,6 +3,7 @@
 from omegaconf import DictConfig
 
 from rredcot_verl.config.schema import RREDCoTConfig
+from rredcot_verl.core.segmentation import spacing_of
 from rredcot_verl.preflight.file_checks import files_of, num_rows
 from rredcot_verl.preflight.memory import SERVER_OVERHEAD_GIB, ServerMemory, TrainingMemory
 from rredcot_verl.preflight.model_size import ModelFacts, lora_rank
@@ -67,10 +68,11 @@ def credit_rows(config: DictConfig, settings: RREDCoTConfig | None, choice: Engi
         why = "its settings are faulty, see below" if ours else "verl's own, algorithm.rredcot is not used"
         return [("credit", f"{config.algorithm.adv_estimator}: {why}")]
     source, cuts, credit = run_source(config, settings), settings.segmentation, settings.credit
+    spacing = spacing_of(cuts.num_segments, config.data.max_response_length, cuts.min_tokens)
     strength = f", beta {credit.beta:g}" if credit.form == "reweight" else ""
     rows = [
         ("credit", f"{config.algorithm.adv_estimator}: {credit.form}{strength}"),
-        ("segments", f"{cuts.method}, at most {cuts.num_segments} of at least {cuts.min_tokens} tokens"),
+        ("segments", f"{cuts.method}, at most {cuts.num_segments}, one in {spacing:g} tokens or more"),
         ("values", source.describe()),
     ]
     if source.reads_references():

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from rredcot_verl.answers.grammar import (
     AnswerFormat,
     FoundAnswer,
@@ -80,7 +82,7 @@ class _Situation:
     Attributes:
         thinking: A thinking block is open.
         new_line: The prefix ends a line.
-        at_answer: The response's own answer starts here.
+        at_answer: An answer of the response's own is replaced.
         fenced: A fenced block is open.
     """
 
@@ -156,11 +158,23 @@ class Elicitation:
         tags = self.config.elicitation
         return Thinking(tags.think_open, tags.think_close, self._in_thinking(prompt_ids, ()))
 
-    def think_end(self, response_ids: Sequence[int]) -> int:
-        """Offset of the first token after the last end of thinking; the response length where there is none."""
-        if self._think_close is None or self._think_close not in response_ids:
-            return len(response_ids)
-        return len(response_ids) - list(reversed(response_ids)).index(self._think_close)
+    def landmarks(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Places of the tokens that open an answer outside a thinking block, and of those that close such a block."""
+        thinking = self._in_thinking(prompt_ids, ())
+        opens = {
+            place for form in self.formats.values() for place in self.vocabulary.endings(response_ids, form.marker)
+        }
+        tags = [tag for tag in (self._think_open, self._think_close) if tag is not None]
+        marks = torch.isin(torch.tensor(response_ids, dtype=torch.int64), torch.tensor(tags, dtype=torch.int64))
+        opened, closed = [], []
+        for place in sorted(opens.union(marks.nonzero().flatten().tolist())):
+            if response_ids[place] in tags:
+                thinking = response_ids[place] == self._think_open
+                if not thinking:
+                    closed.append(place)
+            elif not thinking:
+                opened.append(place)
+        return opened, closed
 
     def format_for(self, answer: ReadAnswer | None) -> str:
         """The format to ask in: the response's own, else the one seen most often so far, else the first."""
@@ -175,7 +189,7 @@ class Elicitation:
         boundaries: Sequence[int],
         proposals: Sequence[Proposal],
         format_name: str,
-        answer_start: int,
+        replaced: int = -1,
     ) -> list[Probe]:
         """Probes of every answer at every boundary but the last, whose value is the outcome itself.
 
@@ -185,7 +199,8 @@ class Elicitation:
             boundaries: `num_segments + 1` offsets in the response.
             proposals: Answers to force.
             format_name: Format to ask in.
-            answer_start: Offset of the response's own answer opening (the response length if it has none).
+            replaced: Offset of an answer opening of the response's own, in place of which a probe answers; -1: none. It
+                tells how the response goes on: not for values.
 
         Returns:
             One or two probes for each boundary and proposal, boundary by boundary.
@@ -197,17 +212,21 @@ class Elicitation:
         score_opening = self.config.self_value.score_opening
         result = []
         fenced = self._inside_fence(response_ids, boundaries, format_name)
+        openings = {1 + place for place in self.vocabulary.endings(response_ids, self.formats[format_name].marker)}
         for state, boundary in enumerate(boundaries[:-1]):
             situation = _Situation(
                 thinking=self._in_thinking(prompt_ids, response_ids[:boundary]),
                 # A response starts where the chat template has put what separates it from the prompt.
                 new_line=boundary == 0 or self.vocabulary.ends_line(response_ids[boundary - 1]),
-                at_answer=boundary == answer_start,
+                at_answer=boundary == replaced,
                 # Where the response opens its answer inside a block, it has given that one up itself.
-                fenced=fenced[state] and boundary != answer_start,
+                fenced=fenced[state] and boundary != replaced,
             )
+            opened = boundary in openings and not situation.thinking
             for number, proposal in enumerate(proposals):
-                suffix = self._suffix(format_name, proposal.text, situation)
+                suffix = (self._opened_suffix(format_name, proposal.text) if opened else None) or self._suffix(
+                    format_name, proposal.text, situation
+                )
                 scored_from = 0 if score_opening else suffix.answer_from
                 endings = [(suffix.token_ids, closing)]
                 if suffix.merged_closing_token_ids:
@@ -252,6 +271,16 @@ class Elicitation:
         last = self.vocabulary.texts[token_ids[-1]]
         merged = self.vocabulary.starting_with([last + text for text in answer_format.closing])
         return _Suffix(tuple(token_ids), shared, tuple(merged) if len(token_ids) > shared else ())
+
+    def _opened_suffix(self, format_name: str, answer: str) -> _Suffix | None:
+        """The answer alone, after an opening; None where it needs the opening's last token."""
+        suffix = self._suffix(format_name, answer, _Situation(False, False, True, False))
+        opening = self._continue_text(self.formats[format_name].marker)
+        merged = suffix.answer_from < len(opening)
+        # A last token that holds the end too leaves nothing to force of an answer of one token.
+        if merged or (suffix.merged_closing_token_ids and len(suffix.token_ids) == len(opening) + 1):
+            return None
+        return _Suffix(suffix.token_ids[len(opening) :], 0, suffix.merged_closing_token_ids)
 
     def _continue_text(self, text: str) -> list[int]:
         """Encode text that continues a prefix, and check the join: some tokenizers put a space before a text."""

@@ -3,6 +3,7 @@
 import bisect
 import itertools
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,6 +14,12 @@ logger = logging.getLogger(__name__)
 
 _BLANKS = ("\u2581", "\u0120")
 """How sentencepiece and byte-level vocabularies write a leading blank."""
+_CLOSERS = r"[\"'”’)\]}*_$」』）]*\s*$"
+_MAY_END = re.compile(r"(?:[.!?。！？]|^(?=\S))" + _CLOSERS)
+# What is written must do: "3." may go on as 3.5, "e." as e.g., and an ellipsis in any way.
+_SENTENCE_END = re.compile(r"(?:(?:[^\W\d_]{2}|[^\w\s.!?])(?:\.|[!?]+)|[。！？])" + _CLOSERS)
+_ABBREVIATION = re.compile(r"\b(?:etc|vs|cf|eqs?|figs?|nos?|dr|mrs?|approx|resp)\." + _CLOSERS, re.IGNORECASE)
+_TAIL_CHARACTERS = 24
 
 
 class Vocabulary:
@@ -20,7 +27,7 @@ class Vocabulary:
 
     Args:
         tokenizer: A transformers tokenizer.
-        keywords: Words that may start a segment; matched as the token sequences they encode to, in lower and
+        keywords: Words with which a sentence may begin; matched as the token sequences they encode to, in lower and
             capitalised form, with and without a space before. One that the tokenizer cannot write is reported once and
             left out.
     """
@@ -31,6 +38,12 @@ class Vocabulary:
         self._newline = torch.tensor(["\n" in text for text in self.texts])
         # A token that stands alone loses its leading blank in some tokenizers; its own name shows it.
         names = tokenizer.convert_ids_to_tokens(list(range(len(self.texts))))
+        self._written = [
+            " " + text if name.startswith(_BLANKS) and not text[:1].isspace() else text
+            for text, name in zip(self.texts, names, strict=True)
+        ]
+        self._last_character: dict[str, Tensor] = {}
+        self._may_end_sentence = torch.tensor([bool(_MAY_END.search(text)) for text in self.texts])
         self._continues_word = torch.tensor(
             [text[:1].isalpha() and not name.startswith(_BLANKS) for text, name in zip(self.texts, names, strict=True)]
         )
@@ -65,7 +78,7 @@ class Vocabulary:
             if not known:
                 missing.append(word)
         if missing:
-            logger.warning("rredcot: the tokenizer cannot write the keywords %s; they start no segment", missing)
+            logger.warning("rredcot: the tokenizer cannot write the keywords %s; they are left out", missing)
         return list(sequences)
 
     def _encode(self, text: str) -> tuple[int, ...]:
@@ -75,26 +88,57 @@ class Vocabulary:
         """`(T,)` bool: tokens whose text holds a newline; ids beyond the tokenizer's own (padded ones) have none."""
         return self._look_up(self._newline, token_ids)
 
+    def blanks(self, token_ids: Tensor) -> Tensor:
+        """`(T,)` bool: tokens whose text holds nothing but blanks."""
+        return self._look_up(self._blank, token_ids)
+
     @staticmethod
     def _look_up(table: Tensor, token_ids: Tensor) -> Tensor:
         known = token_ids < table.numel()
         return table[token_ids.where(known, torch.zeros_like(token_ids))] & known
 
-    def keyword_starts(self, token_ids: Tensor) -> Tensor:
-        """`(T,)` bool: positions where a keyword starts; "so" in " so" + "lve" is none."""
-        follows = self._look_up(self._continues_word, token_ids).roll(-1)
-        follows[-1:] = False
-        starts = self._look_up(self._keyword, token_ids) & ~follows
-        places = self._look_up(self._phrase_start, token_ids).nonzero().flatten().tolist()
-        ids = tuple(token_ids.tolist()) if places else ()
-        for place in places:
-            for phrase in self._phrases[ids[place]]:
-                end = place + len(phrase)
-                if ids[place:end] == phrase and not follows[end - 1]:
-                    starts[place] = True
-        # A blank of its own before a word is one start, not two.
-        starts[1:] &= ~(starts[:-1] & self._look_up(self._blank, token_ids)[:-1])
-        return starts
+    def sentence_ends(self, token_ids: Tensor) -> Tensor:
+        """`(T,)` bool: tokens after which a sentence is over, as far as the tokens up to there can tell.
+
+        A full stop after a number or a single letter is none, as the number or abbreviation may go on.
+        """
+        ids = token_ids.tolist()
+        ends = torch.zeros(len(ids), dtype=torch.bool)
+        for place in self._look_up(self._may_end_sentence, token_ids).nonzero().flatten().tolist():
+            tail = self._tail(ids, place, _TAIL_CHARACTERS)
+            ends[place] = bool(_SENTENCE_END.search(tail)) and not _ABBREVIATION.search(tail)
+        return ends
+
+    def endings(self, token_ids: Sequence[int], text: str) -> list[int]:
+        """Places of the tokens with which the text written so far ends in `text`."""
+        if text[-1] not in self._last_character:
+            self._last_character[text[-1]] = torch.tensor([known.endswith(text[-1]) for known in self.texts])
+        places = self._look_up(self._last_character[text[-1]], torch.tensor(token_ids, dtype=torch.int64)).nonzero()
+        return [place for place in places.flatten().tolist() if self._tail(token_ids, place, len(text)).endswith(text)]
+
+    def _tail(self, token_ids: Sequence[int], place: int, num_characters: int) -> str:
+        """At least the last characters of what is written up to a token."""
+        text = ""
+        while place >= 0 and len(text) < num_characters:
+            text = (self._written[token_ids[place]] if token_ids[place] < len(self._written) else "") + text
+            place -= 1
+        return text
+
+    def keyword_spans(self, token_ids: Tensor) -> list[tuple[int, int]]:
+        """Start of each keyword and the place after its end, known once the token there is written.
+
+        "so" in " so" + "lve" is none; neither is one with nothing after it yet.
+        """
+        follows = self._look_up(self._continues_word, token_ids).tolist()
+        ids = tuple(token_ids.tolist())
+        single = self._look_up(self._keyword, token_ids).nonzero().flatten().tolist()
+        spans = [(place, place + 1) for place in single]
+        for place in self._look_up(self._phrase_start, token_ids).nonzero().flatten().tolist():
+            lengths = [
+                len(phrase) for phrase in self._phrases[ids[place]] if ids[place : place + len(phrase)] == phrase
+            ]
+            spans += [(place, place + length) for length in lengths]
+        return sorted((start, end) for start, end in spans if end < len(ids) and not follows[end])
 
     def starting_with(self, texts: Sequence[str]) -> list[int]:
         """Ids of all tokens whose text starts with one of `texts`."""

@@ -6,5 +6,6 @@ Torch only. The model is ours:
 
 x are the standardised columns of a state (`features`), g the mean outcome of the prompt's n other rollouts, m that of
 all training rows. b and c maximise the penalised likelihood (`model`). s, and a tau for each block of columns (0: left
-out), are those of a small grid that predict held-out prompts best (`crossfit`). `readout` adds the run's earlier steps.
+out), are those of a small grid that predict left-out training prompts best (`forecast`). `readout` says what is fitted
+to: a run's earlier steps.
 """

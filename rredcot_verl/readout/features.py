@@ -3,6 +3,7 @@
 All choices here are ours. No column reads an outcome: a column says of a state what was known there.
 """
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import torch
@@ -93,6 +94,25 @@ def leave_one_out_means(outcomes: Tensor, index: Sequence[Hashable], final_rows:
     means = (total[group] - values[final_rows]) / others.clamp(min=1)
     # The sum less one of its parts is not exactly 0 or n where the others all agree.
     return means.clamp(0.0, 1.0).masked_fill(others < 1, float("nan")), others.long()
+
+
+def others_differ(rewards: Tensor, index: Sequence[Hashable], final_rows: Tensor) -> Tensor:
+    """Whether two of the other rollouts of each row's prompt have different rewards: `(bs,)` bool.
+
+    Such a row's group is mixed, so the row is measured, whatever its own reward. A row whose others agree is measured
+    or not by its own reward: in a mixed group that is the one that the others do not have.
+
+    Args:
+        rewards: `(bs,)`, neither scaled nor clipped: by them it is decided which groups are measured.
+        index: As above.
+        final_rows: As above.
+    """
+    groups: dict[Hashable, Counter[float]] = {}
+    for row in torch.unique(final_rows).tolist():
+        groups.setdefault(index[row], Counter())[float(rewards[row])] += 1
+    own = rewards[final_rows].tolist()
+    distinct = [len(groups[label]) - (groups[label][reward] == 1) for label, reward in zip(index, own, strict=True)]
+    return torch.tensor(distinct) > 1
 
 
 def _logit(values: Tensor) -> Tensor:

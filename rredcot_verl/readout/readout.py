@@ -1,17 +1,16 @@
 """Earlier steps of a training run: a bounded buffer of rows that later batches are fitted to as well, and its state."""
 
-import hashlib
 import logging
 import time
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from rredcot_verl.readout.crossfit import cross_fit
-from rredcot_verl.readout.model import Rows
+from rredcot_verl.readout.forecast import forecast
+from rredcot_verl.readout.model import Rows, digest, shuffled_places
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +27,6 @@ class ReadoutSettings(Protocol):
     @property
     def half_life(self) -> float | None: ...
     @property
-    def num_folds(self) -> int: ...
-    @property
     def max_rows(self) -> int: ...
 
 
@@ -42,9 +39,10 @@ class States:
         group_means: `(num_states,)` in [0, 1], mean outcome of the prompt's other rollouts; NaN where there is none.
         outcomes: `(num_states,)` in [0, 1], R of the state's response.
         groups: Prompt of each state. It names the prompt itself, the same in a later epoch: a label made anew each
-            step would let a fit see the same prompt's earlier outcomes, and the folds would differ from run to run.
-            Compared by their text.
+            step would put a prompt into several folds. Compared by its text.
         rows: `(num_states,)` int64, number of the response in the batch.
+        counts: `(num_states,)` bool, whether the state is fitted to; not where its response was measured because of
+            its own outcome, see `features.others_differ`.
         blocks: `(num_features,)` int64, columns that share a prior; None: all.
         num_others: `(num_states,)`, how many rollouts `group_means` is the mean of; None: counted in `rows`.
 
@@ -57,6 +55,7 @@ class States:
     outcomes: Tensor
     groups: Sequence[Hashable]
     rows: Tensor
+    counts: Tensor
     blocks: Tensor | None = None
     num_others: Tensor | None = None
 
@@ -64,7 +63,7 @@ class States:
         count = len(self.groups)
         if self.features.ndim != 2 or self.features.size(0) != count:
             raise ValueError(f"features {tuple(self.features.shape)}: expected ({count}, num_features)")
-        for name in ("group_means", "outcomes", "rows", "num_others"):
+        for name in ("group_means", "outcomes", "rows", "counts", "num_others"):
             values = getattr(self, name)
             if values is not None and values.shape != (count,):
                 raise ValueError(f"{name} {tuple(values.shape)}: expected ({count},)")
@@ -82,7 +81,7 @@ class States:
 
 
 class Readout:
-    """Values states by a cross-fitted regression over the batch and a bounded buffer of earlier steps.
+    """Values states by a regression on outcomes: of earlier steps.
 
     Deterministic: the values depend on the settings, the states handed in so far and nothing else; the order of rows
     changes them by rounding only. Drift is met by `window` (older steps are forgotten) and `half_life` (they count
@@ -104,43 +103,43 @@ class Readout:
     def fit_predict(self, states: States, step: int) -> Tensor:
         """Value the states of one batch, then keep them for the fits of later batches.
 
-        There is no way to value states without handing over their outcomes: a value is honest because the fit behind it
-        left the state's prompt out, which needs both at once.
+        A value is a function of its own state and of the mean of its prompt's other rollouts, and that function was
+        fixed before this batch was seen. The same prompt's outcomes in earlier steps are fitted to: given the policy,
+        what it does now does not depend on them.
 
         Args:
             states: The batch. Every response counts 1, shared evenly by its states: a response cut into many segments
                 is no more evidence than one cut into few.
-            step: The trainer's step; rows of steps up to `step - window` are forgotten.
+            step: The trainer's step.
 
         Returns:
             `(num_states,)` float64 in [0, 1]. Where the features know nothing, or there is too little to fit to, the
-            mean outcome of the prompt's other rollouts exactly (without any, the mean of the other prompts').
+            mean outcome of the prompt's other rollouts exactly (without any, the mean of what was fitted to).
         """
         started = time.perf_counter()
         if not len(states.groups):
             self.report = {}
             return torch.zeros(0, dtype=torch.float64)
-        settings = self._settings
-        rows = self._with_earlier(self._rows(states, step), step)
-        distinct, prompts = torch.unique(rows.prompts, return_inverse=True)
-        # Dealt in an order that the seed decides, to folds of nearly equal numbers of prompts.
-        folds = _shuffled_places(distinct, settings.seed)[prompts] % settings.num_folds
-        decay = 1.0 if settings.half_life is None else 0.5 ** ((step - rows.steps).clamp(min=0) / settings.half_life)
-        blocks = torch.zeros(rows.features.size(1)) if states.blocks is None else states.blocks
-        fitted = cross_fit(rows._replace(weights=rows.weights * decay), blocks, folds)
-        self._buffer = self._newest(rows, step + 1, settings.max_rows)
+        batch, half_life = self._rows(states, step), self._settings.half_life
+        blocks = torch.zeros(batch.features.size(1)) if states.blocks is None else states.blocks
+        earlier = self._earlier(batch, step)
+        decay = 1.0 if half_life is None else 0.5 ** ((step - 1 - earlier.steps) / half_life)
+        train = earlier._replace(weights=earlier.weights * decay)
+        fitted = forecast(batch, train, blocks, self._settings.seed)
+        joined = Rows(*map(torch.cat, zip(batch.take(batch.weights > 0), earlier, strict=True)))
+        self._buffer = self._newest(self._window(joined, step + 1))
         used = fitted.deviations > 0
         self.report = {
-            "readout_rows/mean": float(len(folds)),
-            "readout_prompts/mean": float(len(distinct)),
+            "readout_rows/mean": float(len(train.steps)),
+            "readout_prompts/mean": float(len(torch.unique(train.prompts))),
             "readout_gain/mean": fitted.gain,
-            "readout_group_mean_kept/mean": float((~used.any(dim=1)).double().mean()),
+            "readout_group_mean_kept/mean": float(not used.any()),
             "readout_seconds/mean": time.perf_counter() - started,
         }
         if bool(used.any()):
             # A ridge is 1 / variance of the prior.
             self.report["readout_log10_ridge/mean"] = float(-2.0 * fitted.deviations[used].log10().mean())
-        return fitted.values[: len(states.groups)]
+        return fitted.values
 
     def state_dict(self) -> dict[str, Any]:
         """The buffer, as plain tensors: at most `max_rows` rows, float32 features."""
@@ -164,7 +163,7 @@ class Readout:
 
     def _rows(self, states: States, step: int) -> Rows:
         _, response, num_states = torch.unique(states.rows, return_inverse=True, return_counts=True)
-        prompts = _digest(states.groups)
+        prompts = digest(states.groups)
         means, others = states.group_means.double(), states.num_others
         if others is None:
             responses = torch.unique(torch.stack([prompts, states.rows.long()], dim=1), dim=0)
@@ -179,15 +178,16 @@ class Readout:
             group_means=means,
             num_others=others.double() * ~means.isnan(),
             outcomes=states.outcomes.double(),
-            weights=1.0 / num_states[response].double(),
+            weights=states.counts.double() / num_states[response],
             prompts=prompts,
             steps=torch.full_like(prompts, step),
         )
 
-    def _with_earlier(self, batch: Rows, step: int) -> Rows:
-        """The batch, and behind it what the buffer holds for a fit at this step."""
+    def _earlier(self, batch: Rows, step: int) -> Rows:
+        """What the buffer holds for a fit at this step; no rows where there is none."""
+        nothing = batch.take(batch.steps < step)
         if self._buffer is None:
-            return batch
+            return nothing
         columns, earlier_columns = batch.features.size(1), self._buffer.features.size(1)
         if columns != earlier_columns:
             logger.warning(
@@ -195,28 +195,19 @@ class Readout:
                 columns,
                 earlier_columns,
             )
-            return batch
-        earlier = self._newest(self._buffer, step, max(0, self._settings.max_rows - len(batch.steps)))
-        return Rows(*map(torch.cat, zip(batch, earlier, strict=True)))
+            return nothing
+        return self._window(self._buffer, step)
 
-    def _newest(self, rows: Rows, step: int, limit: int) -> Rows:
-        """Rows of the window as a fit at `step` sees it, newest first; of the step that does not fit, whole prompts."""
-        rows = rows.take(rows.steps > step - self._settings.window)
-        if len(rows.steps) <= limit:
+    def _window(self, rows: Rows, step: int) -> Rows:
+        """The rows that a fit at this step may see."""
+        return rows.take(rows.steps >= step - self._settings.window)
+
+    def _newest(self, rows: Rows) -> Rows:
+        """The newest rows that there is room for; of the step that does not fit, whole prompts."""
+        if len(rows.steps) <= self._settings.max_rows:
             return rows
         distinct, prompt = torch.unique(rows.prompts, return_inverse=True)
-        places = _shuffled_places(distinct, self._settings.seed)
+        places = shuffled_places(distinct, self._settings.seed)
         newest_first = (rows.steps.max() - rows.steps) * len(distinct) + places[prompt]
         _, block, sizes = torch.unique(newest_first, return_inverse=True, return_counts=True)
-        return rows.take((sizes.cumsum(0) <= limit)[block])
-
-
-def _digest(labels: Iterable[Hashable]) -> Tensor:
-    """`(n,)` int64: the same for a label (by its text) in every process and whatever Python's hash seed."""
-    hashes = (hashlib.blake2b(str(label).encode(), digest_size=8).digest() for label in labels)
-    return torch.tensor([int.from_bytes(value, "big", signed=True) for value in hashes], dtype=torch.int64)
-
-
-def _shuffled_places(prompts: Tensor, seed: int) -> Tensor:
-    """Place of each of the distinct prompts in an order that depends on their set and the seed alone: `(n,)` int64."""
-    return _digest(f"{seed}:{prompt}" for prompt in prompts.tolist()).argsort().argsort()
+        return rows.take((sizes.cumsum(0) <= self._settings.max_rows)[block])

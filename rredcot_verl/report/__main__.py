@@ -10,6 +10,7 @@ from pathlib import Path
 from rredcot_verl.report.data import Run, load_run
 from rredcot_verl.report.export import choose_prompts, export
 from rredcot_verl.report.files import ReportError
+from rredcot_verl.report.learning import Twins
 from rredcot_verl.report.line_checker import load_line_checker
 from rredcot_verl.report.page import DEFAULT_TITLE, PER_KIND, render
 from rredcot_verl.report.prompts import Prompt, prompts_of
@@ -28,14 +29,16 @@ def build_parser() -> argparse.ArgumentParser:
         "what there is: metrics, credited traces, verl's own dumps of rollouts and validation.",
     )
     add = parser.add_argument
-    add("run", type=Path, help="folder of the run; its files are found below it")
+    text = "folder of the run; its files are found below it. More of them: the same with other seeds, for the curves"
+    add("run", type=Path, nargs="+", help=text)
     add("--metrics", type=Path, metavar="FILE", help="file of verl's 'file' logger")
     add("--traces", type=Path, metavar="DIR", help="credited traces (algorithm.rredcot.traces.dir)")
     add("--rollouts", type=Path, metavar="DIR", help="verl's dumps (trainer.rollout_data_dir)")
     add("--validation", type=Path, metavar="DIR", help="verl's dumps (trainer.validation_data_dir)")
     text = "steps of the traces and rollouts to read (default: all)"
     add("--steps", type=_steps, metavar="FIRST-LAST", help=text)
-    add("--baseline", type=Path, metavar="RUN", help="folder of the paired GRPO run (metrics.jsonl)")
+    text = "folder of the paired GRPO run (metrics.jsonl); more of them: with other seeds, in the order of the runs"
+    add("--baseline", type=Path, nargs="+", metavar="RUN", help=text)
     add("--line-checker", metavar="MODULE:FUNCTION", help="judges the lines of a response")
     add("--title", default=DEFAULT_TITLE, help="heading of the page")
     add("--seed", type=int, default=0, help="draws the traces shown at random (default: 0)")
@@ -68,9 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (rule is None) != (options.export_filtered is None):
             raise ReportError("--export-filtered and --keep belong together: the file, and the rule that chooses")
         line_checker = load_line_checker(options.line_checker) if options.line_checker else None
-        run, baseline = _load(options)
+        run, baseline, twins = _load(options)
         prompts = prompts_of(run, thresholds, options.seed)
-        summary = summarise(run, baseline, line_checker, thresholds=thresholds, prompts=prompts)
+        summary = summarise(run, baseline, line_checker, thresholds=thresholds, prompts=prompts, twins=twins)
         page = render(
             run,
             baseline,
@@ -81,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             thresholds=thresholds,
             prompts=prompts,
             per_kind=options.per_kind,
+            twins=twins,
         )
         _write(options.out, page)
         if options.summary is not None:
@@ -93,16 +97,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _load(options: argparse.Namespace) -> tuple[Run, Run | None]:
+def _load(options: argparse.Namespace) -> tuple[Run, Run | None, Twins]:
     given = RunFiles(options.metrics, options.traces, options.rollouts, options.validation)
-    run = load_run(options.run, solved_at=options.solved_at, given=given, steps=options.steps)
-    if options.baseline is None:
-        return run, None
-    # Its dumps are worth reading only where the metrics have no validation to compare.
-    baseline = load_run(
-        options.baseline, with_traces=run.validation_metric is None, validation_metric=run.validation_metric
+    run = load_run(options.run[0], solved_at=options.solved_at, given=given, steps=options.steps)
+    # Their dumps are worth reading only where the metrics have no validation to compare.
+    runs, baselines = (
+        [
+            load_run(folder, with_traces=run.validation_metric is None, validation_metric=run.validation_metric)
+            for folder in folders
+        ]
+        for folders in (options.run[1:], options.baseline or ())
     )
-    return run, baseline
+    return run, baselines[0] if baselines else None, Twins(tuple(runs), tuple(baselines[1:]))
 
 
 def _export(options: argparse.Namespace, rule: Rule, prompts: Sequence[Prompt], thresholds: Thresholds) -> None:

@@ -11,12 +11,13 @@ from rredcot_verl.pages import html
 from rredcot_verl.pages.charts import Bin, Series, bar_chart, line_chart, reliability
 from rredcot_verl.pages.text import percent
 from rredcot_verl.report.data import Run
+from rredcot_verl.report.learning import ALONE, Twins, curve_series
 from rredcot_verl.report.line_checker import LineChecker
 from rredcot_verl.report.prompt_lists import blamed_prompts, guessing_prompts
 from rredcot_verl.report.prompts import Prompt, prompts_of
 from rredcot_verl.report.selection import KINDS, describe, extreme_traces
 from rredcot_verl.report.shown_traces import choose, judged
-from rredcot_verl.report.summary import matching_curve, summarise
+from rredcot_verl.report.summary import summarise
 from rredcot_verl.report.thresholds import Thresholds
 from rredcot_verl.report.trace import Response
 
@@ -51,6 +52,7 @@ def render(
     thresholds: Thresholds | None = None,
     prompts: Sequence[Prompt] | None = None,
     per_kind: int = PER_KIND,
+    twins: Twins = ALONE,
 ) -> str:
     """Renders the report of a run.
 
@@ -64,6 +66,7 @@ def render(
         thresholds: When a prompt is listed as guessing or as sharing a blame.
         prompts: What ``prompts_of`` returned for the same run and thresholds, to save computing it twice.
         per_kind: Traces shown of each kind: worst blamed, best credited, most surprising.
+        twins: The same run, and the baseline, with other seeds: learning curves are then means with intervals.
 
     Returns:
         A complete HTML document.
@@ -74,14 +77,14 @@ def render(
     thresholds = thresholds or Thresholds()
     prompts = prompts_of(run, thresholds) if prompts is None else prompts
     if summary is None:
-        summary = summarise(run, baseline, line_checker, thresholds=thresholds, prompts=prompts)
+        summary = summarise(run, baseline, line_checker, thresholds=thresholds, prompts=prompts, twins=twins)
     periods = [_named(period) for period in summary["credit_by_position"]]
     return html.render(
         "run.html",
         title=title,
         summary=summary,
         baseline_name=BASELINE_NAME,
-        curves=_curves(run, baseline, RUN_NAMES.get(summary["source"], summary["source"])),
+        curves=_curves(run, baseline, RUN_NAMES.get(summary["source"], summary["source"]), twins),
         periods=periods,
         credit=_credit_panels(periods),
         calibration=_calibration_panels(summary["calibration"]),
@@ -96,23 +99,27 @@ def render(
     )
 
 
-def _curves(run: Run, baseline: Run | None, name: str) -> list[dict[str, Any]]:
+def _curves(run: Run, baseline: Run | None, name: str, twins: Twins) -> list[dict[str, Any]]:
     panels: dict[bool, dict[str, Any]] = {}
     for curve in run.curves:
         # Of several sources of the same reward the best one is drawn.
         if not curve.points or curve.is_validation in panels:
             continue
-        lines = [Series(name, curve.points, "run")]
-        other = None if baseline is None else matching_curve(curve, baseline)
-        if other is not None:
-            lines.append(Series(BASELINE_NAME, other.points, "baseline"))
+        own, other = twins.curves(curve, run, baseline)
+        named = ((name, "run", own), (BASELINE_NAME, "baseline", other))
+        lines = [curve_series(name, style, curves) for name, style, curves in named if curves is not None]
         panels[curve.is_validation] = {
             "heading": curve.name,
             "chart": line_chart(lines, y_label=curve.name.lower(), description=f"{curve.name} over the training steps"),
-            "columns": ("run", "step", "value"),
-            "rows": [(line.name, step, f"{value:.4f}") for line in lines for step, value in line.points],
+            "columns": ("run", "step", "value", "low", "high"),
+            "rows": [row for line in lines for row in _rows(line)],
         }
     return list(panels.values())
+
+
+def _rows(line: Series) -> list[tuple[Any, ...]]:
+    intervals = {at: (f"{low:.4f}", f"{high:.4f}") for at, low, high in line.band}
+    return [(line.name, f"{at:g}", f"{value:.4f}", *intervals.get(at, ("", ""))) for at, value in line.points]
 
 
 def _named(period: dict[str, Any]) -> dict[str, Any]:

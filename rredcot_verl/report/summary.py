@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rredcot_verl.report.data import Curve, Run
+from rredcot_verl.report.learning import ALONE, Twins, matching_curve
 from rredcot_verl.report.line_checker import LineChecker, blame_of, check_lines
 from rredcot_verl.report.prompt_lists import summarise_prompts
 from rredcot_verl.report.prompts import Prompt, prompts_of
@@ -30,6 +31,7 @@ def summarise(
     *,
     thresholds: Thresholds | None = None,
     prompts: Sequence[Prompt] | None = None,
+    twins: Twins = ALONE,
 ) -> dict[str, Any]:
     """Computes the figures of a run.
 
@@ -39,6 +41,7 @@ def summarise(
         line_checker: Judges the lines of a response; without one the blame is not measured.
         thresholds: When a prompt is listed as guessing or as sharing a blame.
         prompts: What ``prompts_of`` returned for the same run and thresholds, to save computing it twice.
+        twins: The same run, and the baseline, with other seeds.
 
     Returns:
         The summary, ready for ``json.dumps``; what cannot be known is ``None``. Shares are in [0, 1], times in seconds.
@@ -60,6 +63,7 @@ def summarise(
         "baseline": None
         if baseline is None
         else {"run": str(baseline.path), **_learning(baseline, matching_curve(run.curve, baseline))},
+        "over_seeds": twins.summarise(run, baseline),
         "self_value": _self_value_cost(run),
         "max_return_error": max(errors, default=None),
         "num_traces": len(run.traces),
@@ -96,12 +100,6 @@ def notes(run: Run) -> list[str]:
             "There are no credited traces (set algorithm.rredcot.traces.dir), so nothing is known of the segments."
         )
     return found
-
-
-def matching_curve(curve: Curve | None, other: Run) -> Curve | None:
-    """The curve of another run that measures the same, if it has one."""
-    named = (candidate for candidate in other.curves if candidate.points and curve and candidate.name == curve.name)
-    return next(named, None)
 
 
 def _learning(run: Run, curve: Curve | None) -> dict[str, Any]:

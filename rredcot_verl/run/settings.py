@@ -119,7 +119,10 @@ def _check_run(config: DictConfig) -> None:
 
 
 def switch_on(config: DictConfig) -> None:
-    """Set, in verl's config, what the method needs of rollout and reward. Anything the user chose is kept or refused.
+    """Set, in the config, what the method needs of rollout and reward. Anything the user chose is kept or refused.
+
+    An estimator of verl's that compares no rollouts of a prompt has a gradient in uniform groups too: left out of the
+    measuring, right answers to easy prompts would be told from others by their outcome.
 
     Raises:
         ValueError: The user's own agent loop manager does not derive from ours.
@@ -142,6 +145,8 @@ def switch_on(config: DictConfig) -> None:
         rollout.calculate_log_probs = True
         if reward_manager.source == "register" and reward_manager.name == "naive":
             reward_manager.name = "rredcot"
+        if config.algorithm.adv_estimator not in SOURCES:
+            config.algorithm.rredcot.self_value.probe_uniform_groups = True
     if reward_manager.name != "rredcot":
         logger.warning(
             "rredcot: reward.reward_manager.name=%s is kept; rewards must lie in %s.self_value.reward_range, and the "

@@ -109,9 +109,9 @@ class Attribution(Source):
         return plan.num_tokens
 
     def plan_for_answer(self, response: Response, boundaries: Sequence[int]) -> AttributionPlan | None:
-        """Which answer, and which segments stand before it.
+        """Which answer, and what of the segments stands before its opening.
 
-        The segment that holds the answer, and all after it, are left out of the plan: they weigh nothing (ours).
+        The answer, its opening and all after it are left out of the plan: they weigh nothing (ours).
 
         Returns:
             None where there is no answer to weigh for, or no segment before it.
@@ -133,7 +133,7 @@ class Attribution(Source):
             return None
         first = vocabulary.offset_of(response.response_ids, text, found.answer_start)
         last = vocabulary.offset_of(response.response_ids, text, found.end - 1)
-        kept = [boundary for boundary in boundaries if boundary <= response.answer.start]
+        kept = [*(boundary for boundary in boundaries if boundary < response.answer.start), response.answer.start]
         return _plan(response, kept, last + 1, (), first, last + 1)
 
     def _reference(self, response: Response, boundaries: Sequence[int]) -> AttributionPlan | None:
@@ -143,13 +143,8 @@ class Attribution(Source):
         text = self._reference_text(response.references, answer_format)
         if text is None:
             return None
-        if response.answer is not None:
-            place = response.answer.start
-            kept = [boundary for boundary in boundaries if boundary <= place]
-        else:
-            place = self._end_of_text(response.response_ids)
-            # Nothing of the last segment is an answer: it may weigh.
-            kept = [*(boundary for boundary in boundaries if boundary < place), place]
+        place = response.answer.start if response.answer is not None else self._end_of_text(response.response_ids)
+        kept = [*(boundary for boundary in boundaries if boundary < place), place]
         (probe, *_) = elicitation.probes(
             response.prompt_ids,
             response.response_ids,

@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 
 from rredcot_verl.config.blocks import Block
 from rredcot_verl.config.schema import PREFIX, RREDCoTConfig, validate
-from rredcot_verl.core.values import smooth
 from rredcot_verl.sources.engines import EngineChoice
 from rredcot_verl.sources.group import Group
 from rredcot_verl.sources.queue import RecordedBatch, Rows
@@ -64,16 +63,12 @@ class Source:
 
     Options: ClassVar[type[Block]] = Block
     """Model of `algorithm.rredcot.source_options`; strict: what it does not know is refused."""
-    pinned: ClassVar[bool] = True
-    """Whether the last segment is credited with R - v_{K-1}; otherwise with 0, as R is then no end of the values."""
     weighs: ClassVar[bool] = False
     """Whether it shares R - b out by weights, so that its values are no forecast."""
     reads_probes: ClassVar[bool] = False
     """Whether its cost is that of probes."""
     needs_all: bool = False
     """Whether all rollouts of a prompt must be there, or two with different rewards are enough."""
-    segments_uniform_groups: ClassVar[bool] = False
-    """Whether something is left of responses whose group has no advantage too."""
     payload_fields: tuple[str, ...] = ()
     """Row fields that `plan` leaves for the training engine."""
     result_fields: tuple[str, ...] = ()
@@ -141,10 +136,6 @@ class Source:
         """
         raise NotImplementedError
 
-    def plan_uniform(self, response: Response, boundaries: list[int]) -> Plan:
-        """What is left of a response whose group has no advantage, for a source that `segments_uniform_groups`."""
-        raise NotImplementedError
-
     # In the trainer's step
 
     def measure(self, recorded: RecordedBatch, workers: Workers) -> None:
@@ -159,20 +150,6 @@ class Source:
     def values(self, rows: Rows) -> list[list[float]]:
         """For each row v_0 .. v_{K-1} in units of reward; nothing for a row without values."""
         raise NotImplementedError
-
-    def smoothed_values(self, rows: Rows) -> list[list[float]]:
-        """`values`, drawn towards their neighbours by `self_value.smoothing`."""
-        strength = self.settings.self_value.smoothing
-        return [
-            # Where the outcome is no end of the values, it must not reach into them.
-            smooth(own, outcome if self.pinned else own[-1], strength) if own else []
-            for own, outcome in zip(self.values(rows), rows.outcomes.tolist(), strict=True)
-        ]
-
-    @property
-    def without_own(self) -> bool:
-        """Whether the values rest on the mean of the prompt's *other* rollouts."""
-        return False
 
     def metrics(self, records: Sequence[Record]) -> dict[str, float]:
         """Scalars of a step for the tracker, after `values`."""

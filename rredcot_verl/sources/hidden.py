@@ -20,7 +20,6 @@ logger = logging.getLogger(__name__)
 class HiddenStates(Source):
     """v_k fitted to the verified outcomes from the hidden state before boundary k; see `sources.regression`."""
 
-    segments_uniform_groups = True
     payload_fields = (HIDDEN_FIELD,)
 
     def __init__(self, settings: RREDCoTConfig, name: str) -> None:
@@ -52,11 +51,8 @@ class HiddenStates(Source):
 
     async def plan(self, response: Response, group: Group, boundaries: list[int]) -> Plan:
         """See `Source`."""
-        return _plan(Status.SCORED, response, boundaries)
-
-    def plan_uniform(self, response: Response, boundaries: list[int]) -> Plan:
-        """See `Source`: the regression learns from every response, whether it will be credited or not."""
-        return _plan(Status.UNIFORM_GROUP, response, boundaries)
+        record = Record(Status.SCORED, segment_boundaries=boundaries)
+        return Plan(record, {HIDDEN_FIELD: hidden_positions(response, boundaries)})
 
     def passes(self, recorded: RecordedBatch) -> tuple[PassRequest, ...]:
         """See `Source`."""
@@ -64,16 +60,7 @@ class HiddenStates(Source):
 
     def values(self, rows: Rows) -> list[list[float]]:
         """See `Source`."""
-        used = [row for row, record in enumerate(rows.records) if record and record.segment_boundaries]
-        values = self._regression.fitted(rows, used, [])
-        scored = set(rows.scored)
-        # A group without an advantage teaches, and is not credited.
-        return [own if row in scored else [] for row, own in enumerate(values)]
-
-    @property
-    def without_own(self) -> bool:
-        """See `Source`."""
-        return True
+        return self._regression.fitted(rows, [])
 
     def metrics(self, records: Sequence[Record]) -> dict[str, float]:
         """See `Source`."""
@@ -86,8 +73,3 @@ class HiddenStates(Source):
     def load(self, folder: str) -> None:
         """See `Source`."""
         self._regression.load(folder)
-
-
-def _plan(status: Status, response: Response, boundaries: list[int]) -> Plan:
-    record = Record(status, segment_boundaries=boundaries)
-    return Plan(record, {HIDDEN_FIELD: hidden_positions(response, boundaries)})

@@ -177,17 +177,19 @@ class Probes(Source):
             Exception: Whatever the rollout client raises; `ProbingTimeout` for a request that took too long.
         """
         settings, elicitation = self.settings.self_value, self.tools.elicitation
+        known_members = list(group.members.values())
+        if self._regression is not None:
+            # With the own answer among them, known to be right, a value would hold its own outcome.
+            known_members.remove(response.as_member())
         members = [
             (member.answer, to_unit(member.reward, settings.reward_range))
-            for member in group.members.values()
+            for member in known_members
             if member.answer is not None and member.reward is not None
         ]
         known = build_proposals(self.settings, response.references, members, self.form)
         answer_format = elicitation.format_for(response.answer)
         proposals = [proposal for proposal in known if elicitation.can_append(proposal.text, answer_format)]
-        probes = elicitation.probes(
-            response.prompt_ids, response.response_ids, boundaries, proposals, answer_format, response.answer_start
-        )
+        probes = elicitation.probes(response.prompt_ids, response.response_ids, boundaries, proposals, answer_format)
         proposals, probes = _drop_long_answers(proposals, probes, settings.max_answer_tokens)
         num_dropped = len(known) - len(proposals)
         if not any(proposal.utility > 0 for proposal in proposals):
@@ -265,7 +267,7 @@ class Probes(Source):
             measured = record.payload.get("values")
             values[row] = measured or self._of_log_probs(rows.keys[row], record, read[row].tolist())
         if self._regression is not None:
-            return self._regression.fitted(rows, rows.scored, values)
+            return self._regression.fitted(rows, values)
         return values
 
     def _of_log_probs(self, key: str, record: Record, log_probs: list[float]) -> list[float]:
@@ -278,11 +280,6 @@ class Probes(Source):
             )
         values = values_of_log_probs(self.form, places, log_probs, record.payload["utilities"])
         return list(from_unit(values.double(), self.settings.self_value.reward_range).tolist())
-
-    @property
-    def without_own(self) -> bool:
-        """See `Source`."""
-        return self._regression is not None
 
     def metrics(self, records: Sequence[Record]) -> dict[str, float]:
         """See `Source`."""
@@ -306,12 +303,11 @@ class ReferenceProgress(Probes):
     GRPO-VPS (arXiv 2604.20659) appends the correct answer at every segment boundary and takes the change of its
     conditional probability as the segment's progress; IGPO (arXiv 2510.14967) does so for an agent's turns with
     exp(mean log-probability), which is our form `geometric` and the default here, and pays the outcome to the last
-    turn. Ours: RREDCoT's segments, how progress becomes advantages, and that the answer's own segment makes none. Costs
-    what RREDCoT costs.
+    turn. Ours: RREDCoT's segments and how progress becomes advantages; with `credit.pinned=false` the answer's own
+    segment makes none, as in GRPO-VPS. Costs what RREDCoT costs.
     """
 
     default_form = "geometric"
-    pinned = False
 
     def check(self, config: DictConfig) -> str | None:
         """See `Source`."""

@@ -98,6 +98,12 @@ class Rows:
         return [row for row, record in enumerate(self.records) if record and record.status is Status.SCORED]
 
     @cached_property
+    def scores(self) -> Tensor:
+        """`(bs,)` float64, what the verifier alone gave: R less its shaping."""
+        finals = [self.records[row] for row in self.final_rows.tolist()]
+        return self.outcomes - torch.tensor([record.shaping if record else 0.0 for record in finals]).double()
+
+    @cached_property
     def groups(self) -> GroupStatistics:
         """Outcomes of each row's group, float64."""
         return group_statistics(self.outcomes, self.index.tolist(), self.final_rows)
@@ -125,7 +131,7 @@ class Rows:
     def segments(self, values: Sequence[Sequence[float]]) -> SegmentBatch:
         """The rows' segments with these values; a row without values is one segment."""
         boundaries = [record.segment_boundaries if record else [] for record in self.records]
-        return SegmentBatch.from_rows(boundaries, values, self.outcomes, self.lengths)
+        return SegmentBatch.from_rows(boundaries, values, self.outcomes, self.lengths, self.scores)
 
     def read(self, field: str) -> Sequence[Tensor]:
         """A field of all rows, one tensor each."""

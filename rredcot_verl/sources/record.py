@@ -38,6 +38,7 @@ class Record:
         status: Why it has segments or not.
         segment_boundaries: `num_segments + 1` offsets from 0 to the response length; empty where nothing is measured.
         payload: What its source needs to make values of it, in plain containers; see the source.
+        shaping: What was added to the verifier's score for other reasons (verl's penalty for overlong responses).
         truncated: The response filled its budget and holds no final answer.
         num_probes: Probes read, or continuations sampled.
         num_probe_tokens: Tokens computed, or generated, for them.
@@ -54,6 +55,7 @@ class Record:
     status: Status
     segment_boundaries: list[int] = field(default_factory=list)
     payload: dict[str, Any] = field(default_factory=dict)
+    shaping: float = 0.0
     truncated: bool = False
     num_probes: int = 0
     num_probe_tokens: int = 0

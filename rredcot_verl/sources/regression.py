@@ -12,10 +12,11 @@ from rredcot_verl.config.blocks import ReadoutConfig
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.core.groups import from_unit, to_unit
 from rredcot_verl.passes.protocol import FIELDS
-from rredcot_verl.readout.features import build_features, leave_one_out_means
+from rredcot_verl.readout.features import build_features, leave_one_out_means, others_differ
 from rredcot_verl.readout.readout import Readout, States
 from rredcot_verl.sources.base import PassRequest
 from rredcot_verl.sources.queue import Rows
+from rredcot_verl.sources.record import Status
 from rredcot_verl.sources.response import Response
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ HIDDEN_FIELD = FIELDS["hidden"].payload
 FILE = "rredcot_readout.pt"
 """The regression's state in a checkpoint's folder."""
 LONG_RESPONSE = 0.9
-"""Positions are measured against this quantile of the batch's response lengths, not against the own length."""
+"""Positions are measured against this quantile of the step before's response lengths, not against the own length."""
 
 
 def hidden_request(readout: ReadoutConfig) -> PassRequest:
@@ -55,15 +56,16 @@ class Regression:
         columns = [form or "", "position" if readout.use_position else ""]
         columns += [f"layer {readout.layer}, {readout.dim}"] if self._reads_hidden else []
         self._readout = Readout(readout, tag="; ".join(filter(None, columns)))
+        self._long_response: float | None = None
 
-    def fitted(self, rows: Rows, used: Sequence[int], values: Sequence[Sequence[float]]) -> list[list[float]]:
-        """For each row its fitted values, in units of reward; nothing for a row that is not used.
+    def fitted(self, rows: Rows, values: Sequence[Sequence[float]]) -> list[list[float]]:
+        """For each row its fitted values, in units of reward; nothing for a row that is not scored.
 
         Args:
             rows: One training batch.
-            used: Numbers of the rows that are fitted to, all with segments.
             values: For each row the probes' values; read where they are a feature.
         """
+        used = rows.scored
         found: list[list[float]] = [[] for _ in rows.keys]
         if not used:
             self._readout.report = {}
@@ -77,7 +79,7 @@ class Regression:
             known = [value for row in used for value in values[row]]
             probe_values = to_unit(torch.tensor(known, dtype=torch.float64), self._reward_range)
         if self._settings.use_position:
-            positions = _positions([rows.lengths[row] for row in used], boundaries)
+            positions = self._positions([rows.lengths[row] for row in used], boundaries)
         if self._reads_hidden:
             states = read_hidden(rows)
             hidden = torch.cat([states[row] for row in used])
@@ -91,6 +93,7 @@ class Regression:
                 outcomes=outcomes[row_of_state],
                 groups=[prompts[row] for row in row_of_state.tolist()],
                 rows=row_of_state,
+                counts=_free_of_selection(rows)[row_of_state],
                 blocks=blocks,
                 num_others=others[row_of_state],
             ),
@@ -100,6 +103,14 @@ class Regression:
             found[row] = own.tolist()
         return found
 
+    def _positions(self, lengths: Sequence[int], boundaries: Sequence[Sequence[int]]) -> Tensor:
+        """Tokens before each boundary over a long response's length, at most 1."""
+        long = float(torch.tensor(lengths, dtype=torch.float64).quantile(LONG_RESPONSE))
+        # Of the step before, or it would know something of the response's own length.
+        known, self._long_response = self._long_response or long, long
+        starts = [start for own in boundaries for start in own[:-1]]
+        return (torch.tensor(starts, dtype=torch.float64) / known).clamp(max=1.0)
+
     def metrics(self) -> dict[str, float]:
         """Scalars of the last fit."""
         return {f"rredcot/{name}": value for name, value in self._readout.report.items()}
@@ -107,13 +118,16 @@ class Regression:
     def save(self, folder: str) -> None:
         """Write the state into a checkpoint's folder, before verl declares the checkpoint complete."""
         os.makedirs(folder, exist_ok=True)
-        torch.save(self._readout.state_dict(), os.path.join(folder, FILE))
+        state = {**self._readout.state_dict(), "long_response": self._long_response}
+        torch.save(state, os.path.join(folder, FILE))
 
     def load(self, folder: str) -> None:
         """Restore the state from a checkpoint's folder; without one the fit starts anew, and says so."""
         path = os.path.join(folder, FILE)
         if os.path.exists(path):
-            self._readout.load_state_dict(torch.load(path, weights_only=True))
+            state = torch.load(path, weights_only=True)
+            self._long_response = state.pop("long_response", None)
+            self._readout.load_state_dict(state)
         else:
             logger.warning("rredcot: %s: no such file; the readout starts without earlier steps", path)
 
@@ -150,8 +164,14 @@ def name_prompts(rows: Rows) -> list[str]:
     return [names[group] for group in rows.index.tolist()]
 
 
-def _positions(lengths: Sequence[int], boundaries: Sequence[Sequence[int]]) -> Tensor:
-    """Tokens before each boundary over a long response's length, at most 1."""
-    long = torch.tensor(lengths, dtype=torch.float64).quantile(LONG_RESPONSE)
-    starts = [start for own in boundaries for start in own[:-1]]
-    return (torch.tensor(starts, dtype=torch.float64) / long).clamp(max=1.0)
+def _free_of_selection(rows: Rows) -> Tensor:
+    """Rows that were measured whatever their own reward: `(bs,)` bool.
+
+    Groups of one reward are not measured, so those are the rows whose others differ; where they agree, the others'
+    mean is the better baseline anyway. A response without others is free unless, by the records, such were left out.
+    """
+    index = rows.index.tolist()
+    differ = others_differ(rows.outcomes, index, rows.final_rows)
+    alone = rows.groups.count == 1
+    uniform = [record is not None and record.status is Status.UNIFORM_GROUP for record in rows.records]
+    return differ | alone & ~(alone & torch.tensor(uniform)).any()

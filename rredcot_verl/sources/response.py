@@ -42,7 +42,9 @@ class Response:
 
     def as_member(self) -> Member:
         """What the group needs to know of it."""
-        return Member(self.reward, self.answer.text if self.answer else None)
+        # A verifier may give a tensor, which is equal to no other.
+        reward = None if self.reward is None else float(self.reward)
+        return Member(reward, self.answer.text if self.answer else None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +23,10 @@ from rredcot_verl.core.groups import group_statistics
 from rredcot_verl.core.redistribution import SegmentBatch, expand_to_tokens, return_error
 from rredcot_verl.sources.registry import SOURCES
 
-if TYPE_CHECKING:
-    from rredcot_verl.sources.base import Source
-
 logger = logging.getLogger(__name__)
 
+CREDIT_FIELDS = ("form", "beta", "standardize", "clip", "mix", "alpha", "apply_to", "control")
+"""What a `CreditRule` takes from the `credit` block as it stands."""
 RETURN_TOLERANCE = 1e-4
 """Largest difference between a row's token-level rewards and its outcome that is still rounding, relative to the
 largest outcome (or to 1)."""
@@ -64,25 +63,22 @@ def with_segments(segmented: Segmented) -> Iterator[Segmented]:
         _SEGMENTED.reset(token)
 
 
-def credit_rule(algorithm: Any, settings: RREDCoTConfig, source: "Source") -> CreditRule:
+def credit_rule(algorithm: Any, settings: RREDCoTConfig) -> CreditRule:
     """How values become advantages in a run.
 
     Args:
         algorithm: verl's `algorithm` node; `norm_adv_by_std_in_grpo`, `gamma` and `lam` are read.
         settings: The `algorithm.rredcot` block.
-        source: The run's.
     """
     low, high = settings.self_value.reward_range
+    credit = settings.credit
     return CreditRule(
-        form=settings.credit.form,
-        beta=settings.credit.beta,
-        error_penalty=settings.credit.error_penalty,
+        **{name: getattr(credit, name) for name in CREDIT_FIELDS},
+        pinned=credit.form != "additive" if credit.pinned is None else credit.pinned,
         gamma=float(algorithm.gamma),
-        lam=float(algorithm.lam),
+        lam=float(algorithm.lam) if credit.lam is None else credit.lam,
         norm_by_std=bool(algorithm.get("norm_adv_by_std_in_grpo", True)),
         reward_spread=high - low,
-        pinned=source.pinned,
-        without_own=source.without_own,
     )
 
 
@@ -145,7 +141,9 @@ def compute_credit(segmented: Segmented, index: Sequence[Any] | np.ndarray, resp
         norm_adv_by_std_in_grpo=rule.norm_by_std,
     )
     groups = group_statistics(outcomes, labels.tolist(), segmented.final_rows)
-    return segment_credit(segments, segments.num_tokens(response_mask), row_advantages[:, 0][position], groups, rule)
+    scores = group_statistics(segments.scores.float(), labels.tolist(), segmented.final_rows)
+    num_tokens = segments.num_tokens(response_mask)
+    return segment_credit(segments, num_tokens, row_advantages[:, 0][position], groups, scores, rule)
 
 
 def _check_rewards(token_level_rewards: Tensor, outcomes: Tensor, index: np.ndarray) -> None:

@@ -30,6 +30,7 @@ from rredcot_verl.run.settings import (
 from rredcot_verl.sources.engines import EngineChoice, apply_choice
 from rredcot_verl.sources.queue import Rows, read_rewards, write_token_level_rewards
 from rredcot_verl.sources.record import COUNTED, Record, Status
+from rredcot_verl.sources.registry import SOURCES
 from rredcot_verl.trainer.estimator import Segmented, compute_credit, credit_rule, with_segments
 from rredcot_verl.trainer.measuring import MeasuringMixin
 from rredcot_verl.trainer.samples import log_samples
@@ -72,16 +73,17 @@ class RREDCoTTrainerMixin(PPOTrainer):
         started = time.perf_counter()
         rows = read_rewards(self._recorded.on(batch), self.global_steps)
         rows.check_outcomes(self.rredcot.self_value.reward_range, reward_penalty(self.config))
-        segments = rows.segments(self._source.smoothed_values(rows))
-        token_level_rewards = redistribute(segments, rows.response_mask)
+        segments = rows.segments(self._source.values(rows))
+        own = str(self.config.algorithm.adv_estimator) in SOURCES
+        token_level_rewards = redistribute(segments, rows.response_mask, pay_start=own)
         write_token_level_rewards(rows, token_level_rewards)
-        segmented = Segmented(segments, rows.final_rows, credit_rule(self.config.algorithm, self.rredcot, self._source))
+        segmented = Segmented(segments, rows.final_rows, credit_rule(self.config.algorithm, self.rredcot))
         own_seconds = self._measuring_seconds + time.perf_counter() - started
         with with_segments(segmented):
             batch = super()._compute_advantage(batch, metrics)
         # A foreign estimator reads the redistributed rewards; what ours would have given is shown all the same.
         credit = segmented.credit or compute_credit(segmented, rows.index, rows.response_mask)
-        errors = return_error(token_level_rewards, rows.outcomes)
+        errors = return_error(token_level_rewards, rows.outcomes if own else rows.outcomes - segments.self_values[:, 0])
         metrics["rredcot/return_error/max"] = errors.max().item()
         num_tokens = segments.num_tokens(rows.response_mask)
         for name, value in credit_metrics(segments, num_tokens, credit.segment_weights).items():

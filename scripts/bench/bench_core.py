@@ -53,17 +53,20 @@ def make_batch(responses: int, tokens: int, group: int) -> dict[str, Any]:
 def cut(batch: dict[str, Any], segments: int) -> list[list[int]]:
     """Segment every response, as the agent loop workers do."""
     segmenter = get_segmenter("keyword_entropy")
+    budget = batch["mask"].shape[1]
     boundaries = []
     for row, length in enumerate(batch["lengths"]):
+        nowhere = torch.zeros(length, dtype=torch.bool)
         trace = Trace(
             response_mask=batch["mask"][row, :length].bool(),
-            uncertainty=batch["surprisal"][row, :length],
-            newline=batch["newline"][row, :length],
-            keyword=torch.zeros(length, dtype=torch.bool),
-            answer_start=length - 20,
-            think_end=length,
+            surprisal=batch["surprisal"][row, :length],
+            line_end=batch["newline"][row, :length],
+            sentence_end=batch["newline"][row, :length].roll(9),
+            keyword=nowhere,
+            answer_open=nowhere.index_fill(0, torch.tensor([length - 20]), True),
+            think_end=nowhere,
         )
-        boundaries.append(segment(trace, segmenter, segments, min_tokens=8).tolist())
+        boundaries.append(segment(trace, segmenter, segments, budget, min_tokens=32).tolist())
     return boundaries
 
 

@@ -2,7 +2,7 @@
 
 Owner: the core maintainers. Makes the tables of docs/results/readout.md. Last run: 2026-11-28.
 
-    python scripts/bench/bench_readout.py [--seeds 10 --parts methods noise selection drift seconds]
+    python scripts/bench/bench_readout.py [--seeds 10 --parts fits methods noise selection drift seconds]
 
 The world. A prompt's ability a is normal; a response adds independent normal steps to it, and is right if the sum ends
 above 0. So the true value of a state, P(right | a, steps so far), is known in closed form and is a martingale. The
@@ -12,6 +12,7 @@ Nothing here is fitted to a real model: it says whether the statistics are right
 """
 
 import argparse
+import functools
 import statistics
 import sys
 import time
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from rredcot_verl.config.blocks import ReadoutConfig
-from rredcot_verl.readout.features import HIDDEN_BLOCK, build_features, leave_one_out_means
+from rredcot_verl.readout.features import HIDDEN_BLOCK, build_features, leave_one_out_means, others_differ
 from rredcot_verl.readout.readout import Readout, States
 
 NUISANCES = 6
@@ -50,14 +51,16 @@ class Batch:
             positions=self.positions.flatten(),
             hidden=self.hidden.flatten(0, 1) if kind != "logistic" else None,
         )
-        means, others = leave_one_out_means(self.outcomes, self.prompts, torch.arange(len(self.prompts)))
-        rows = torch.arange(len(self.prompts)).repeat_interleave(num_states)
+        finals = torch.arange(len(self.prompts))
+        means, others = leave_one_out_means(self.outcomes, self.prompts, finals)
+        rows = finals.repeat_interleave(num_states)
         return States(
             features=features,
             group_means=means[rows],
             outcomes=self.outcomes[rows],
             groups=[self.prompts[row] for row in rows.tolist()],
             rows=rows,
+            counts=others_differ(self.outcomes, self.prompts, finals)[rows],
             blocks=blocks,
             num_others=others[rows],
         )
@@ -130,8 +133,11 @@ class World:
 
 
 def measure(values: Tensor, batch: Batch) -> dict[str, float]:
-    """How far values `(num_states_in_all,)` are from the truth, and what credit they give."""
-    found, truth, outcome = values.reshape(batch.truth.shape), batch.truth, batch.outcomes.unsqueeze(1)
+    """How far values `(num_states_in_all,)` are from the truth, and what credit they give, where others differ."""
+    credited = others_differ(batch.outcomes, batch.prompts, torch.arange(len(batch.prompts)))
+    found, truth = values.reshape(batch.truth.shape)[credited], batch.truth[credited]
+    outcomes, values = batch.outcomes[credited], found.flatten()
+    outcome = outcomes.unsqueeze(1)
     falls = [torch.cat([tensor, outcome], dim=1).diff(dim=1).argmin(dim=1) for tensor in (found, truth)]
     bins = (values * 10).long().clamp(max=9)
     error = torch.zeros(10, dtype=torch.float64).index_add_(0, bins, values - truth.flatten())
@@ -141,7 +147,7 @@ def measure(values: Tensor, batch: Batch) -> dict[str, float]:
         "calibration error": float(error.abs().sum()) / len(values),
         "Spearman of v": _spearman(found, truth),
         "Spearman of d": _spearman(found.diff(dim=1), truth.diff(dim=1)),
-        "largest fall found": float((falls[0] == falls[1])[batch.outcomes == 0].double().mean()),
+        "largest fall found": float((falls[0] == falls[1])[outcomes == 0].double().mean()),
     }
 
 
@@ -154,16 +160,15 @@ def _spearman(left: Tensor, right: Tensor) -> float:
     return float(torch.corrcoef(torch.stack(ranks))[0, 1].nan_to_num(0.0))
 
 
-def fit(states: States, **settings: Any) -> Tensor:
-    """Values of a first batch, without earlier steps."""
-    return Readout(ReadoutConfig(**settings)).fit_predict(states, 0)
-
-
 def methods(seed: int, num_prompts: int, **world: Any) -> dict[str, dict[str, float]]:
-    """All methods on one batch."""
-    batch = World(seed, **world).batch(0, num_prompts)
+    """All methods on one step, after another of as many prompts."""
+    source = World(seed, **world)
+    first, batch = source.batch(0, num_prompts), source.batch(1, num_prompts)
     values = {"group mean": batch.states("logistic").group_means, "none": batch.probe.flatten()}
-    values |= {kind: fit(batch.states(kind)) for kind in ("logistic", "hidden", "both")}
+    for kind in ("logistic", "hidden", "both"):
+        readout = Readout(ReadoutConfig())
+        readout.fit_predict(mixed(first, first.states(kind))[0], 0)
+        values[kind] = readout.fit_predict(batch.states(kind), 1)
     return {name: measure(tensor, batch) for name, tensor in values.items()}
 
 
@@ -171,31 +176,95 @@ def noise(seed: int) -> dict[str, dict[str, float]]:
     """Hidden states that know nothing, no position: how far the values are from the leave-one-out means."""
     found = {}
     for num_prompts in (16, 64, 128):
-        states = World(seed, signal=0.0).batch(0, num_prompts).states("hidden")
-        states = replace(states, features=states.features[:, states.blocks == HIDDEN_BLOCK], blocks=None)
-        moved = (fit(states) - states.group_means).abs()
+        source, readout = World(seed, signal=0.0), Readout(ReadoutConfig())
+        for step in range(2):
+            states = source.batch(step, num_prompts).states("hidden")
+            states = replace(states, features=states.features[:, states.blocks == HIDDEN_BLOCK], blocks=None)
+            moved = (readout.fit_predict(states, step) - states.group_means).abs()
         found[f"{num_prompts} prompts"] = {
             "equal": float((moved == 0).double().mean()),
             "mean distance": float(moved.mean()),
+            "gain": readout.report["readout_gain/mean"],
         }
     return found
 
 
+def mixed(batch: Batch, states: States) -> tuple[States, Tensor]:
+    """The states of groups that are neither all right nor all wrong, as in training with probes, and their numbers."""
+    right = batch.outcomes.reshape(len(set(batch.prompts)), -1).mean(dim=1)
+    places = ((right > 0) & (right < 1)).repeat_interleave(len(states.groups) // len(right)).nonzero().flatten()
+    names = ("features", "group_means", "outcomes", "rows", "counts", "num_others")
+    groups = [states.groups[number] for number in places.tolist()]
+    return replace(states, groups=groups, **{name: getattr(states, name)[places] for name in names}), places
+
+
 def selection(seed: int) -> dict[str, dict[str, float]]:
-    """Hard prompts, `logistic`: groups of one outcome measured too, or left out; errors over the mixed groups."""
-    batch = World(seed, level=-2.3).batch(0, 64)
-    states, truth = batch.states("logistic"), batch.truth.flatten()
-    right = batch.outcomes.reshape(64, -1).mean(dim=1)
-    mixed = ((right > 0) & (right < 1)).repeat_interleave(len(truth) // 64).nonzero().flatten()
-    names = ("features", "group_means", "outcomes", "rows", "num_others")
-    groups = [states.groups[number] for number in mixed.tolist()]
-    left = replace(states, groups=groups, **{name: getattr(states, name)[mixed] for name in names})
-    values = {"group mean": left.group_means, "all groups": fit(states)[mixed], "mixed groups only": fit(left)}
-    errors = {name: tensor - truth[mixed] for name, tensor in values.items()}
+    """Hard prompts, 8 steps of 64, `logistic`, uniform groups left out: which rows are fitted to, and which are judged.
+
+    Bias and squared error over the rows of mixed groups whose others differ, and bias over those whose others agree.
+    """
+    source = World(seed, level=-2.3)
+    names = ("every measured row", "others differ", "uniform groups measured too, every row")
+    fits = {name: Readout(ReadoutConfig()) for name in names}
+    errors: dict[str, list[Tensor]] = {name: [] for name in ("group mean", *fits)}
+    judged = []
+    for step in range(8):
+        batch = source.batch(step, 64)
+        everything = batch.states("logistic")
+        states, places = mixed(batch, everything)
+        truth = batch.truth.flatten()[places]
+        given = [replace(each, counts=torch.ones_like(each.counts)) for each in (states, everything)]
+        given.insert(1, states)
+        values = {name: fits[name].fit_predict(each, step) for name, each in zip(names, given, strict=True)}
+        values[names[2]] = values[names[2]][places]
+        if step:
+            judged.append(states.counts)
+            for name, value in {"group mean": states.group_means, **values}.items():
+                errors[name].append(value - truth)
+    counts = torch.cat(judged)
     return {
-        name: {"squared error": float(error.square().mean()), "bias": float(error.mean())}
-        for name, error in errors.items()
+        name: {
+            "squared error": float(error[counts].square().mean()),
+            "bias": float(error[counts].mean()),
+            "bias, others agree": float(error[~counts].mean()),
+        }
+        for name, error in ((name, torch.cat(parts)) for name, parts in errors.items())
     }
+
+
+def fits(seed: int, num_prompts: int, kind: str, num_steps: int = 8, **world: Any) -> dict[str, dict[str, float]]:
+    """A run with uniform groups left out, over rows whose others differ.
+
+    *leak*: covariance of a value's error with what the outcome still adds to the true value, (v - V)(R - V): 0 for a
+    value that depends on nothing after its state.
+    """
+    source = World(seed, **world)
+    batches = [source.batch(step, num_prompts) for step in range(num_steps)]
+    found: dict[str, dict[str, float]] = {}
+    for name in ("group mean", kind):
+        readout = None if name == "group mean" else Readout(ReadoutConfig())
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        started = time.process_time()
+        for step, batch in enumerate(batches):
+            states, places = mixed(batch, batch.states(kind))
+            values = states.group_means if readout is None else readout.fit_predict(states, step)
+            truth = batch.truth.flatten()[places]
+            parts.append(tuple(each[states.counts] for each in (values, truth, states.outcomes)))  # type: ignore[arg-type]
+        seconds = (time.process_time() - started) / num_steps
+        errors = [float((value - truth).square().mean()) for value, truth, _ in parts]
+        value, truth, outcome = (torch.cat(each) for each in zip(*parts[1:], strict=True))
+        rises = ((value.reshape(-1, source.num_states).diff()), truth.reshape(-1, source.num_states).diff())
+        found[name] = {
+            "step 1": errors[0],
+            "step 2": errors[1],
+            "steps 3, 4": statistics.mean(errors[2:4]),
+            "later": statistics.mean(errors[4:]),
+            "Spearman of d": _spearman(*rises),
+            "bias": float((value - truth).mean()),
+            "leak": float(((value - truth) * (outcome - truth)).mean()),
+            "seconds": seconds,
+        }
+    return found
 
 
 def drift(seed: int) -> dict[str, dict[str, float]]:
@@ -206,27 +275,41 @@ def drift(seed: int) -> dict[str, dict[str, float]]:
         batches = [source.batch(step, 16) for step in range(DRIFT_STEPS)]
         for window, half_life in MEMORIES:
             readout = Readout(ReadoutConfig(window=window, half_life=half_life))
-            values = [readout.fit_predict(batch.states("hidden"), step) for step, batch in enumerate(batches)]
-            errors = [measure(*pair)["squared error"] for pair in zip(values, batches, strict=True)]
+            errors = []
+            for step, batch in enumerate(batches):
+                states, places = mixed(batch, batch.states("hidden"))
+                error = readout.fit_predict(states, step) - batch.truth.flatten()[places]
+                errors.append(float(error[states.counts].square().mean()))
             label = f"window {window}" + (f", half-life {half_life:g}" if half_life else "")
             found.setdefault(label, {})[name] = statistics.mean(errors[DRIFT_STEPS // 2 :])
     return found
 
 
 def seconds(seed: int) -> dict[str, dict[str, float]]:
-    """Processor seconds of a fit of 1024 responses with 8 states, alone and with a full buffer."""
+    """Processor seconds to value 1024 responses of 8 states by earlier steps of as many: one, and a full buffer."""
     found: dict[str, dict[str, float]] = {}
     for kind in ("logistic", "hidden", "both"):
         source, readout = World(seed), Readout(ReadoutConfig())
-        for step, label in enumerate(("8192 rows", "16384 rows")):
+        for step in range(4):
             states = source.batch(step, 128).states(kind)
             started = time.process_time()
             readout.fit_predict(states, step)
-            found.setdefault(kind, {})[label] = time.process_time() - started
+            rows = {1: "one step", 3: "full buffer"}
+            if step in rows:
+                found.setdefault(kind, {})[rows[step]] = time.process_time() - started
     return found
 
 
 PARTS = {
+    "fits": {
+        f"{kind}, {num_prompts} prompts a step, drift {name}": functools.partial(
+            fits, num_prompts=num_prompts, kind=kind, **drifts
+        )
+        for kind in ("logistic", "both")
+        for num_prompts in (16, 64)
+        for name, drifts in DRIFTS.items()
+        if num_prompts == 16 or name != "slow"
+    },
     "methods": {
         **{f"{number} prompts": lambda seed, number=number: methods(seed, number) for number in (16, 64, 128)},
         "64 prompts, poor hidden state": lambda seed: methods(seed, 64, reading_noise=3.0),

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import itertools
 import time
 
 import pytest
@@ -9,19 +10,31 @@ import pytest
 from rredcot_verl.sources.group import Group, Member
 from rredcot_verl.sources.record import Status
 from tests.passes.table_model import FakeServer, TableModel
-from tests.probes.tiny_tokenizers import byte_level, encode
+from tests.probes.tiny_tokenizers import byte_level, encode, token
 from tests.sources.world import ONE_WRONG, Agent
 
 ALL_RIGHT = (Member(1.0, "15"),)
 
 
-def test_segments_cover_the_response_and_the_answer_starts_one():
+def test_segments_cover_the_response_and_the_answer_is_one():
     agent = Agent()
     response = agent.response()
     cuts = agent.recorder.segment(response)
     assert cuts == agent.record(response).record.segment_boundaries == sorted(set(cuts))
-    assert cuts[0] == 0 and cuts[-1] == len(response.response_ids) and response.answer.start in cuts
-    assert len(cuts) - 1 == agent.settings.segmentation.num_segments
+    assert cuts[0] == 0 and cuts[-1] == len(response.response_ids)
+    texts = [agent.tokenizer.decode(response.response_ids[a:b]) for a, b in itertools.pairwise(cuts)]
+    assert len(texts) == 4 and texts[-2:] == ["So the answer is \\boxed{", "15}.\n"]
+
+
+def test_the_prompt_may_open_the_thinking_and_the_budget_sets_the_spacing():
+    agent = Agent()
+    response = agent.response("so \\boxed{3}, but so 3.\n</think> so the answer is \\boxed{15}.")
+    thought = dataclasses.replace(response, prompt_ids=[*response.prompt_ids, token(agent.tokenizer, "<think>")])
+    assert len(agent.recorder.segment(thought)) == len(agent.recorder.segment(response))
+    openings = [agent.tokenizer.decode(response.response_ids[:cut]) for cut in agent.recorder.segment(thought)]
+    assert openings[-2].endswith("so the answer is \\boxed{")
+    short = Agent(response_length=10**6).recorder
+    assert len(short.segment(response)) == 4
 
 
 def test_an_empty_response_and_one_of_observations_only():

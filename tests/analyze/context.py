@@ -21,7 +21,7 @@ def make_context(model, tokenizer, traces, boundaries, problems, temperature=1.0
         Policy(model, tokenizer, (tokenizer.eos_token_id,), 512),
         elicitation,
         settings,
-        Segments(parse_segmentations([CUTTING], settings), elicitation, cut),
+        Segments(parse_segmentations([CUTTING], settings), elicitation, 64, cut),
         {problem.group: problem for problem in problems},
         {trace.trace: elicitation.read(trace.response_ids, trace.prompt_ids) for trace in traces},
         temperature,

@@ -11,9 +11,10 @@ from rredcot_verl.analyze.measured_hidden import HiddenStateMeasurement, parse_l
 from rredcot_verl.analyze.measured_probes import ProbeMeasurement
 from rredcot_verl.analyze.measured_truth import TruthMeasurement, load_true_values
 from rredcot_verl.analyze.measured_weights import WeightMeasurement
+from rredcot_verl.analyze.measuring import Segments
 from rredcot_verl.analyze.problems import Problem
 from rredcot_verl.analyze.records import TraceRecord
-from rredcot_verl.analyze.segmentations import cut, parse_segmentations
+from rredcot_verl.analyze.segmentations import parse_segmentations
 from rredcot_verl.analyze.timing import Budget, describe_duration, parse_duration
 from rredcot_verl.analyze.verifier import Verifier, load_function
 from rredcot_verl.config.schema import parse
@@ -73,7 +74,6 @@ def test_probes_are_those_of_sequences_of_their_own(pack_tokens):
             BOUNDARIES[record.trace],
             [each.proposal for each in known],
             elicitation.format_for(own),
-            own.start if own else len(trace.response_ids),
         )
         scores = [alone(trace, probe, 0.5) for probe in probes]
         log_probs = torch.tensor(record.log_probs, dtype=torch.float64)
@@ -104,15 +104,20 @@ def test_a_group_without_a_useful_answer_is_not_probed():
 
 
 def test_cuttings_are_the_plugins_own():
+    num_cuts = 0
     block = {"segmentation": {"min_tokens": 2, "num_segments": 4}}
     for name, rule in parse_segmentations(
-        ["keyword_entropy-4", "fixed-3", "newline-8", "entropy-5", "keyword-2"], parse(block)
+        ["keyword_entropy-18", "fixed-9", "newline-18", "entropy-12", "keyword-2"], parse(block)
     ).items():
         method, number = name.rsplit("-", 1)
         agent = Agent(block={"segmentation": {"min_tokens": 2, "method": method, "num_segments": int(number)}})
         response = agent.response()
-        found = cut(rule, agent.tools.elicitation, response.response_ids, response.log_probs, response.answer.start)
-        assert found == agent.recorder.segment(response)
+        segments = Segments({name: rule}, agent.tools.elicitation, agent.tools.response_length)
+        trace = TraceRecord(0, "0", "", "", response.prompt_ids, response.response_ids, response.log_probs, 1.0)
+        (record,) = segments.measure(segments.units(trace))
+        assert record.boundaries == agent.recorder.segment(response)
+        num_cuts += len(record.boundaries) - 2
+    assert num_cuts == 10
 
 
 @pytest.mark.parametrize(
@@ -174,13 +179,31 @@ def length(prompt, response):
 
 def test_true_values_are_asked_of_the_text_so_far():
     traces, context = make()
-    found = measured(TruthMeasurement(context, load_true_values(f"{__name__}:length")), traces)
+    found = measured(TruthMeasurement(context, load_true_values(f"{__name__}:length"), traces), traces)
     expected = [
         [None if "\n" not in text[:b] else float(4 + b) for b in own[:-1]]
         for text, own in zip(TEXTS, BOUNDARIES, strict=True)
     ]
     assert [record.values for record in found] == expected
     assert expected[0] == [None, 10.0, 19.0]
+
+
+class Counts:
+    def __init__(self):
+        self.told = []
+
+    def learn(self, prompt, response):
+        self.told.append((prompt, response))
+
+    def __call__(self, prompt, response):
+        return float(len(self.told))
+
+
+def test_what_counts_is_told_all_traces_first():
+    traces, context = make()
+    counts = load_true_values(f"{__name__}:Counts")
+    found = measured(TruthMeasurement(context, counts, traces), traces[:1])
+    assert found[0].values == [3.0, 3.0, 3.0] and counts.told == [("2+3=", text) for text in TEXTS]
 
 
 @pytest.mark.parametrize("name", ["", "length", "nowhere:f", f"{__name__}:no_such", f"{__name__}:TEXTS"])

@@ -1,6 +1,9 @@
 """From segments to rewards and advantages: return equivalence, GRPO as the special case, golden values, odd rows."""
 
+import dataclasses
+import itertools
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,8 +14,7 @@ from verl.trainer.ppo import core_algos
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, get_adv_estimator_fn
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
-from rredcot_verl.core.credit import EPSILON, CreditRule, reweight, segment_td
-from rredcot_verl.core.groups import group_statistics
+from rredcot_verl.core.credit import FORMS, CreditRule
 from rredcot_verl.core.redistribution import SegmentBatch, expand_to_tokens, redistribute, return_error
 from rredcot_verl.sources.queue import final_rows
 from rredcot_verl.trainer import estimator
@@ -178,7 +180,7 @@ def without_inner_boundaries(segments, lengths, outcomes):
 
 def values_equal_to_the_outcome(segments, outcomes):
     flat = outcomes.double().unsqueeze(1).expand_as(segments.self_values).clone()
-    return SegmentBatch(segments.segment_boundaries, flat, segments.outcomes, segments.scored)
+    return dataclasses.replace(segments, self_values=flat)
 
 
 @pytest.mark.parametrize("std", [True, False])
@@ -233,82 +235,206 @@ def test_the_first_segment_of_td_with_lambda_one_is_grpos_advantage(lam):
 # --- td ---------------------------------------------------------------------------------------------------------------
 
 
-def test_td_golden_with_discount_lambda_and_ragged_rows():
+def test_td_golden_with_discount_lambda_ragged_rows_and_a_penalty():
+    outcomes, scores = torch.tensor([1.0, 0.0, 0.5, 1.0]), torch.tensor([1.0, 0.0, 1.0, 1.0])
     segments = SegmentBatch.from_rows(
-        [[0, 1, 2, 3], [0, 4]], [[0.9, 0.5, 0.25], [0.125]], torch.tensor([1.0, 0.0]), [3, 4]
+        [[0, 1, 2, 3], [0, 4], [0, 2, 4], []],
+        [[0.9, 0.5, 0.25], [0.125], [0.3, 0.8], []],
+        outcomes,
+        [3, 4, 4, 4],
+        scores,
     )
-    baselines, scales = torch.tensor([0.5, 0.5]), torch.tensor([2.0, 0.5])
-    # Row 0, gamma 0.5: deltas 0.25 - 0.5, 0.125 - 0.5, 1 - 0.25 = -0.25, -0.375, 0.75; gamma * lam = 0.4:
-    # A_3 = 0.75, A_2 = -0.375 + 0.3 = -0.075, A_1 = -0.25 - 0.03 = -0.28; then / 2. Row 1: (0 - 0.5) / 0.5.
-    found = segment_td(segments, baselines, scales, gamma=0.5, lam=0.8)
-    torch.testing.assert_close(found, torch.tensor([[-0.14, -0.0375, 0.375], [-1.0, 0, 0]]), atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("gamma, lam", [(1.0, 1.0), (1.0, 0.0), (0.9, 0.95), (0.5, 0.3), (0.0, 1.0)])
-def test_td_by_the_sum_over_deltas(gamma, lam):
-    segments, _, _, outcomes = random_batch(2)
-    baselines, scales = torch.rand(len(outcomes)), torch.rand(len(outcomes)) + 0.5
-    found = segment_td(segments, baselines, scales, gamma, lam)
-    for row, count in enumerate(segments.num_segments.tolist()):
-        values = [baselines[row].item(), *segments.self_values[row, 1:count].tolist()]
-        targets = [gamma * v for v in values[1:]] + [outcomes[row].item()]
-        deltas = [target - value for target, value in zip(targets, values, strict=True)]
-        expected = [
-            sum((gamma * lam) ** (later - k) * deltas[later] for later in range(k, count)) / scales[row].item()
-            for k in range(count)
-        ]
-        assert found[row, :count].tolist() == pytest.approx(expected, abs=1e-5)
-        assert bool((found[row, count:] == 0).all())
-
-
-def td_in_a_group(outcomes, std=True, spread=1.0):
-    """Advantages of td and of verl's GRPO in one group of scored rows, and td's own without the fallback."""
-    count = len(outcomes)
-    rewards = torch.tensor(outcomes)
-    segments = SegmentBatch.from_rows([[0, 2, 4]] * count, [[0.2, 0.1 * n] for n in range(count)], rewards, [4] * count)
-    index, mask = np.array(["a"] * count, dtype=object), torch.ones(count, 4, dtype=torch.int64)
-    found, _ = through_the_estimator(segments, mask, index, norm_by_std=std, reward_spread=spread, form="td")
-    grpo, _ = compute_grpo_outcome_advantage(outcome_rewards(rewards, mask), mask, index, norm_adv_by_std_in_grpo=std)
-    group = group_statistics(rewards, index.tolist())
-    td = segment_td(segments, group.mean, group.deviation + EPSILON if std else torch.ones(count), 1.0, 1.0)
-    return found, grpo, expand_to_tokens(td, segments.segment_boundaries, 4)
+    index, mask = np.array(["a"] * 4, dtype=object), torch.ones(4, 4, dtype=torch.int64)
+    found = compute_credit(segmented(segments, form="td", gamma=0.5, lam=0.8, norm_by_std=False), index, mask)
+    # Scores 1, 0, 1, 1 have mean 0.75, penalties 0, 0, -0.5, 0 have mean -0.125, n - 1 over n is 0.75.
+    # Row 0: the others' mean score is 2/3; u = 0, -0.125, -0.3125, and GRPO's advantage of the score, 0.25.
+    # Deltas -0.0625, -0.15625 + 0.125, 0.25 + 0.3125; gamma * lam = 0.4; its penalty is 0.125 above the mean.
+    last = 0.5625
+    middle = -0.03125 + 0.4 * last
+    expected = [-0.0625 + 0.4 * middle + 0.125, middle + 0.125, last + 0.125]
+    assert found.segment_advantages[0].tolist() == pytest.approx(expected, abs=1e-6)
+    # Row 2: b = 2/3, u = 0, 0.1 and 0.25; the penalty is -0.375 from the mean on both segments.
+    expected = [0.05 + 0.4 * 0.15 - 0.375, 0.15 - 0.375]
+    assert found.segment_advantages[2, :2].tolist() == pytest.approx(expected, abs=1e-6)
+    # One segment, and no values: GRPO's own.
+    assert found.segment_advantages[1, 0].item() == pytest.approx(-0.625, abs=1e-6)
+    assert found.segment_advantages[3].tolist() == [0.375] * 3
 
 
 @pytest.mark.parametrize("std", [True, False])
-@pytest.mark.parametrize("outcome", [0.0, 1.0])
-def test_td_gives_no_gradient_to_a_uniform_group_that_is_probed(outcome, std):
-    found, grpo, td = td_in_a_group([outcome] * 3, std)
-    assert bool((found == 0).all()) and bool((grpo == 0).all())
-    # Without the fallback the values' differences would be divided by 1e-6, where GRPO divides.
-    assert td.abs().max() > (1e4 if std else 0.1)
+def test_a_row_whose_others_agree_has_grpos_advantage_whatever_the_values(std):
+    rewards = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.04])
+    segments = SegmentBatch.from_rows([[0, 2, 4]] * 5, [[0.2, 0.1 * n] for n in range(5)], rewards, [4] * 5)
+    found = compute_credit(segmented(segments, form="td", norm_by_std=std), ["a"] * 5, torch.ones(5, 4))
+    # The others of the first differ by less than a tenth of the range.
+    assert found.segment_advantages[0].tolist() == [found.row_advantages[0].item()] * 2
+    assert bool((found.segment_advantages[1:, 1] != found.row_advantages[1:]).all())
+    wider = segmented(segments, form="td", norm_by_std=std, reward_spread=0.1)
+    found = compute_credit(wider, ["a"] * 5, torch.ones(5, 4)).segment_advantages
+    assert found[0, 0] != found[0, 1]
+
+
+# --- right in expectation, by enumeration -----------------------------------------------------------------------------
+
+CHOICES = list(itertools.product((0, 1), (0, 1)))
+POLICY = {(): 0.3, (0,): 0.6, (1,): 0.45}
+"""Probability of choice 1 after each prefix of choices."""
+
+
+def chance(choices) -> float:
+    steps = [POLICY[choices[:k]] if choice else 1 - POLICY[choices[:k]] for k, choice in enumerate(choices)]
+    return math.prod(steps)
+
+
+def expected_gradient(outcome_of, value_of, num_rollouts, **rule):
+    """Of the logit of each choice, summed over a group: exact, over all groups of rollouts of two choices each."""
+    groups = list(itertools.combinations_with_replacement(range(len(CHOICES)), num_rollouts))
+    rows = [(number, CHOICES[which]) for number, group in enumerate(groups) for which in group]
+    outcomes = torch.tensor([float(outcome_of[choices]) for _, choices in rows])
+    # The agent side measures nothing in uniform groups.
+    mixed = {n for n, group in enumerate(groups) if len({outcome_of[CHOICES[which]] for which in group}) > 1}
+    values = [[value_of[()], value_of[choices[:1]]] if n in mixed else [] for n, choices in rows]
+    segments = SegmentBatch.from_rows([[0, 1, 2] if own else [] for own in values], values, outcomes, [2] * len(rows))
+    index = np.array([n for n, _ in rows], dtype=object)
+    made = compute_credit(segmented(segments, **rule), index, torch.ones(len(rows), 2, dtype=torch.int64))
+    advantages = made.segment_advantages.double()
+    gradient = dict.fromkeys(POLICY, 0.0)
+    for number, group in enumerate(groups):
+        counts = Counter(group)
+        orders = math.factorial(num_rollouts) / math.prod(math.factorial(count) for count in counts.values())
+        weight = orders * math.prod(chance(CHOICES[which]) for which in group)
+        for place, which in enumerate(group):
+            choices = CHOICES[which]
+            for k in (0, 1):
+                prefix = choices[:k]
+                own = advantages[number * num_rollouts + place]
+                gradient[prefix] += (
+                    weight
+                    * own[k if values[number * num_rollouts + place] else 0].item()
+                    * (choices[k] - POLICY[prefix])
+                )
+    return gradient
 
 
 @pytest.mark.parametrize("std", [True, False])
-def test_td_is_grpo_to_the_bit_in_a_group_too_uniform_to_be_scaled_up(std):
-    # Deviation 0.005 * sqrt(2) / 2 = 0.0035: below 1e-2 of the range 1, above 1e-2 of the range 0.1.
-    found, grpo, td = td_in_a_group([0.9, 0.905], std)
-    assert torch.equal(found, grpo) and not torch.allclose(found, td, atol=1e-2)
-    found, grpo, td = td_in_a_group([0.9, 0.905], std, spread=0.1)
-    torch.testing.assert_close(found, td)
-    assert not torch.allclose(found, grpo, atol=1e-2 if std else 1e-3)
+@pytest.mark.parametrize("num_rollouts", range(2, 9))
+@pytest.mark.parametrize("outcome_of", [(1, 0, 0, 1), (1, 0, 0.5, 0), (0, 0, 1, 0.25)])
+def test_td_with_lambda_one_has_grpos_expected_gradient_whatever_the_values_are(outcome_of, num_rollouts, std):
+    """Fails without the rule for rows whose others agree, with the own outcome in the baseline or in its scale."""
+    outcome_of = dict(zip(CHOICES, outcome_of, strict=True))
+    wild = {(): 0.1, (0,): 0.9, (1,): 0.2}
+    grpo = expected_gradient(outcome_of, wild, num_rollouts, beta=0.0, norm_by_std=std)
+    found = expected_gradient(outcome_of, wild, num_rollouts, form="td", lam=1.0, norm_by_std=std)
+    assert found == pytest.approx(grpo, abs=1e-6)
+    assert max(map(abs, grpo.values())) > 1e-2
+    # lambda below 1 inherits the errors of values, so this test can fail.
+    if num_rollouts > 2:
+        assert expected_gradient(outcome_of, wild, num_rollouts, form="td", lam=0.0) != pytest.approx(grpo, abs=1e-2)
 
 
-def test_the_spread_of_a_group_is_measured_against_the_range_and_for_each_group_alone():
-    # Deviation sqrt(2) / 2: a wide spread in [0, 1], none to speak of in [-100, 100].
-    found, grpo, td = td_in_a_group([0.0, 1.0])
-    torch.testing.assert_close(found, td)
-    found, grpo, td = td_in_a_group([0.0, 1.0], spread=200.0)
-    assert torch.equal(found, grpo) and not torch.allclose(found, td, atol=1e-2)
-    # A uniform group beside a mixed one.
-    segments = SegmentBatch.from_rows(
-        [[0, 2, 4]] * 4, [[0.2, 0.3], [0.2, 0.1], [0.2, 0.3], [0.2, 0.1]], torch.tensor([1.0, 0.0, 1.0, 1.0]), [4] * 4
-    )
-    index, mask = np.array(["a", "a", "b", "b"], dtype=object), torch.ones(4, 4, dtype=torch.int64)
-    found, _ = through_the_estimator(segments, mask, index, form="td")
-    scale = math.sqrt(0.5) + EPSILON
-    # a: A_1 = R - 0.5, A_2 = R - v_1.
-    expected = [[0.5, 0.5, 0.7, 0.7], [-0.5, -0.5, -0.1, -0.1], [0.0] * 4, [0.0] * 4]
-    torch.testing.assert_close(found, torch.tensor(expected) / scale, atol=1e-5, rtol=0)
+@pytest.mark.parametrize("lam", [1.0, 0.5, 0.0])
+def test_td_with_true_values_points_where_grpo_points_and_favours_no_choice_of_equal_success(lam):
+    """Two first choices, both solved with probability 0.45, after one of which the forced answer is likely early."""
+    outcome_of = {(0, 0): 0, (0, 1): 1, (1, 0): 0, (1, 1): 1}
+    policy = dict(POLICY)
+    try:
+        POLICY.update({(0,): 0.45, (1,): 0.45})
+        forced = {(): 0.3, (0,): 0.1, (1,): 0.6}
+        true = {(): 0.45, (0,): 0.45, (1,): 0.45}
+        assert expected_gradient(outcome_of, true, 6, form="td", lam=lam)[()] == pytest.approx(0.0, abs=1e-6)
+        found = expected_gradient(outcome_of, forced, 6, form="td", lam=lam)[()]
+        assert found == pytest.approx(0.0, abs=1e-6) if lam == 1.0 else found > 0.05
+        # The paper's form pays for a likely forced answer, whatever comes of it.
+        assert expected_gradient(outcome_of, forced, 6, form="reweight", beta=1.0)[()] > 0.05
+    finally:
+        POLICY.update(policy)
+
+
+# --- the other forms --------------------------------------------------------------------------------------------------
+
+
+def test_no_form_depends_on_an_affine_change_of_the_reward():
+    values = [[0.2, 0.7, 0.6], [0.2, 0.5, 0.1], [0.2, 0.2, 0.2], [0.2, 0.1, 0.9]]
+    for form in FORMS:
+        made = []
+        for low, spread in ((0.0, 1.0), (-1.0, 2.0), (-5.0, 10.0)):
+            segments = SegmentBatch.from_rows(
+                [[0, 2, 4, 6]] * 4,
+                [[low + spread * value for value in own] for own in values],
+                low + spread * torch.tensor([1.0, 0.0, 0.0, 1.0]),
+                [6] * 4,
+            )
+            made.append(credit(segments, form=form, reward_spread=spread).segment_advantages)
+        torch.testing.assert_close(made[1], made[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(made[2], made[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_answer_of_a_right_but_overlong_response_is_not_blamed_for_its_length(form):
+    """R = 1 - 1: the values saw a right answer come, so the last segment is not singled out."""
+    outcomes, scores = torch.tensor([0.0, 1.0, 0.0, 1.0]), torch.tensor([1.0, 1.0, 0.0, 1.0])
+    values = [[0.5, 0.9, 0.95], [0.5, 0.8, 0.95], [0.5, 0.3, 0.1], [0.5, 0.7, 0.9]]
+    segments = SegmentBatch.from_rows([[0, 4, 8, 10]] * 4, values, outcomes, [10] * 4, scores)
+    index, mask = np.array(["a"] * 4, dtype=object), torch.ones(4, 10, dtype=torch.int64)
+    weights = compute_credit(segmented(segments, form=form, lam=0.5), index, mask).segment_weights[0]
+    assert bool((weights[-1] <= 1.25 * weights[:-1].max()).all())
+    rewards = redistribute(segments, mask)
+    assert return_error(rewards, outcomes).max() < 1e-6
+    assert rewards[0, -1].item() == pytest.approx(0.05 - 1.0)
+
+
+def test_standardised_clipped_and_mixed_weights_golden():
+    found = credit(standardize=True, beta=2.0, clip=0.5, mix=0.25).segment_weights
+    # Row 0: d = 0.5, -0.1, 0.4; over (deviation + 0.05).
+    d = np.array([0.5, -0.1, 0.4])
+    weights = np.exp(2 * (d - d.mean()) / (d.std() + 0.05))
+    weights = np.clip(weights / weights.mean(), 0.5, 1.5)
+    expected = 0.25 + 0.75 * weights / weights.mean()
+    assert found[0].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    assert credit(mix=1.0).segment_weights.tolist() == torch.ones(4, 3).tolist()
+    # Flat values are not blown up: d = 0, 0, -0.2 in row 2, and all but flat there.
+    flat = SegmentBatch.from_rows([[0, 2, 4]] * 4, [[0.5, 0.5001]] * 4, OUTCOMES, [6 - 2] * 4)
+    weights = compute_credit(segmented(flat, standardize=True, pinned=False), ONE_GROUP, torch.ones(4, 4))
+    assert (weights.segment_weights - 1).abs().max() < 2e-3
+
+
+def test_additive_golden():
+    found = credit(form="additive", alpha=0.5, pinned=False)
+    d = torch.tensor([[0.5, -0.1, 0.0], [0.3, -0.4, 0.0], [0.0, 0.0, 0.0], [-0.1, 0.8, 0.0]])
+    expected = found.row_advantages.unsqueeze(1) + 0.5 * d / d.square().mean().sqrt()
+    assert torch.allclose(found.segment_advantages, expected, atol=1e-6)
+
+
+def test_first_error_golden():
+    found = credit(form="first_error", alpha=0.5)
+    own = found.row_advantages
+    # Row 1 falls most in its second segment, row 2 at its end; solved rows are GRPO's.
+    weights = torch.tensor([[1.0, 1, 1], [-0.5, 1, 1], [-0.5, -0.5, 1], [1, 1, 1]])
+    assert torch.allclose(found.segment_advantages, own.unsqueeze(1) * weights)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_solved_responses_keep_grpos_advantage_where_only_failed_ones_are_credited(form):
+    found, everywhere = credit(form=form, apply_to="failed", lam=0.5), credit(form=form, lam=0.5)
+    solved = found.row_advantages > 0
+    assert torch.equal(found.segment_advantages[solved], found.row_advantages[solved].unsqueeze(1).expand(-1, 3))
+    assert torch.equal(found.segment_advantages[~solved], everywhere.segment_advantages[~solved])
+
+
+@pytest.mark.parametrize("control", ["shuffled", "inverted", "position"])
+@pytest.mark.parametrize("form", ["reweight", "td", "additive"])
+def test_a_control_arm_keeps_mean_and_spread_of_a_responses_advantages(form, control):
+    segments, mask, index, _ = random_batch(11, holes=False, max_segments=5)
+    num_tokens = segments.num_tokens(mask).double()
+    moments = []
+    for arm in ("none", control):
+        made = compute_credit(segmented(segments, form=form, lam=0.5, control=arm), index, mask).segment_advantages
+        mean = (made * num_tokens).sum(1) / num_tokens.sum(1).clamp(min=1)
+        moments.append((made, mean, ((made**2) * num_tokens).sum(1)))
+    torch.testing.assert_close(moments[0][1], moments[1][1], atol=1e-5, rtol=1e-5)
+    credited = segments.scored & (segments.num_segments > 1)
+    torch.testing.assert_close(moments[0][2][credited], moments[1][2][credited], atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(moments[0][0][credited], moments[1][0][credited], atol=1e-2)
 
 
 # --- reweight ---------------------------------------------------------------------------------------------------------
@@ -317,13 +443,12 @@ def test_the_spread_of_a_group_is_measured_against_the_range_and_for_each_group_
 @pytest.mark.parametrize("beta", [0.5, 1.0, 20.0])
 @pytest.mark.parametrize("seed", range(4))
 def test_weights_have_mean_one_over_written_tokens_and_follow_the_sign(beta, seed):
-    segments, mask, _, _ = random_batch(seed)
-    torch.manual_seed(seed)
-    advantages = torch.randn(mask.size(0))
+    segments, mask, index, _ = random_batch(seed)
     num_tokens = segments.num_tokens(mask)
-    weights = reweight(advantages, segments, num_tokens, beta)
+    made = compute_credit(segmented(segments, beta=beta), index, mask)
+    advantages, weights = made.row_advantages, made.segment_weights
     assert weights.dtype == torch.float32 and bool((weights >= 0).all())
-    rows = num_tokens.sum(1) > 0
+    rows = (num_tokens.sum(1) > 0) & (advantages != 0)
     mean = (weights * num_tokens).sum(1) / num_tokens.sum(1).clamp(min=1)
     torch.testing.assert_close(mean[rows], torch.ones(int(rows.sum())), atol=1e-5, rtol=0)
     # So the mean of a response's advantage over its tokens is GRPO's.
@@ -337,11 +462,9 @@ def test_weights_have_mean_one_over_written_tokens_and_follow_the_sign(beta, see
 
 
 def test_weights_golden():
-    segments = SegmentBatch.from_rows(
-        [[0, 1, 4], [0, 1, 4], []], [[0.0, 0.5], [0.0, 0.5], []], torch.tensor([1.0, 0.0, 1.0]), [4, 4, 4]
-    )
-    num_tokens = torch.tensor([[1, 3], [1, 3], [4, 0]])
-    found = reweight(torch.tensor([2.0, -3.0, 1.0]), segments, num_tokens, beta=1.0)
+    outcomes = torch.tensor([1.0, 0.0, 1.0])
+    segments = SegmentBatch.from_rows([[0, 1, 4], [0, 1, 4], []], [[0.0, 0.5], [0.0, 0.5], []], outcomes, [4, 4, 4])
+    found = compute_credit(segmented(segments, beta=1.0), ["a"] * 3, torch.ones(3, 4)).segment_weights
     # Row 0: d = 0.5, 0.5, equal. Row 1: sign(A) d = -0.5, +0.5: e^-0.5 and e^0.5 over (e^-0.5 + 3 e^0.5) / 4.
     low, high = np.exp(-0.5), np.exp(0.5)
     mean = (low + 3 * high) / 4
@@ -351,8 +474,10 @@ def test_weights_golden():
 
 def test_a_segment_without_written_tokens_sets_no_level():
     # The middle segment is an observation with an enormous reward.
-    segments = SegmentBatch.from_rows([[0, 2, 4, 6]], [[0.0, 0.1, 900.0]], torch.tensor([900.2]), [6])
-    weights = reweight(torch.tensor([1.0]), segments, torch.tensor([[2, 0, 2]]), beta=1.0)
+    outcomes = torch.tensor([900.2, 0.0])
+    segments = SegmentBatch.from_rows([[0, 2, 4, 6], []], [[0.0, 0.1, 900.0], []], outcomes, [6, 6])
+    mask = torch.tensor([[1, 1, 0, 0, 1, 1]] * 2)
+    weights = compute_credit(segmented(segments, beta=1.0), ["a"] * 2, mask).segment_weights
     high, low = np.exp(0.2), np.exp(0.1)
     found = weights[0, [0, 2]].tolist()
     assert found == pytest.approx([2 * low / (low + high), 2 * high / (low + high)], abs=1e-3)
@@ -377,11 +502,8 @@ def test_a_group_of_one_keeps_its_reward_as_verl_does(form):
     segments = SegmentBatch.from_rows([[0, 2, 4]], [[0.5, 0.75]], torch.tensor([1.0]), [4])
     mask, index = torch.ones(1, 4, dtype=torch.int64), np.array(["a"], dtype=object)
     found, _ = through_the_estimator(segments, mask, index, norm_by_std=False, form=form)
-    if form == "reweight":
-        assert found.mean().item() == pytest.approx(1.0, abs=1e-6) and found.std() == 0
-    else:
-        # verl's mean of a group of one is 0: A_1 = 1 - 0, A_2 = 1 - 0.75.
-        assert found.tolist() == [pytest.approx([1.0, 1.0, 0.25, 0.25], abs=1e-6)]
+    # Equal segment rewards, and no others to compare with.
+    assert found.tolist() == [pytest.approx([1.0] * 4, abs=1e-6)]
 
 
 # --- nothing that should not matter does ------------------------------------------------------------------------------
@@ -393,9 +515,7 @@ def test_permuted_rows(form):
     rule = {"lam": 0.9, "form": form}
     expected, _ = through_the_estimator(segments, mask, index, **rule)
     order = torch.randperm(len(index), generator=torch.Generator().manual_seed(0))
-    shuffled = SegmentBatch(
-        *(getattr(segments, name)[order] for name in ("segment_boundaries", "self_values", "outcomes", "scored"))
-    )
+    shuffled = SegmentBatch(*(getattr(segments, field.name)[order] for field in dataclasses.fields(segments)))
     found, _ = through_the_estimator(shuffled, mask[order], index[order.numpy()], **rule)
     torch.testing.assert_close(found, expected[order], atol=1e-5, rtol=1e-5)
 
@@ -434,6 +554,7 @@ def test_garbage_behind_a_rows_last_boundary_changes_nothing(form):
         torch.cat([segments.segment_boundaries, last, last], 1),
         torch.cat([segments.self_values, segments.self_values[:, -1:].expand(-1, 2)], 1),
         segments.outcomes,
+        segments.scores,
         segments.scored,
     )
     found, _ = through_the_estimator(wider, mask, index, **rule)
@@ -553,24 +674,8 @@ def test_without_the_pinned_end_the_last_segment_makes_no_progress():
     assert credit().segment_advantages[2].argmin() == 2
 
 
-@pytest.mark.parametrize("form", ["reweight", "td"])
-def test_the_error_penalty_scales_failed_responses_only(form):
-    plain, scaled = credit(form=form), credit(form=form, error_penalty=0.25)
-    failed = plain.row_advantages < 0
-    assert torch.allclose(scaled.segment_advantages[failed], 0.25 * plain.segment_advantages[failed])
-    assert torch.equal(scaled.segment_advantages[~failed], plain.segment_advantages[~failed])
-    assert torch.equal(scaled.row_advantages, plain.row_advantages)
-
-
-def test_the_weights_are_those_before_the_error_penalty():
-    for penalty in (0.0, 0.5, 3.0):
-        found = credit(error_penalty=penalty)
-        assert torch.allclose(found.segment_weights, credit().segment_weights)
-        assert torch.allclose(found.segment_weights.mean(dim=1), torch.ones(4))
-
-
 @pytest.mark.parametrize("lam", [0.0, 0.95, 1.0])
-@pytest.mark.parametrize("outcomes", [[1.0, 0.0], [1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]])
+@pytest.mark.parametrize("outcomes", [[1.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]])
 def test_values_that_know_nothing_pay_nothing_back_of_the_own_outcome(lam, outcomes):
     """A readout that kept the other rollouts' mean: every segment but the last gets nothing, whatever lambda is."""
     rewards = torch.tensor(outcomes, dtype=torch.float64)
@@ -578,17 +683,24 @@ def test_values_that_know_nothing_pay_nothing_back_of_the_own_outcome(lam, outco
     others = ((rewards.sum() - rewards) / (count - 1)).tolist()
     segments = SegmentBatch.from_rows([[0, 2, 4, 6]] * count, [[mean] * 3 for mean in others], rewards, [6] * count)
     index = np.array(["a"] * count, dtype=object)
-    found = credit(segments, index, form="td", without_own=True, lam=lam)
+    found = credit(segments, index, form="td", lam=lam)
     assert torch.allclose(found.segment_advantages[:, 2], found.row_advantages, atol=1e-5)
     expected = found.row_advantages.unsqueeze(1) * torch.tensor([lam**2, lam])
     assert torch.allclose(found.segment_advantages[:, :2], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("without_own", [False, True])
-def test_td_on_a_single_segment_is_grpo_whatever_it_starts_from(without_own):
+def test_td_on_a_single_segment_is_grpo():
     segments = SegmentBatch.from_rows([[0, 6]] * 4, [[0.3]] * 4, OUTCOMES, [6] * 4)
-    found = credit(segments, np.array(["a", "a", "a", "b"], dtype=object), form="td", without_own=without_own)
+    found = credit(segments, np.array(["a", "a", "a", "b"], dtype=object), form="td")
     assert torch.allclose(found.segment_advantages[:, 0], found.row_advantages, atol=1e-6)
+
+
+def test_an_estimator_without_a_group_baseline_is_not_paid_the_first_value():
+    """v_0 depends on the prompt alone: left out, it is the first token's baseline, as v_{k-1} is that of the others."""
+    segments, mask, _, outcomes = random_batch(5)
+    rewards = redistribute(segments, mask, pay_start=False)
+    sums = outcomes.double() - segments.self_values[:, 0]
+    torch.testing.assert_close(rewards.double().sum(1), sums, atol=1e-6, rtol=0)
 
 
 def test_what_the_estimator_made_is_left_for_the_trainer():
@@ -610,5 +722,5 @@ def test_a_call_without_segments_is_said_once(caplog):
 def test_a_form_that_is_none_is_named():
     segments, mask, index, _ = random_batch(0)
     rule = CreditRule(form="uniform")
-    with pytest.raises(ValueError, match="credit form 'uniform' is not one of reweight and td"):
+    with pytest.raises(ValueError, match="credit form 'uniform' is not one of reweight, td, additive, first_error"):
         compute_credit(Segmented(segments, torch.arange(len(index)), rule), index, mask)

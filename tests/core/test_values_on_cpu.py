@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from rredcot_verl.core.values import attribution_values, new_highs, smooth
+from rredcot_verl.core.values import attribution_values, new_highs
 
 PROBABILITIES = [0.1, 0.5, 0.3, 0.4]
 
@@ -38,15 +38,3 @@ def test_weights_that_say_nothing_give_no_values() -> None:
 def test_bad_weights_are_refused(bad: list[float]) -> None:
     with pytest.raises(ValueError, match="at least 0"):
         attribution_values(bad, 1.0, 0.5)
-
-
-def test_smoothing_keeps_the_ends_and_the_return() -> None:
-    smoothed = smooth([0.2, 0.8, 0.0], 1.0, 0.5)
-    assert smoothed == pytest.approx([0.2, 0.5 * 0.8 + 0.25 * (0.2 + 0.0), 0.5 * 0.0 + 0.25 * (0.8 + 1.0)])
-    assert smooth([0.2, 0.8, 0.0], 1.0, 0.0) == [0.2, 0.8, 0.0]
-    assert smooth([0.2], 1.0, 0.9) == [0.2]
-    assert smooth([], 1.0, 0.9) == []
-
-
-def test_smoothing_leaves_a_straight_line() -> None:
-    assert smooth([0.0, 0.25, 0.5, 0.75], 1.0, 0.7) == pytest.approx([0.0, 0.25, 0.5, 0.75])

@@ -119,8 +119,8 @@ def test_thinking_is_judged_at_each_boundary_not_at_the_end():
     tokenizer = asked.vocabulary.tokenizer
     response_ids = encode(tokenizer, THINK + "so 3</think> 15")
     close = response_ids.index(token(tokenizer, "</think>"))
-    assert asked.think_end(response_ids) == close + 1
-    assert asked.think_end(response_ids[:close]) == close
+    assert asked.landmarks([], response_ids) == ([], [close])
+    assert asked.landmarks([], response_ids[:close]) == ([], [])
     boundaries = [0, close, close + 1, len(response_ids)]
     found = asked.probes(encode(tokenizer, PROMPT), response_ids, boundaries, [Proposal("1", 1.0)], "plain", 99)
     assert ["</think>" in tokenizer.decode(b.token_ids) for b in found] == [False, True, False]
@@ -131,7 +131,7 @@ def test_a_tokenizer_without_thinking_tokens():
     asked = Elicitation(Vocabulary(byte_level(thinking=False)), parse({}))
     probe, _, response_ids = probe_of(asked, PROMPT + THINK, "so 3")
     assert "</think>" not in asked.vocabulary.tokenizer.decode(probe.token_ids)
-    assert asked.think_end(response_ids) == len(response_ids)
+    assert asked.landmarks([], response_ids) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -147,6 +147,43 @@ def test_where_the_response_opens_its_answer_the_probe_uses_the_same_words(name,
     start = asked.read(encode(asked.vocabulary.tokenizer, response)).start
     probe, _, _ = probe_of(asked, PROMPT, response, name=name, boundary=start)
     assert asked.vocabulary.tokenizer.decode(probe.token_ids) == marker
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name, opened", [("boxed", "so 3 \\boxed{"), ("hash", "so\n####"), ("plain", "so\nAnswer:")])
+def test_after_an_opening_only_the_answer_is_forced(kind, name, opened):
+    asked = elicitation(kind)
+    tokenizer = asked.vocabulary.tokenizer
+    prefix, whole = encode(tokenizer, opened), encode(tokenizer, opened + asked.formats[name].lead + "15")
+    assert whole[: len(prefix)] == prefix
+    (probe, *_) = asked.probes([], whole, [len(prefix), 99], [Proposal("15", 1.0)], name)
+    assert list(probe.token_ids) == whole[len(prefix) :] and probe.answer_from == probe.scored_from == 0
+    assert asked.landmarks([], whole) == ([len(prefix) - 1], [])
+    # In another format, or while thinking, it is no opening; nor for an answer that the model would join with it.
+    other = {"boxed": "plain", "plain": "hash", "hash": "boxed"}[name]
+    thinking = encode(tokenizer, THINK)
+    for prompt, asked_for in (([], other), (thinking, name)):
+        (probe, *_) = asked.probes(prompt, whole, [len(prefix), 99], [Proposal("15", 1.0)], asked_for)
+        assert probe.answer_from > 0
+    assert asked.landmarks(thinking, whole) == ([], [])
+
+
+def test_an_answer_that_joins_with_the_opening_is_asked_for_anew():
+    asked = elicitation()
+    prefix = encode(asked.vocabulary.tokenizer, "so 3 \\boxed{")
+    (probe, *_) = asked.probes([], prefix, [len(prefix), 99], [Proposal("\\frac{1}{2}", 1.0)], "boxed")
+    forced = asked.vocabulary.tokenizer.decode(probe.token_ids)
+    assert forced == "\n\nThe final answer is \\boxed{\\frac{1}{2}"
+
+
+def test_how_the_response_goes_on_changes_no_probe():
+    asked, tokenizer = elicitation(), elicitation().vocabulary.tokenizer
+    prefix = encode(tokenizer, "so 3 but")
+    found = {
+        tuple(asked.probes([], prefix + encode(tokenizer, rest), [len(prefix), 99], [Proposal("15", 1.0)], "boxed"))
+        for rest in (" \\boxed{15}", " so\n\\boxed{4}", ", Answer: 15", "</think>")
+    }
+    assert len(found) == 1
 
 
 def test_the_answer_is_read_with_its_format_and_first_token():

@@ -27,14 +27,56 @@ def test_ids_beyond_the_tokenizers_own_mean_nothing(kind):
     tokenizer = KINDS[kind]()
     vocabulary = Vocabulary(tokenizer, ["wait"])
     ids = torch.tensor([len(tokenizer), len(tokenizer) + 50, 10**6])
-    assert not vocabulary.newlines(ids).any() and not vocabulary.keyword_starts(ids).any()
+    assert not vocabulary.newlines(ids).any() and not vocabulary.keyword_spans(ids)
+    assert not vocabulary.sentence_ends(ids).any() and not vocabulary.endings(ids.tolist(), "Answer:")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("so let me see.", True),
+        ("not so!", True),
+        ("Why?", True),
+        ("(so see.)", True),
+        ("is \\boxed{15}.", True),
+        ("is \\frac{1}{2}$.", True),
+        # What is written must do: these may go on.
+        ("is 3.", False),
+        ("is 3.5", False),
+        ("so e.g.", False),
+        ("so i.e.", False),
+        ("let me see...", False),
+        ("let a vs.", False),
+        ("see Fig.", False),
+        ("is 5!", False),
+        ("so x.", False),
+        ("1.", False),
+        ("so,", False),
+        ("let me", False),
+    ],
+)
+def test_sentence_ends(kind, text, expected):
+    tokenizer = KINDS[kind]()
+    ids = encode(tokenizer, "Wait, " + text)
+    assert Vocabulary(tokenizer).sentence_ends(torch.tensor(ids)).tolist()[-1] == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("marker", ["\\boxed{", "Answer:", "####"])
+def test_endings(kind, marker):
+    tokenizer = KINDS[kind]()
+    ids = encode(tokenizer, "".join(TEXTS[:4]) + "Answer: Answer 4 \\boxed{\\frac{1}{2}} {4}")
+    written = [tokenizer.decode(ids[: n + 1]) for n in range(len(ids))]
+    expected = [n for n, text in enumerate(written) if text.endswith(marker)]
+    assert Vocabulary(tokenizer).endings(ids, marker) == expected and expected
 
 
 def test_keywords_of_one_token_and_of_several():
     tokenizer = byte_level()
-    ids = encode(tokenizer, "So, let me see. Wait, not so.\nLet me")
+    ids = encode(tokenizer, "So, let me see. Wait, not so.\nLet me see")
     vocabulary = Vocabulary(tokenizer, ["so", "wait", "let me"])
-    starts = vocabulary.keyword_starts(torch.tensor(ids)).nonzero().flatten().tolist()
+    starts = [start for start, _ in vocabulary.keyword_spans(torch.tensor(ids))]
     assert [tokenizer.decode(ids[s:]).strip().split()[0].strip(",.") for s in starts] == [
         "So",
         "let",
@@ -43,8 +85,8 @@ def test_keywords_of_one_token_and_of_several():
         "Let",
     ]
     # A phrase needs all its words.
-    assert not vocabulary.keyword_starts(torch.tensor(encode(tokenizer, " let us"))).any()
-    assert not vocabulary.keyword_starts(torch.tensor(encode(tokenizer, " let"))).any()
+    assert not vocabulary.keyword_spans(torch.tensor(encode(tokenizer, " let us")))
+    assert not vocabulary.keyword_spans(torch.tensor(encode(tokenizer, " let")))
 
 
 @pytest.mark.parametrize(
@@ -53,10 +95,11 @@ def test_keywords_of_one_token_and_of_several():
         (" so 3", True),
         (" so, let", True),
         (" so\n", True),
-        (" so", True),
+        # It may go on.
+        (" so", False),
         (" solve", False),
         ("solve", False),
-        ("So", True),
+        ("So 3", True),
         ("Solve", False),
         (" let me.", True),
         (" let melt", False),
@@ -67,15 +110,15 @@ def test_a_keyword_that_goes_on_is_none(text, found):
     """ " so" + "l" + "v" + "e" is another word."""
     tokenizer = byte_level()
     assert [tokenizer.decode([i]) for i in encode(tokenizer, " solve")][:2] == [" so", "l"]
-    starts = Vocabulary(tokenizer, ["so", "let me"]).keyword_starts(torch.tensor(encode(tokenizer, text)))
-    assert starts.tolist() == [found] + [False] * (len(starts) - 1)
+    spans = Vocabulary(tokenizer, ["so", "let me"]).keyword_spans(torch.tensor(encode(tokenizer, text)))
+    assert [start for start, _ in spans] == [0] * found
 
 
 def sentencepiece_starts(text: str, keywords: list[str]) -> list[str]:
     """The word at each keyword start."""
     tokenizer = sentencepiece_like()
     ids = encode(tokenizer, text)
-    starts = Vocabulary(tokenizer, keywords).keyword_starts(torch.tensor(ids)).nonzero().flatten().tolist()
+    starts = dict(Vocabulary(tokenizer, keywords).keyword_spans(torch.tensor(ids)))
     return [tokenizer.decode(ids[s:]).split()[0].strip(",.") for s in starts]
 
 
@@ -90,8 +133,10 @@ def test_keywords_before_another_word_of_a_sentencepiece_like_tokenizer():
     assert sentencepiece_starts("First, let me see", ["let me"]) == ["let"]
 
 
-def test_a_keyword_starts_once():
-    assert sentencepiece_starts("First, but 3", ["but"]) == ["but"]
+def test_a_keyword_ends_once():
+    ids = encode(sentencepiece_like(), "First, but 3")
+    spans = Vocabulary(sentencepiece_like(), ["but"]).keyword_spans(torch.tensor(ids))
+    assert len({end for _, end in spans}) == 1
 
 
 @pytest.mark.parametrize("text", ["3.\nbut 4", "3.\nlet 4", "but 4"])
@@ -101,7 +146,7 @@ def test_keywords_after_a_newline_of_a_sentencepiece_like_tokenizer(text):
 
 def test_without_keywords_none_starts():
     ids = torch.tensor(encode(byte_level(), TEXT))
-    assert not Vocabulary(byte_level()).keyword_starts(ids).any()
+    assert not Vocabulary(byte_level()).keyword_spans(ids)
 
 
 def test_a_keyword_that_cannot_be_written_is_reported_once_and_left_out(caplog):
@@ -109,7 +154,7 @@ def test_a_keyword_that_cannot_be_written_is_reported_once_and_left_out(caplog):
         vocabulary = Vocabulary(sentencepiece_like(), ["日本", "but", "語"])
     assert len(caplog.records) == 1
     assert "日本" in caplog.text and "語" in caplog.text and "but" not in caplog.text
-    assert vocabulary.keyword_starts(torch.tensor(encode(sentencepiece_like(), "3, but 4"))).any()
+    assert vocabulary.keyword_spans(torch.tensor(encode(sentencepiece_like(), "3, but 4")))
 
 
 @pytest.mark.parametrize("kind", KINDS)

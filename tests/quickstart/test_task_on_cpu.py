@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 from verl.utils.import_utils import load_extern_object
 
 from recipes.common.policy import build_model
-from recipes.quickstart import task, warm_start
+from recipes.quickstart import oracle, task, warm_start
 from recipes.quickstart.tokens import build_tokenizer
 
 DIFFICULTIES = [
@@ -42,10 +42,17 @@ def corrupted(problem: task.Problem, index: int, shift: int) -> str:
     """A trace whose line ``index`` states a result that is off by ``shift``; later lines continue from it."""
     text, current = "", problem.start
     for position, operand in enumerate(problem.operands):
-        result = current + operand + (shift if position == index else 0)
+        result = current + task.counts_for(position, operand) + (shift if position == index else 0)
         text += task.calculation_line(current, operand, result)
         current = result
     return text + task.answer_line(current)
+
+
+def wordy(problem: task.Problem, rng: random.Random) -> str:
+    """The right trace with openers, verbs and remarks."""
+    stated = (problem.start, *problem.results)
+    lines = zip(stated, problem.operands, problem.results, strict=False)
+    return "".join(task.calculation_line(*line, rng, 4.0) for line in lines) + task.answer_line(problem.answer)
 
 
 def first_wrong_line(problem: task.Problem | str, text: str) -> int | None:
@@ -60,7 +67,8 @@ def score(text: str, problem: task.Problem) -> dict[str, float]:
 def test_expected_trace_golden():
     problem = task.Problem(7, (5, -3, 8))
     assert problem.expression == "7+5-3+8"
-    assert task.solve(problem) == "7+5=12\n12-3=9\n9+8=17\nAnswer: 17"
+    # +5 counts for 7 as the first operation, and +8 for 12 as the third.
+    assert task.solve(problem) == "7+5=14\n14-3=11\n11+8=23\nAnswer: 23"
 
 
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)
@@ -69,8 +77,7 @@ def test_problems_respect_the_difficulty(difficulty):
     for _ in range(200):
         problem = task.make_problem(rng, difficulty)
         assert difficulty.min_operations <= len(problem.operands) <= difficulty.max_operations
-        values = [problem.start + sum(problem.operands[:k]) for k in range(len(problem.operands) + 1)]
-        assert all(0 <= value <= difficulty.max_value for value in values)
+        assert all(0 <= value <= difficulty.max_value for value in (problem.start, *problem.results))
         assert all(1 <= abs(operand) <= difficulty.max_operand for operand in problem.operands)
 
 
@@ -111,27 +118,29 @@ def test_a_wrong_result_is_found_where_it_is():
 @pytest.mark.parametrize(
     ("line", "wrong_text", "why"),
     [
-        (1, "11-3=8\n", "does not continue from the stated value"),
-        (1, "12+3=15\n", "wrong sign"),
-        (1, "12-4=8\n", "wrong operand"),
+        (1, "13-3=10\n", "does not continue from the stated value"),
+        (1, "14+3=17\n", "wrong sign"),
+        (1, "14-4=10\n", "wrong operand"),
+        (0, "7+5=12\n", "the number as it stands, where a rule is"),
         (1, "\n", "empty"),
-        (2, "so 9+8=17\n", "not a calculation"),
-        (2, "9+8=170\n", "one digit too many"),
+        (2, "so 11+8=23\n", "not a calculation"),
+        (2, "11+8=23 good\n", "a remark without a full stop"),
+        (2, "11+8=230\n", "one digit too many"),
         (3, "Answer: 16", "answer differs from the stated value"),
-        (3, "17+1=18\nAnswer: 18", "an operation too many"),
+        (3, "23+1=24\nAnswer: 24", "an operation too many"),
     ],
 )
 def test_other_wrong_lines_are_found(line, wrong_text, why):
-    lines = ["7+5=12\n", "12-3=9\n", "9+8=17\n", "Answer: 17"]
+    lines = ["7+5=14\n", "14-3=11\n", "11+8=23\n", "Answer: 23"]
     lines[line] = wrong_text
     assert first_wrong_line("7+5-3+8", "".join(lines)) == line, why
 
 
 def test_an_answer_forced_early_is_judged_by_the_stated_value():
-    assert first_wrong_line("7+5-3+8", "7+5=12\nAnswer: 17") is None
-    assert first_wrong_line("7+5-3+8", "7+5=13\nAnswer: 18") == 0
-    assert [check.ok for check in task.check_lines("7+5-3+8", "7+5=13\nAnswer: 18")] == [False, True]
-    assert first_wrong_line("7+5-3+8", "Answer: 17\nAnswer: 17") == 1
+    assert first_wrong_line("7+5-3+8", "7+5=14\nAnswer: 23") is None
+    assert first_wrong_line("7+5-3+8", "7+5=13\nAnswer: 22") == 0
+    assert [check.ok for check in task.check_lines("7+5-3+8", "7+5=13\nAnswer: 22")] == [False, True]
+    assert first_wrong_line("7+5-3+8", "Answer: 23\nAnswer: 23") == 1
 
 
 @pytest.mark.parametrize("text", GARBAGE)
@@ -177,14 +186,14 @@ def test_tokenizer_round_trip(tokenizer):
     texts = ["".join(map(chr, range(128))), "12+34=46\nAnswer: 007 -5", "héé 漢字 \u2028", *GARBAGE[:10]]
     rng = random.Random(0)
     texts += ["".join(chr(rng.randrange(128)) for _ in range(50)) for _ in range(100)]
-    texts += [task.solve(problem) for problem in problems(5)]
+    texts += [wordy(problem, rng) for problem in problems(5)]
     for text in texts:
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_text_cut_at_a_boundary_has_the_tokens_of_the_whole(tokenizer):
     for problem in problems(10):
-        text = task.solve(problem)
+        text = wordy(problem, random.Random(0))
         cuts = [check.end for check in task.check_lines(problem, text)][:-1]
         cuts.append(text.index(task.ANSWER_PREFIX) + len(task.ANSWER_PREFIX))
         for cut in cuts:
@@ -211,14 +220,73 @@ def test_chat_template_and_saved_tokenizer(tokenizer, tmp_path):
         assert (each.eos_token_id, each.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
 
 
-def test_corpus_errors_are_controlled_and_never_negative():
-    rng = random.Random(0)
-    faultless = warm_start.WarmStartConfig(hard_error_rate=0.0, easy_error_rate=0.0)
-    faulty = warm_start.WarmStartConfig(hard_error_rate=1.0, easy_error_rate=0.0)
+def test_rules_are_fixed_facts_of_their_places_and_as_often_one_as_the_other():
+    places = [(place, operand) for place in range(5) for operand in [*range(-9, 0), *range(1, 10)]]
+    rules = [task.rule(*place) for place in places]
+    unsure = [rule for rule in rules if rule.other != rule.as_written]
+    assert len(unsure) == 56 and sum(rule.counts != rule.as_written for rule in unsure) == 33
+    assert all(rule.counts in (rule.as_written, rule.other) for rule in rules)
+    assert [task.rule(*place) for place in places] == rules
+
+
+def test_wording_and_remarks_decide_nothing():
+    rng = random.Random(1)
+    texts = [wordy(problem, rng) for problem in problems(20)]
+    for text, problem in zip(texts, problems(20), strict=True):
+        assert first_wrong_line(problem, text) is None
+        assert score(text, problem)["score"] == score(text, problem)["well_formed"] == 1.0
+    words = [word for text in texts for word in text.split() if word in task.WORDS]
+    assert set(words) == set(task.WORDS)
+    lines = sum(len(problem.operands) for problem in problems(20))
+    assert 3.0 < len(words) / lines < 5.0
+
+
+def test_the_corpus_states_either_number_of_a_rule_and_nothing_negative():
+    rng, config = random.Random(0), warm_start.WarmStartConfig(slip_rate=0.0)
+    right = wrong = 0
     for problem in problems(30):
-        assert warm_start.corrupt(rng, problem, faultless)[-1] == problem.answer
+        results = warm_start.draw_results(rng, problem.start, problem.operands, 0, config)
         stated = problem.start
-        for operand, result in zip(problem.operands, warm_start.corrupt(rng, problem, faulty), strict=True):
-            assert result >= 0
-            assert result == stated + operand or warm_start.is_hard(stated, operand)
+        for position, (operand, result) in enumerate(zip(problem.operands, results, strict=True)):
+            rule = task.rule(position, operand)
+            assert result >= 0 and result - stated in (rule.as_written, rule.other)
+            if rule.as_written != rule.other:
+                right, wrong = right + (result - stated == rule.counts), wrong + (result - stated != rule.counts)
             stated = result
+    assert 0.35 < right / (right + wrong) < 0.65
+
+
+# --- the oracle -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prefix", "expected"),
+    [
+        ("", (True, 0)),
+        ("7+", (True, 0)),
+        ("7+5=14", (True, 1)),
+        ("7+5=14\n", (True, 1)),
+        ("Now 7+5 is 14. let me", (True, 1)),
+        ("7+5=12\n", (False, 1)),
+        ("7+5=12\n12-3=9\n", (False, 2)),
+        ("7+5=14\n14-3=11\n11+8=23\nAnswer:", (True, 3)),
+        ("no line\n", (False, 1)),
+    ],
+)
+def test_the_state_of_a_prefix(prefix, expected):
+    assert oracle.state_of("7+5-3+8", prefix) == expected
+
+
+def test_chances_are_those_of_earlier_traces():
+    chances = oracle.Chances()
+    guess = chances.value("7+5-3+8", True, 0)
+    assert guess == pytest.approx(chances.of(0, 5) * chances.of(1, -3) * chances.of(2, 8))
+    assert chances.value("7+5-3+8", True, 3) == 1.0 and chances.value("7+5-3+8", False, 3) == 0.0
+    for _ in range(500):
+        chances.learn("7+5-3+8", "7+5=14\n14-3=11\n11+8=19\nAnswer: 19")
+    assert chances.value("7+5-3+8", True, 0) < 0.02 and chances.value("7+5-3+8", True, 2) < 0.02
+    assert chances.of(0, 5) > 0.98
+    # What is long past weighs nothing against the first guess.
+    for _ in range(100):
+        chances.forget()
+    assert chances.value("7+5-3+8", True, 0) == pytest.approx(guess, abs=1e-6)

@@ -98,7 +98,7 @@ def test_a_run(folder, tmp_path, ray_folder):
         "algorithm.adv_estimator=rredcot",
         f"+algorithm.rredcot.source={PATH}",
         f"+algorithm.rredcot.source_options.model={folder}",
-        "+algorithm.rredcot.segmentation.method=entropy",
+        "+algorithm.rredcot.segmentation.method=fixed",
         "+algorithm.rredcot.segmentation.min_tokens=2",
         f"+algorithm.rredcot.traces.dir={tmp_path / 'traces'}",
     )

@@ -24,8 +24,8 @@ def test_the_defaults_are_the_method():
         "source_options": {},
         "segmentation": {
             "method": "keyword_entropy",
-            "num_segments": 8,
-            "min_tokens": 8,
+            "num_segments": 64,
+            "min_tokens": 32,
             "max_tokens": None,
             "keywords": DEFAULT_KEYWORDS,
         },
@@ -42,7 +42,6 @@ def test_the_defaults_are_the_method():
             "share_prefix": True,
             "form": "auto",
             "calibration": "none",
-            "smoothing": 0.0,
             "proposals": "reference",
             "reference_key": "reward_model.ground_truth",
             "max_proposals": 4,
@@ -62,14 +61,24 @@ def test_the_defaults_are_the_method():
             "layer": -2,
             "dim": 64,
             "seed": 0,
-            "num_folds": 5,
             "window": 8,
             "half_life": None,
             "max_rows": 16384,
         },
         "monte_carlo": {"num_rollouts": 9, "max_tokens": None, "max_total_tokens": None, "max_concurrency": 64},
         "attribution": {"target": "own", "layers": "all", "gradient": "input_x_gradient", "num_steps": 8},
-        "credit": {"form": "reweight", "beta": 1.0, "error_penalty": 1.0},
+        "credit": {
+            "form": "reweight",
+            "lam": None,
+            "beta": 1.0,
+            "standardize": False,
+            "clip": None,
+            "mix": 0.0,
+            "alpha": 1.0,
+            "apply_to": "all",
+            "pinned": None,
+            "control": "none",
+        },
         "traces": {"dir": None, "freq": 1, "num_traces": 64, "samples_freq": None, "num_samples": 4},
     }
 
@@ -88,13 +97,15 @@ def test_the_yaml_is_made_from_the_schema(capsys, monkeypatch):
     "block, words",
     [
         ({"sed": 1}, ["algorithm.rredcot.sed=1", "unknown key", "segmentation", "self_value"]),
-        ({"credit": {"bta": 2}}, ["algorithm.rredcot.credit.bta=2", "unknown key", "form, beta"]),
+        ({"credit": {"bta": 2}}, ["algorithm.rredcot.credit.bta=2", "unknown key", "form, lam"]),
         ({"credit": {"beta": "1"}}, ["algorithm.rredcot.credit.beta='1'", "number"]),
         ({"credit": {"beta": -1}}, ["algorithm.rredcot.credit.beta=-1", "greater than or equal to 0"]),
         ({"credit": {"beta": 21}}, ["algorithm.rredcot.credit.beta=21", "less than or equal to 20"]),
         ({"credit": {"beta": float("nan")}}, ["algorithm.rredcot.credit.beta=nan", "finite"]),
-        ({"credit": {"error_penalty": -1}}, ["algorithm.rredcot.credit.error_penalty=-1", "greater than or equal"]),
-        ({"self_value": {"smoothing": 1}}, ["self_value.smoothing=1", "less than 1"]),
+        ({"credit": {"lam": 0.5}}, ["credit.lam=0.5 is not read by credit.form=reweight", "at None", "form=td"]),
+        ({"credit": {"form": "td", "beta": 2}}, ["credit.beta=2", "not read by credit.form=td", "form=reweight"]),
+        ({"credit": {"alpha": 2}}, ["credit.alpha=2", "additive or first_error"]),
+        ({"credit": {"clip": 0}}, ["algorithm.rredcot.credit.clip=0", "greater than 0"]),
         ({"self_value": {"calibration": "isotonic"}}, ["calibration='isotonic'", "'none' or 'logistic'"]),
         ({"self_value": {"form": "hidden", "engine": "rollout"}}, ["form=hidden", "engine=actor or auto"]),
         ({"readout": {"use_probe": False}}, ["nothing is left to regress on"]),
@@ -110,7 +121,7 @@ def test_the_yaml_is_made_from_the_schema(capsys, monkeypatch):
         ({"segmentation": {"min_tokens": None}}, ["segmentation.min_tokens=None", "integer"]),
         ({"segmentation": {"keywords": ["so", 3]}}, ["segmentation.keywords.1=3", "string"]),
         ({"segmentation": {"keywords": ["so", " "]}}, ["segmentation.keywords=['so', ' ']", "empty word"]),
-        ({"segmentation": {"max_tokens": 15}}, ["segmentation.max_tokens=15", "twice", "min_tokens=8"]),
+        ({"segmentation": {"max_tokens": 31}}, ["segmentation.max_tokens=31", "at least", "min_tokens=32"]),
         ({"segmentation": {"method": ""}}, ["segmentation.method=''", "at least 1"]),
         ({"elicitation": {"format": "latex"}}, ["elicitation.format='latex'", "'boxed'", "'custom'"]),
         ({"elicitation": {"format": "custom"}}, ["elicitation.format=custom", "opening", "pattern"]),
@@ -151,6 +162,6 @@ def test_numbers_as_yaml_writes_them():
     block = {"credit": {"beta": 2}, "self_value": {"reward_range": [-1, 1], "timeout_s": 5}}
     settings = parse(block)
     assert settings.credit.beta == 2.0 and settings.self_value.reward_range == (-1.0, 1.0)
-    assert parse({"segmentation": {"max_tokens": 16}}).segmentation.max_tokens == 16
+    assert parse({"segmentation": {"max_tokens": 32}}).segmentation.max_tokens == 32
     with pytest.raises(ValueError, match="frozen"):
         settings.credit.beta = 3.0

@@ -16,8 +16,8 @@ ROLLOUT = "actor_rollout_ref.rollout"
 SETTINGS = (
     "algorithm.adv_estimator=rredcot",
     "+algorithm.rredcot.self_value.engine=rollout",
-    # The tiny model writes 16 random letters: only uncertainty finds segments in them.
-    "+algorithm.rredcot.segmentation.method=entropy",
+    # The tiny model writes 16 random letters: only their number ends a segment.
+    "+algorithm.rredcot.segmentation.method=fixed",
     "+algorithm.rredcot.segmentation.min_tokens=2",
     # Far too high to learn with, high enough that a step moves the policy well away from the initial one.
     "actor_rollout_ref.actor.optim.lr=0.05",

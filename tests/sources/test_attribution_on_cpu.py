@@ -78,12 +78,13 @@ def test_tokens_that_hold_more_than_the_answer():
     assert text_of(plan_of(agent, response, starts), response)[1].strip() == "4"
 
 
-def test_a_segment_that_the_answer_cuts_in_two_is_the_answers():
+def test_of_a_segment_that_the_answer_cuts_in_two_the_part_before_it_weighs():
     agent = Agent("attention_attribution")
     ids, starts = offsets(FIRST, SECOND + ANSWER)
     response = agent.response(response_ids=ids, references="72")
     assert starts[1] < response.answer.start < starts[2]
-    assert segments_of(plan_of(agent, response, starts), response) == [FIRST]
+    before = TOKENIZER.decode(response.response_ids[starts[1] : response.answer.start])
+    assert segments_of(plan_of(agent, response, starts), response) == [FIRST, before]
 
 
 def test_the_reference_answer_in_place_of_the_responses_own():

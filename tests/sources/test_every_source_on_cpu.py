@@ -31,10 +31,10 @@ PROBED = ("rredcot", "vps", "mig")
 ATTRIBUTIONS = ("attention_attribution", "gradient_attribution", "leave_one_out")
 
 
-def credit(name: str, values=VALUES, cuts=(0, 2, 4, 6), **settings):
+def credit(values=VALUES, cuts=(0, 2, 4, 6), **settings):
     block = parse({"credit": settings})
     segments = SegmentBatch.from_rows([list(cuts)] * 4, values, OUTCOMES, [6] * 4)
-    rule = credit_rule(ALGORITHM, block, make_source(block, name))
+    rule = credit_rule(ALGORITHM, block)
     return compute_credit(Segmented(segments, torch.arange(4), rule), INDEX, torch.ones(4, 6))
 
 
@@ -56,25 +56,22 @@ def test_it_says_where_it_comes_from_and_what_is_ours(name):
 
 
 @pytest.mark.parametrize("form", ["reweight", "td"])
-@pytest.mark.parametrize("name", SOURCES)
-def test_beta_zero_and_a_single_segment_are_grpo(name, form):
-    found = credit(name, [[0.3]] * 4, (0, 6), form=form, beta=3.0)
+def test_beta_zero_and_a_single_segment_are_grpo(form):
+    found = credit([[0.3]] * 4, (0, 6), form=form)
     assert torch.allclose(found.segment_advantages[:, 0], found.row_advantages, atol=1e-6)
-    plain = credit(name, beta=0.0)
+    plain = credit(beta=0.0)
     assert torch.equal(plain.segment_advantages, plain.row_advantages.unsqueeze(1).expand(4, 3))
 
 
 def test_what_sets_them_apart():
     made = {name: source_of(name) for name in SOURCES}
-    assert {name for name, source in made.items() if not source.pinned} == {"vps", "mig"}
     assert {name for name, source in made.items() if source.weighs} == set(ATTRIBUTIONS)
-    assert not any(source.without_own or source.segments_uniform_groups or source.needs_all for source in made.values())
+    assert not any(source.needs_all for source in made.values())
     assert {name for name, source in made.items() if source.payload_fields} == {*PROBED, *ATTRIBUTIONS}
     forms = {name: made[name].form for name in PROBED}
     assert forms == {"rredcot": "joint", "vps": "geometric", "mig": "geometric"}
     assert source_of("vps", self_value={"form": "joint"}).form == "joint"
-    hidden = source_of("rredcot", self_value={"form": "hidden"})
-    assert hidden.without_own and hidden.segments_uniform_groups and hidden.name == "rredcot"
+    assert source_of("rredcot", self_value={"form": "hidden"}).name == "rredcot"
     assert source_of("rredcot", self_value={"proposals": "union"}).needs_all
 
 
@@ -110,30 +107,26 @@ def test_whether_rows_need_reference_answers(name, block, reads, needs):
     assert (source.reads_references(), source.needs_references()) == (reads, needs)
 
 
-def test_values_by_source_smoothed(monkeypatch):
-    """The outcome reaches into the values only where it is their end."""
+def test_values_by_source(monkeypatch):
     payload = {"values": [0.25, 0.75, 0.5], "num_weights": 3}
     records = [Record(Status.SCORED, [0, 1, 2, 4], payload), Record(Status.NO_PROPOSAL), None]
 
-    def found(name, smoothing=0.0, weights=(1.0, 0.0, 3.0)):
-        source = source_of(name, self_value={"smoothing": smoothing})
+    def found(name, weights=(1.0, 0.0, 3.0)):
+        source = source_of(name)
         world = World(monkeypatch, records, rewards=[1.0, 0.5, 0.0])
         if source.weighs:
             world.put(**{source.result_fields[0]: [list(weights), [0.0], [0.0]]})
-        own, *others = source.smoothed_values(world.rows())
+        own, *others = source.values(world.rows())
         assert others == [[], []]
         return own
 
     for name in ("rredcot", "vps", "vineppo"):
         assert found(name) == [0.25, 0.75, 0.5]
     assert found("mig") == [0.25, 0.75, 0.75]
-    assert found("rredcot", 0.5) == found("vineppo", 0.5) == [0.25, 0.5625, 0.6875]
-    assert found("vps", 0.5) == [0.25, 0.5625, 0.5625]
     # The group's rewards are 1 and 0.5: b = 0.75, and the outcome 1 is 0.25 above it.
     for name in ATTRIBUTIONS:
         assert found(name) == pytest.approx([0.75, 0.8125, 0.8125])
-        assert found(name, 0.5) == pytest.approx([0.75, 0.796875, 0.859375])
-        assert found(name, 0.5, weights=[0.0] * 3) == []
+        assert found(name, weights=[0.0] * 3) == []
 
 
 # --- a source of one's own --------------------------------------------------------------------------------------------

@@ -17,10 +17,10 @@ from tests.sources.world import PROMPT, Agent, World, source_of
 HIDDEN = {"self_value": {"form": "hidden"}, "readout": {"layer": 1, "dim": 6, "seed": 2}}
 STATES = FIELDS["hidden"].result
 DIM = 6
-# Two states; in a group of one reward, three; one; none; padding.
+# Two states; three; one; none; padding.
 RECORDS = [
     Record(Status.SCORED, [0, 3, 8]),
-    Record(Status.UNIFORM_GROUP, [0, 1, 9, 16]),
+    Record(Status.SCORED, [0, 1, 9, 16]),
     Record(Status.SCORED, [0, 2]),
     Record(Status.NO_PROPOSAL),
     None,
@@ -37,15 +37,17 @@ def world(monkeypatch):
     return World(monkeypatch, RECORDS).put(**{STATES: given()})
 
 
-@pytest.mark.parametrize("others, status", [((0.0,), Status.SCORED), ((1.0,), Status.UNIFORM_GROUP)])
-def test_the_last_token_before_each_boundary_is_asked_for(others, status):
+def test_the_last_token_before_each_boundary_is_asked_for():
     """State k ends with token b_k - 1 of the response, state 0 with the prompt; after b_K the outcome is known."""
     agent = Agent(block=HIDDEN)
-    plan = agent.record(others=[Member(other, "15") for other in others])
+    plan = agent.record()
     cuts = plan.record.segment_boundaries
-    assert plan.record.status is status and len(cuts) > 2 and plan.record.payload == {}
+    assert plan.record.status is Status.SCORED and len(cuts) > 2 and plan.record.payload == {}
     assert plan.rows == {HIDDEN_FIELD: [len(PROMPT) + cut - 1 for cut in cuts[:-1]]}
     assert agent.source.payload_fields == (HIDDEN_FIELD,)
+    # Of a group of one reward nothing is fitted to and nothing is credited.
+    uniform = agent.record(others=[Member(1.0, "15")])
+    assert uniform.record.status is Status.UNIFORM_GROUP and not uniform.rows
     # Neither an answer nor a reference is needed.
     assert agent.record(agent.response("so it goes. but then. so", references=None)).record.status is Status.SCORED
 

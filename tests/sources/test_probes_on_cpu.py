@@ -41,13 +41,16 @@ def test_a_scored_response_equals_direct_computation(reward_range, temperature):
     plan = agent.record(response)
     record = plan.record
     cuts = record.segment_boundaries
-    assert cuts[0] == 0 and cuts[-1] == len(response.response_ids) and response.answer.start in cuts
+    assert cuts[0] == 0 and cuts[-1] == len(response.response_ids)
     assert len(values_of(plan)) == len(cuts) - 1 == record.num_probes > 1 and record.error is None
     tokenizer = byte_level()
+    # One prefix has opened an answer itself: nothing is forced there but the answer.
+    opened = [cut for cut in cuts if tokenizer.decode(response.response_ids[:cut]).endswith("\\boxed{")]
+    assert len(opened) == 1
     low, high = reward_range
     for cut, value in zip(cuts, values_of(plan), strict=False):
         prefix = PROMPT + response.response_ids[:cut]
-        opening = "\n\nThe final answer is \\boxed{" if cut != response.answer.start else "\\boxed{"
+        opening = "" if cut in opened else "\n\nThe final answer is \\boxed{"
         if tokenizer.decode(prefix).endswith("\n"):
             opening = opening.lstrip("\n")
         given, answer = encode(tokenizer, opening), encode(tokenizer, "15")
@@ -180,17 +183,14 @@ def test_an_answer_that_ends_in_a_brace_has_two_probes_a_boundary():
     values = values_of(first)
     assert first.record.num_probes == second.record.num_probes == 3 * len(values)
     assert values == pytest.approx(values_of(second), rel=1e-5)
-    # The model writes "}}": without the second probe nearly nothing would be left. Where the response opens its answer
-    # itself, the probe is shorter than the habit.
-    assert sorted(value > 0.5 for value in values) == [False] + [True] * (len(values) - 1)
+    # The model writes "}}": without the second probe nearly nothing would be left.
+    assert min(values) > 0.5
     # Every value is the sum over all that was sent: utility 1 for both answers.
     sent = server.requests[0]["sampling_params"]["read_probes"]
     ids = response.prompt_ids + response.response_ids
     proposals = [Proposal("15", 1.0), Proposal(HALF, 1.0)]
     cuts = first.record.segment_boundaries
-    kept = cpu.tools.elicitation.probes(
-        response.prompt_ids, response.response_ids, cuts, proposals, "boxed", response.answer.start
-    )
+    kept = cpu.tools.elicitation.probes(response.prompt_ids, response.response_ids, cuts, proposals, "boxed")
     by_position: dict[int, float] = {}
     for probe in sent:
         prefix = ids[: probe["position"]]
@@ -247,7 +247,7 @@ CODE_TEXT = f"Add one to x.\nThen return it.\n\n```python\n{PROGRAM}```\n"
 def test_reasoning_and_program_are_segmented_and_programs_are_probed():
     block = {
         "elicitation": {"format": "code"},
-        "segmentation": {"method": "newline", "min_tokens": 2, "num_segments": 8},
+        "segmentation": {"method": "newline", "min_tokens": 2, "num_segments": 64},
         "self_value": {
             "form": "geometric",
             "proposals": "union",
@@ -444,3 +444,17 @@ def test_a_row_of_another_length_is_named(world):
     world.put(**{RESULT: [[0.0] * 3, [0.0], [0.0], [0.0]]})
     with pytest.raises(RuntimeError, match="gave 3 log-probabilities of the probes of a_0_0, expected 21"):
         source_of("rredcot", self_value=RANGE).values(world.rows())
+
+
+@pytest.mark.parametrize("calibration", ["none", "logistic"])
+def test_a_calibrated_value_does_not_know_the_own_answer(calibration):
+    """Among the group's answers, known to be right, it would tell the own outcome at every boundary."""
+    agent = Agent(block={"self_value": BY_ACTOR | {"proposals": "group", "calibration": calibration}})
+    own_alone = agent.record(others=[Member(0.0, "16"), Member(0.0, "17")]).record
+    assert own_alone.status is (Status.SCORED if calibration == "none" else Status.NO_PROPOSAL)
+    shared = agent.record(others=[Member(0.0, "16"), Member(1.0, "15")]).record
+    assert shared.payload["utilities"] == [1.0]
+    # One and the same verdict for both; a verifier may give tensors.
+    response = agent.response(reward=torch.tensor(1.0))
+    assert agent.record(response, others=[Member(0.0, "16"), Member(1.0, "15")]).record.payload == shared.payload
+    assert agent.record(response, others=[Member(1.0, "15")] * 2).record.status is Status.UNIFORM_GROUP

@@ -132,7 +132,7 @@ class SequenceWorkers:
 
 PROMPT = encode(byte_level(), "What is 12 + 3?\n")
 TEXT = "First, 12 + 3 = 15.\n\nWait, let me see, but so 3.\nSo the answer is \\boxed{15}.\n"
-SEGMENTS = {"segmentation": {"min_tokens": 2, "num_segments": 4}}
+SEGMENTS = {"segmentation": {"min_tokens": 2, "num_segments": 18}}
 ONE_WRONG = (Member(0.0, "16"),)
 
 
@@ -141,7 +141,7 @@ class Agent:
 
     Args:
         estimator: `algorithm.adv_estimator`.
-        block: The `algorithm.rredcot` block, over four short segments.
+        block: The `algorithm.rredcot` block, over short segments.
         tokenizer: The policy's; byte-level BPE by default.
         generate: `LLMServerClient.generate`; by default that of a table for a model.
         tools: Other attributes of `AgentTools`.

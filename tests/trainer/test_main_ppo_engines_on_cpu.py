@@ -17,7 +17,7 @@ REPEATABLE = (
 )
 RREDCOT = (
     "algorithm.adv_estimator=rredcot",
-    "+algorithm.rredcot.segmentation.method=entropy",
+    "+algorithm.rredcot.segmentation.method=fixed",
     "+algorithm.rredcot.segmentation.min_tokens=2",
     f"{VALUE}.probe_uniform_groups=true",
     # Every closing token, as the others sum them.

@@ -10,7 +10,7 @@ from tests.runs import main_ppo
 
 RREDCOT = (
     "algorithm.adv_estimator=rredcot",
-    "+algorithm.rredcot.segmentation.method=entropy",
+    "+algorithm.rredcot.segmentation.method=fixed",
     "+algorithm.rredcot.segmentation.min_tokens=2",
     # A probe after a full response needs room for the answer.
     "actor_rollout_ref.rollout.max_model_len=128",

@@ -7,8 +7,8 @@ import pytest
 from tests.runs import main_ppo
 
 PLAIN = "algorithm.adv_estimator=rredcot"
-# The tiny model writes 16 random letters: only uncertainty finds segments in them.
-SHORT = ("+algorithm.rredcot.segmentation.method=entropy", "+algorithm.rredcot.segmentation.min_tokens=2")
+# The tiny model writes 16 random letters: only their number ends a segment.
+SHORT = ("+algorithm.rredcot.segmentation.method=fixed", "+algorithm.rredcot.segmentation.min_tokens=2")
 # A probe after 16 response tokens needs room for the answer.
 ROOM = ("actor_rollout_ref.rollout.max_model_len=96",)
 

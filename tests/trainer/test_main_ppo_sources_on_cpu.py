@@ -12,8 +12,8 @@ from tests.runs import main_ppo
 
 pytestmark = pytest.mark.run
 
-# The tiny model writes random letters: only uncertainty finds segments in them.
-SEGMENTS = ("+algorithm.rredcot.segmentation.method=entropy", "+algorithm.rredcot.segmentation.min_tokens=2")
+# The tiny model writes random letters: only their number ends a segment.
+SEGMENTS = ("+algorithm.rredcot.segmentation.method=fixed", "+algorithm.rredcot.segmentation.min_tokens=2")
 NUM_PROMPTS = 4
 """Of a step."""
 

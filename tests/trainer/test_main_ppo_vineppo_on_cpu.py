@@ -23,8 +23,8 @@ def test_continuations_are_sampled_verified_and_credited(tmp_path, ray_folder):
         "algorithm.adv_estimator=vineppo",
         f"+algorithm.rredcot.monte_carlo.num_rollouts={NUM_ROLLOUTS}",
         f"+algorithm.rredcot.monte_carlo.max_total_tokens={BUDGET}",
-        # The tiny model writes random letters: only uncertainty finds segments in them.
-        "+algorithm.rredcot.segmentation.method=entropy",
+        # The tiny model writes random letters: only their number ends a segment.
+        "+algorithm.rredcot.segmentation.method=fixed",
         "+algorithm.rredcot.segmentation.min_tokens=2",
         f"+algorithm.rredcot.traces.dir={traces}",
         "trainer.n_gpus_per_node=2",

@@ -25,7 +25,7 @@ from tests.sources.world import TEXT, World
 from tests.trainer.steps import NotingWorkers, make_step, make_trainer, pass_results, verls_old_log_prob
 
 ACTOR = {"engine": "actor"}
-READOUT = {"dim": 2, "num_folds": 3}
+READOUT = {"dim": 2}
 RUNS = {
     "rredcot": ("rredcot", {"self_value": ACTOR}),
     "by the server": ("rredcot", {"self_value": {"engine": "rollout"}}),
@@ -33,7 +33,7 @@ RUNS = {
     "calibrated": ("rredcot", {"self_value": ACTOR | {"calibration": "logistic"}, "readout": READOUT}),
     "both": ("rredcot", {"self_value": ACTOR | {"calibration": "logistic"}, "readout": READOUT | {"use_hidden": True}}),
     "hidden": ("rredcot", {"self_value": {"form": "hidden"}, "readout": READOUT}),
-    "vps": ("vps", {"self_value": ACTOR | {"smoothing": 0.5}}),
+    "vps": ("vps", {"self_value": ACTOR}),
     "mig": ("mig", {"self_value": ACTOR}),
     "attention_attribution": ("attention_attribution", {}),
     "gradient_attribution": ("gradient_attribution", {}),

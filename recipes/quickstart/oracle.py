@@ -1,0 +1,120 @@
+"""The true values of the quickstart's states, as a source of values: the ceiling of what any credit can reach.
+
+    python -m verl.trainer.main_ppo ... algorithm.adv_estimator=rredcot \
+        algorithm.rredcot.source=recipes.quickstart.oracle:Oracle \
+        algorithm.rredcot.self_value.probe_uniform_groups=true algorithm.rredcot.credit.form=td
+
+A trace that has stated a wrong result is lost (errors that cancel are rare). Another one is solved if every line to
+come is right, so v_k is the product of the chances of the operations that are left. The chance of an operation is how
+often the policy got it right in earlier steps, of which each counts 0.8 of the one after it: a value sees no outcome of
+its own step. Uniform groups are to be planned for too, or the chances would rest on mixed groups alone.
+"""
+
+import json
+import math
+import os
+from collections import defaultdict
+
+from recipes.quickstart import task
+from rredcot_verl.config.schema import RREDCoTConfig
+from rredcot_verl.core.groups import from_unit
+from rredcot_verl.sources.base import Source
+from rredcot_verl.sources.group import Group
+from rredcot_verl.sources.queue import Rows
+from rredcot_verl.sources.record import Plan, Record, Status
+from rredcot_verl.sources.response import Response
+
+MEMORY = 0.8
+PRIOR_LINES = 4.0
+"""How many lines the first guess of a chance counts."""
+FILE = "quickstart_oracle.json"
+
+
+def state_of(expression: str, prefix: str) -> tuple[bool, int]:
+    """Whether everything stated so far is right, and how many operations are done."""
+    checks = [check for check in task.check_lines(expression, prefix) if check.kind != "answer"]
+    if checks and checks[-1].kind == "other" and not prefix.endswith("\n"):
+        # A line that has not stated its result yet.
+        checks.pop()
+    return all(check.ok for check in checks), len(checks)
+
+
+class Chances:
+    """How often each operation (position, operand) is done right."""
+
+    def __init__(self) -> None:
+        self.right: defaultdict[tuple[int, int], float] = defaultdict(float)
+        self.tried: defaultdict[tuple[int, int], float] = defaultdict(float)
+
+    def of(self, position: int, operand: int) -> float:
+        """The chance that the next line is right."""
+        rule, key = task.rule(position, operand), (position, operand)
+        guess = 0.95 if rule.other == rule.as_written else 0.5
+        return (self.right[key] + PRIOR_LINES * guess) / (self.tried[key] + PRIOR_LINES)
+
+    def value(self, expression: str, alive: bool, done: int) -> float:
+        """The chance that a trace in this state is solved."""
+        problem = task.parse_problem(expression)
+        if problem is None or not alive or done > len(problem.operands):
+            return 0.0
+        return math.prod(self.of(place, problem.operands[place]) for place in range(done, len(problem.operands)))
+
+    def forget(self) -> None:
+        """A step has gone by."""
+        for counts in (self.right, self.tried):
+            for key in counts:
+                counts[key] *= MEMORY
+
+    def learn(self, expression: str, text: str) -> None:
+        """Count the lines of a trace."""
+        problem = task.parse_problem(expression)
+        checks = task.check_lines(expression, text)
+        for key, check in zip(enumerate(problem.operands if problem else ()), checks, strict=False):
+            if check.kind == "calculation":
+                self.tried[key] += 1
+                self.right[key] += check.ok
+
+
+class Oracle(Source):
+    """v_k as a program knows it; a record's payload is `expression`, `text`, and the `states` at its boundaries."""
+
+    def __init__(self, settings: RREDCoTConfig, name: str) -> None:
+        super().__init__(settings, name)
+        # Of the steps so far, in the trainer.
+        self.chances = Chances()
+
+    async def plan(self, response: Response, group: Group, boundaries: list[int]) -> Plan:
+        """See `Source`."""
+        del group
+        # The prompt is a role token, the expression, and a role token.
+        decode = self.tools.elicitation.vocabulary.decode
+        expression = decode(response.prompt_ids[1:-1])
+        texts = [decode(response.response_ids[:end]) for end in boundaries]
+        payload = {"expression": expression, "text": texts[-1], "states": [state_of(expression, t) for t in texts[:-1]]}
+        return Plan(Record(Status.SCORED, boundaries, payload))
+
+    def values(self, rows: Rows) -> list[list[float]]:
+        """See `Source`."""
+        reward_range = self.settings.self_value.reward_range
+        values: list[list[float]] = [[] for _ in rows.keys]
+        payloads = {row: record.payload for row in rows.scored if (record := rows.records[row]) is not None}
+        for row, known in payloads.items():
+            own = [self.chances.value(known["expression"], alive, done) for alive, done in known["states"]]
+            values[row] = [from_unit(value, reward_range) for value in own]
+        self.chances.forget()
+        for known in payloads.values():
+            self.chances.learn(known["expression"], known["text"])
+        return values
+
+    def save(self, folder: str) -> None:
+        """See `Source`."""
+        os.makedirs(folder, exist_ok=True)
+        counts = [(*key, self.chances.right[key], tried) for key, tried in self.chances.tried.items()]
+        with open(os.path.join(folder, FILE), "w", encoding="utf-8") as file:
+            json.dump(counts, file)
+
+    def load(self, folder: str) -> None:
+        """See `Source`."""
+        with open(os.path.join(folder, FILE), encoding="utf-8") as file:
+            for position, operand, right, tried in json.load(file):
+                self.chances.right[position, operand], self.chances.tried[position, operand] = right, tried
