@@ -254,7 +254,8 @@ class TestForms:
         found = compare_forms(reader, table, methods, batch_prompts=2, num_prompts=100, seed=0)
         json.dumps(found, allow_nan=False)
         pairs = [(row["form"], row["method"]) for row in found["rows"]]
-        assert len(pairs) == len(set(pairs)) == 1 + 2 * (len(FORMS) - 1) and pairs[0] == ("GRPO without std", "")
+        controls = sum("control" in form.credit for form in FORMS.values())
+        assert len(pairs) == len(set(pairs)) == 2 * len(FORMS) - 1 - controls and pairs[0] == ("GRPO without std", "")
         assert (found["num_units"], found["num_traces"], found["num_prompts"]) == (24, 48, 24)
         numbers = {row["method"]: row["measures"]["efficiency"]["num"] for row in found["rows"]}
         # In groups of one success and one failure GRPO with and without its deviation differ by a factor.
