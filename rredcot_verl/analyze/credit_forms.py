@@ -70,12 +70,8 @@ def advantages(table: TraceTable, method: Method | None, form: Form) -> Array:
     Returns:
         `(num_traces, width)`; what stands beyond a trace's last segment has no meaning.
     """
-    # Values that rest on the mean of the prompt's other traces, as a readout's do, are used as calibrated ones are.
-    calibration = "logistic" if method is not None and method.rests_on_group else "none"
-    settings = RREDCoTConfig(
-        credit=CreditConfig(**form.credit),
-        self_value=SelfValueConfig(reward_range=table.reward_range, calibration=calibration),  # type: ignore[arg-type]
-    )
+    values_in = SelfValueConfig(reward_range=table.reward_range)
+    settings = RREDCoTConfig(credit=CreditConfig(**form.credit), self_value=values_in)
     low, high = table.reward_range
     scored = np.zeros(len(table.traces), dtype=bool) if method is None else method.covers(table)
     nums = table.num_segments.tolist()
