@@ -85,7 +85,10 @@ def advantages(table: TraceTable, method: Method | None, form: Form) -> Array:
     algorithm = OmegaConf.create({"gamma": 1.0, "lam": 1.0, "norm_adv_by_std_in_grpo": True, **form.algorithm})
     index = np.array([trace.group for trace in table.traces], dtype=object)
     segmented = Segmented(segments, torch.arange(len(nums)), credit_rule(algorithm, settings))
-    given = compute_credit(segmented, index, mask.long()).segment_advantages.double().numpy()
+    # The shuffled control arm draws.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        given = compute_credit(segmented, index, mask.long()).segment_advantages.double().numpy()
     result = np.zeros(table.is_state.shape)
     result[:, : given.shape[1]] = given[:, : table.width]
     # A row that is not scored is one segment, the whole response.
