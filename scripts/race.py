@@ -400,8 +400,11 @@ def _run(options: argparse.Namespace) -> int:
         sys.stdout.writelines(f"{job.name} {job.task.steps} steps: {' '.join(job.overrides)}\n" for job in jobs)
         return 0
     # Asked to end, it ends its runs too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    return min(run_series(jobs, options.results, options.work.resolve(), options.jobs, 60 * options.limit), 1)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        return min(run_series(jobs, options.results, options.work.resolve(), options.jobs, 60 * options.limit), 1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _report(options: argparse.Namespace) -> int:
