@@ -3,7 +3,7 @@
 # Arguments go to both calls of the bench (python -m rredcot_verl.analyze --help), e.g. --budget 10m or --num-prompts 16.
 # What is there is not made again: the same command goes on where it stopped. Environment: recipes/common/tiny.sh, and
 #   STEPS=40   optimiser steps of the RL, an even number
-#   TRUE_VALUES=MODULE:FUNCTION   the task's own values, as the gold in place of continuations
+#   TRUE_VALUES=MODULE:NAME   the task's own values, as the gold in place of continuations
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -13,11 +13,9 @@ its own step. Uniform groups are to be planned for too, or the chances would res
 import json
 import math
 import os
-import re
 from collections import defaultdict
 
 from recipes.quickstart import task
-from recipes.quickstart.warm_start import WarmStartConfig, right_rate
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.core.groups import from_unit
 from rredcot_verl.sources.base import Source
@@ -42,7 +40,10 @@ def state_of(expression: str, prefix: str) -> tuple[bool, int]:
 
 
 class Chances:
-    """How often each operation (position, operand) is done right."""
+    """How often each operation (position, operand) is done right.
+
+    Also what `python -m rredcot_verl.analyze --true-values recipes.quickstart.oracle:Chances` reads.
+    """
 
     def __init__(self) -> None:
         self.right: defaultdict[tuple[int, int], float] = defaultdict(float)
@@ -60,6 +61,10 @@ class Chances:
         if problem is None or not alive or done > len(problem.operands):
             return 0.0
         return math.prod(self.of(place, problem.operands[place]) for place in range(done, len(problem.operands)))
+
+    def __call__(self, expression: str, prefix: str) -> float:
+        """The value of the state after a prefix of a response."""
+        return self.value(expression, *state_of(expression, prefix))
 
     def forget(self) -> None:
         """A step has gone by."""
@@ -120,19 +125,3 @@ class Oracle(Source):
         with open(os.path.join(folder, FILE), encoding="utf-8") as file:
             for position, operand, right, tried in json.load(file):
                 self.chances.right[position, operand], self.chances.tried[position, operand] = right, tried
-
-
-def value_at_start(prompt: str, prefix: str) -> float | None:
-    """The value of a state of the warm-started policy, were it as right as its corpus.
-
-    For `python -m rredcot_verl.analyze --true-values recipes.quickstart.oracle:value_at_start`.
-    """
-    found = re.search(r"[0-9][0-9+-]*", prompt)
-    problem = task.parse_problem(found.group()) if found else None
-    if problem is None:
-        return None
-    alive, done = state_of(problem.expression, prefix)
-    if not alive or done > len(problem.operands):
-        return 0.0
-    config = WarmStartConfig()
-    return math.prod(right_rate(n, operand, config) for n, operand in enumerate(problem.operands) if n >= done)

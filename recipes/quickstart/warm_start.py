@@ -70,7 +70,7 @@ def draw_results(
             else:
                 current += rule.as_written + rule.other - rule.counts
             results.append(current)
-        if all(0 <= result < 100 for result in results):
+        if min(results) >= 0:
             return results
 
 

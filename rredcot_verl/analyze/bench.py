@@ -177,7 +177,7 @@ class Bench:
                 options.num_rollouts,
                 {problem.group for problem in self._problems[: options.rollout_prompts]},
             ),
-            TruthMeasurement(context, self._true_value) if self._true_value else None,
+            TruthMeasurement(context, self._true_value, traces) if self._true_value else None,
             probes,
             *(WeightMeasurement(context, name) for name in weights),
             hidden if HIDDEN in options.measured else None,

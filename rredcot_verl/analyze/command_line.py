@@ -98,7 +98,7 @@ class Options:
         least=0, metavar="N", help="prompts, from the first, whose states have continuations (default: all)"
     )
     true_values: str | None = _flag(
-        metavar="MODULE:FUNCTION",
+        metavar="MODULE:NAME",
         help="the task's own value of a state, f(prompt, response so far) -> expected reward or None: the gold in "
         "place of continuations, and a method, oracle",
     )

@@ -70,12 +70,8 @@ def advantages(table: TraceTable, method: Method | None, form: Form) -> Array:
     Returns:
         `(num_traces, width)`; what stands beyond a trace's last segment has no meaning.
     """
-    # Values that rest on the mean of the prompt's other traces, as a readout's do, are used as calibrated ones are.
-    calibration = "logistic" if method is not None and method.rests_on_group else "none"
-    settings = RREDCoTConfig(
-        credit=CreditConfig(**form.credit),
-        self_value=SelfValueConfig(reward_range=table.reward_range, calibration=calibration),  # type: ignore[arg-type]
-    )
+    values_in = SelfValueConfig(reward_range=table.reward_range)
+    settings = RREDCoTConfig(credit=CreditConfig(**form.credit), self_value=values_in)
     low, high = table.reward_range
     scored = np.zeros(len(table.traces), dtype=bool) if method is None else method.covers(table)
     nums = table.num_segments.tolist()
@@ -89,7 +85,10 @@ def advantages(table: TraceTable, method: Method | None, form: Form) -> Array:
     algorithm = OmegaConf.create({"gamma": 1.0, "lam": 1.0, "norm_adv_by_std_in_grpo": True, **form.algorithm})
     index = np.array([trace.group for trace in table.traces], dtype=object)
     segmented = Segmented(segments, torch.arange(len(nums)), credit_rule(algorithm, settings))
-    given = compute_credit(segmented, index, mask.long()).segment_advantages.double().numpy()
+    # The shuffled control arm draws.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        given = compute_credit(segmented, index, mask.long()).segment_advantages.double().numpy()
     result = np.zeros(table.is_state.shape)
     result[:, : given.shape[1]] = given[:, : table.width]
     # A row that is not scored is one segment, the whole response.

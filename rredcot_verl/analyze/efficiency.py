@@ -170,7 +170,7 @@ class GradientComparison:
         ends = (estimate, estimate - _Z * error, estimate + _Z * error)
         values = [math.exp(end) if exponentiate else end for end in ends]
         named = dict(zip(("estimate", "low", "high"), values, strict=True))
-        found = {**named, "num": len(self._tokens), "num_groups": len(numbers) - 1, "reason": None}
+        found: dict[str, Any] = {**named, "num": len(self._tokens), "num_groups": len(numbers) - 1, "reason": None}
         if not numbers.isfinite().all():
             whole = float(numbers[0])
             found |= {"estimate": math.exp(whole) if exponentiate else whole, "low": None, "high": None}

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rredcot_verl.analyze.command_line import Options
-from rredcot_verl.analyze.credit_forms import FORMS, GRPO, advantages, unbiased_forms
+from rredcot_verl.analyze.credit_forms import FORMS, GRPO, Form, advantages, unbiased_forms
 from rredcot_verl.analyze.efficiency import MEASURES, GradientComparison, UnitGradients, nothing
 from rredcot_verl.analyze.estimators import CREDITED, PROBES, REFERENCE, methods_from
 from rredcot_verl.analyze.method_values import Evidence, Method, true_values
@@ -202,7 +202,7 @@ def compare_forms(
     comparisons = {everywhere.numpy().tobytes(): comparison_on(everywhere)}
     signal = next(iter(comparisons.values())).signal_to_noise()
     rows = []
-    pairs = [(name, each) for name, form in FORMS.items() for each in (methods if form.reads_values else [None])]
+    pairs = [(name, each) for name, form in FORMS.items() for each in _whose(form, methods)]
     with tqdm(total=len(pairs), desc="gradients", unit="form") as bar:
         for start in range(0, len(pairs), _AT_ONCE):
             part, asked = [], []
@@ -233,6 +233,13 @@ def compare_forms(
         "signal_to_noise": signal,
         "rows": rows,
     }
+
+
+def _whose(form: Form, methods: Sequence[Method]) -> Sequence[Method | None]:
+    """Whose values a form is tried with; a control arm with the first method's alone."""
+    if not form.reads_values:
+        return [None]
+    return methods[:1] if "control" in form.credit else methods
 
 
 def _by_token(table: TraceTable, credit: Array) -> list[Array]:

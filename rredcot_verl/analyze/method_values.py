@@ -163,14 +163,14 @@ def probed(evidence: Evidence) -> list[Method]:
 
 def changes_of_probe(evidence: Evidence) -> list[Method]:
     """GRPO-VPS: the peer's probe is the mean log-probability a token of the reference."""
-    about = "change of the reference answer's exp(mean log-probability) (GRPO-VPS, IGPO); the last segment gets 0"
+    about = "change of the reference answer's exp(mean log-probability) (GRPO-VPS, IGPO)"
     found = [method for method in probed(evidence) if method.name == "geometric:reference"]
     return [replace(method, name="vps", family="peer", about=about) for method in found]
 
 
 def new_highs_of_probe(evidence: Evidence) -> list[Method]:
     """MIG: the same probe, of which only new highs pay."""
-    about = "only new highs of the reference answer's exp(mean log-probability) pay (MIG); the last segment gets 0"
+    about = "only new highs of the reference answer's exp(mean log-probability) pay (MIG)"
     return [
         replace(
             method,

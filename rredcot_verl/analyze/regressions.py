@@ -1,9 +1,7 @@
 """Regressions on the outcomes as methods of the bench: `calibrated`, `position`, `hidden` and `both`.
 
 They are the plugin's own readout, cross-fitted by prompt: a fifth of the prompts is valued as a step of a run whose
-earlier step were the other prompts, so a value comes from a fit that saw no outcome of its prompt. A training size of n
-is a batch of n prompts: the prompts are dealt into batches of that size and each is fitted on its own, so a value comes
-from a fit to 4 n / 5 prompts.
+earlier step were the other prompts, so a value comes from a fit that saw no outcome of its prompt.
 """
 
 import time
@@ -21,8 +19,6 @@ from rredcot_verl.readout.readout import Readout, States
 from rredcot_verl.sources.regression import LONG_RESPONSE
 
 NUM_FOLDS = 5
-SIZES = (16, 32, 64, 128, 256)
-"""Prompts in a batch, for the ablation over training-set sizes; those below the number of prompts are run."""
 
 
 def fit(
@@ -31,7 +27,6 @@ def fit(
     probe: Array | None = None,
     hidden: Array | None = None,
     position: bool = False,
-    batch: int | None = None,
     seed: int = 0,
 ) -> tuple[Array, float]:
     """Value all states by a cross-fitted regression on the outcomes.
@@ -41,8 +36,7 @@ def fit(
         probe: `(num_traces, width)`, values of probes as a feature.
         hidden: `(num_traces, width, dim)`, hidden states as features.
         position: Whether the position in the trace is a feature.
-        batch: Prompts fitted together; None: all.
-        seed: Deals the prompts into batches and folds.
+        seed: Deals the prompts into folds.
 
     Returns:
         `(num_traces, width)` values, NaN where a feature is missing, and the seconds it took.
@@ -57,12 +51,12 @@ def fit(
     index, finals = table.groups.tolist(), torch.arange(len(table.traces))
     counts = others_differ(torch.from_numpy(table.rewards), index, finals)
 
-    def states_of(members: Mask, own: Mask) -> States:
-        """The states of some of the traces of a batch."""
+    def states_of(own: Mask) -> States:
+        """The states of some of the traces."""
         where = np.nonzero(table.is_state & own[:, None])
         features, blocks = build_features(
             probe_values=None if probe is None else torch.from_numpy(np.clip(probe[where], 0, 1)),
-            positions=torch.from_numpy(_positions(table, members)[where]) if position else None,
+            positions=torch.from_numpy(_positions(table, rows)[where]) if position else None,
             hidden=None if hidden is None else torch.from_numpy(hidden[where]),
         )
         return States(
@@ -75,12 +69,11 @@ def fit(
             blocks=blocks,
         )
 
-    for members in _batches(table, rows, batch, seed):
-        prompts = np.random.default_rng(seed).permutation(np.unique(table.groups[members]))
-        for fold in np.array_split(prompts, NUM_FOLDS):
-            readout, own = Readout(settings), members & np.isin(table.groups, fold)
-            readout.fit_predict(states_of(members, members & ~own), step=0)
-            values[table.is_state & own[:, None]] = readout.fit_predict(states_of(members, own), step=1).numpy()
+    prompts = np.random.default_rng(seed).permutation(np.unique(table.groups[rows]))
+    for fold in np.array_split(prompts, NUM_FOLDS) if len(prompts) else []:
+        readout, own = Readout(settings), rows & np.isin(table.groups, fold)
+        readout.fit_predict(states_of(rows & ~own), step=0)
+        values[table.is_state & own[:, None]] = readout.fit_predict(states_of(own), step=1).numpy()
     return values, time.perf_counter() - started
 
 
@@ -127,16 +120,6 @@ def _regression(
     seconds = seconds + fit_seconds / max(1, len(table.traces))
     about = f"regression on {features}"
     return Method(name, "readout", about, values, rests_on_group=True, seconds=seconds, num_tokens=num_tokens)
-
-
-def _batches(table: TraceTable, rows: Mask, batch: int | None, seed: int) -> list[Mask]:
-    prompts = np.unique(table.groups[rows])
-    if batch is None or batch >= len(prompts):
-        return [rows] if rows.any() else []
-    prompts = np.random.default_rng(seed).permutation(prompts)
-    # What does not fill a batch is dealt to the others, so that none is smaller.
-    parts = np.array_split(prompts, len(prompts) // batch)
-    return [rows & np.isin(table.groups, part) for part in parts]
 
 
 def _positions(table: TraceTable, members: Mask) -> Array:

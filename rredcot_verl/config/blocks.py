@@ -243,20 +243,11 @@ class CreditConfig(Block):
         "shuffled among its segments, mirrored, or falling evenly from first to last.",
     )
 
-    @model_validator(mode="after")
-    def _reads(self) -> "CreditConfig":
+    def unread(self) -> set[str]:
+        """Names of fields that the form does not read."""
         reads = {"reweight": {"beta", "standardize", "clip", "mix"}, "td": {"lam"}}
         reads |= {"additive": {"alpha"}, "first_error": {"alpha"}}
-        others = set.union(*reads.values()) - reads[self.form]
-        for name in sorted(others):
-            default = type(self).model_fields[name].default
-            if getattr(self, name) != default:
-                fitting = " or ".join(form for form in reads if name in reads[form])
-                raise ValueError(
-                    f"credit.{name}={getattr(self, name)} is not read by credit.form={self.form}; leave it at "
-                    f"{default} or set credit.form={fitting}"
-                )
-        return self
+        return set.union(*reads.values()) - reads[self.form] | ({"pinned"} if self.form == "td" else set())
 
 
 class MonteCarloConfig(Block):

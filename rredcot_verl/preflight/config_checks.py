@@ -79,8 +79,10 @@ def check_settings(config: DictConfig, findings: Findings) -> RREDCoTConfig | No
         for line in str(error).splitlines():
             findings.fault(line)
         return None
-    for key in unread_settings(config, settings, run_source(config, settings)) if settings is not None else []:
-        findings.warn(f"{key}: algorithm.adv_estimator={config.algorithm.adv_estimator} does not read it")
+    if settings is not None:
+        run = f"algorithm.adv_estimator={config.algorithm.adv_estimator} with credit.form={settings.credit.form}"
+        for key in unread_settings(config, settings, run_source(config, settings)):
+            findings.warn(f"{key}: {run} does not read it")
     return settings
 
 

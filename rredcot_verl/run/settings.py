@@ -73,13 +73,14 @@ def active_settings(config: DictConfig) -> RREDCoTConfig | None:
 
 
 def unread_settings(config: DictConfig, settings: RREDCoTConfig, source: Source) -> list[str]:
-    """Keys that the config changes and the run's source does not read.
+    """Keys that the config changes and the run's source, or its form of credit, does not read.
 
     They are reported and not refused: a run is compared with its peers by changing the estimator alone.
     """
     idle = [name for name in SPECIFIC if name not in source.reads()]
     if str(config.algorithm.adv_estimator) not in SOURCES:
         idle.append("credit")
+    idle += [f"credit.{name}" for name in sorted(settings.credit.unread())]
     default = RREDCoTConfig()
     changed = [name for name in idle if _at(settings, name) != _at(default, name)]
     # A block that is named whole needs no line for a key in it.
@@ -98,8 +99,9 @@ def warn_of_unread(config: DictConfig, settings: RREDCoTConfig, source: Source) 
     unread = unread_settings(config, settings, source)
     if unread:
         logger.warning(
-            "rredcot: algorithm.adv_estimator=%s does not read %s, which the config changes",
+            "rredcot: algorithm.adv_estimator=%s with credit.form=%s does not read %s, which the config changes",
             config.algorithm.adv_estimator,
+            settings.credit.form,
             ", ".join(unread),
         )
 

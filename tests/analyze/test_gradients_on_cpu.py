@@ -10,9 +10,8 @@ from verl.trainer.ppo.core_algos import agg_loss, compute_grpo_outcome_advantage
 
 from rredcot_verl.analyze.credit_forms import FORMS, GRPO, advantages
 from rredcot_verl.analyze.efficiency import NO_DIRECTION, TOO_FEW, GradientComparison, UnitGradients
-from rredcot_verl.analyze.estimators import PROBES, methods_from
 from rredcot_verl.analyze.measured_gradients import SKETCH_DIM, GradientReader, compare_forms
-from rredcot_verl.analyze.method_values import Evidence, Method
+from rredcot_verl.analyze.method_values import Method
 from rredcot_verl.analyze.policy import Policy
 from rredcot_verl.analyze.records import CuttingRecord, Measurements, TraceRecord
 from rredcot_verl.analyze.statistics import Resamples
@@ -55,19 +54,10 @@ class TestAdvantages:
             found = advantages(table, None, form)
             assert np.abs(np.where(table.is_state, found - expected.numpy(), 0.0)).max() == 0.0
 
-    def test_td_with_constant_values_is_grpo(self, table, grpo):
-        means = (np.bincount(table.groups, table.rewards) / np.bincount(table.groups))[table.groups]
-        method = Method("mean", "baseline", "", np.where(table.is_state, means[:, None], np.nan))
+    def test_td_with_the_others_mean_is_grpo(self, table, grpo):
+        method = Method("mean", "baseline", "", np.where(table.is_state, table.others[:, None], np.nan))
         credit = advantages(table, method, TD)
         assert np.where(table.is_state, credit, 0.0) == pytest.approx(np.where(table.is_state, grpo, 0.0), abs=1e-5)
-
-    def test_unpinned_sources_get_no_outcome_on_the_last_segment(self, measurements, table):
-        methods = {method.name: method for method in methods_from(Evidence(measurements, table), PROBES)}
-        last = (np.arange(len(table.traces)), table.num_segments - 1)
-        # vps and the probe it reads have the same values; only what the last segment gets differs.
-        probe, vps = (advantages(table, methods[name], REWEIGHT)[last] for name in ("geometric:reference", "vps"))
-        failed = (table.rewards == 0) & (np.abs(vps) > 1e-6)
-        assert (vps[failed] > probe[failed]).all() and failed.any()
 
     @pytest.mark.parametrize("name", [name for name, form in FORMS.items() if form.reads_values])
     def test_traces_without_values_keep_grpo(self, table, grpo, name):
@@ -264,7 +254,8 @@ class TestForms:
         found = compare_forms(reader, table, methods, batch_prompts=2, num_prompts=100, seed=0)
         json.dumps(found, allow_nan=False)
         pairs = [(row["form"], row["method"]) for row in found["rows"]]
-        assert len(pairs) == len(set(pairs)) == 1 + 2 * (len(FORMS) - 1) and pairs[0] == ("GRPO without std", "")
+        controls = sum("control" in form.credit for form in FORMS.values())
+        assert len(pairs) == len(set(pairs)) == 2 * len(FORMS) - 1 - controls and pairs[0] == ("GRPO without std", "")
         assert (found["num_units"], found["num_traces"], found["num_prompts"]) == (24, 48, 24)
         numbers = {row["method"]: row["measures"]["efficiency"]["num"] for row in found["rows"]}
         # In groups of one success and one failure GRPO with and without its deviation differ by a factor.

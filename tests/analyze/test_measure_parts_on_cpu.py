@@ -179,13 +179,31 @@ def length(prompt, response):
 
 def test_true_values_are_asked_of_the_text_so_far():
     traces, context = make()
-    found = measured(TruthMeasurement(context, load_true_values(f"{__name__}:length")), traces)
+    found = measured(TruthMeasurement(context, load_true_values(f"{__name__}:length"), traces), traces)
     expected = [
         [None if "\n" not in text[:b] else float(4 + b) for b in own[:-1]]
         for text, own in zip(TEXTS, BOUNDARIES, strict=True)
     ]
     assert [record.values for record in found] == expected
     assert expected[0] == [None, 10.0, 19.0]
+
+
+class Counts:
+    def __init__(self):
+        self.told = []
+
+    def learn(self, prompt, response):
+        self.told.append((prompt, response))
+
+    def __call__(self, prompt, response):
+        return float(len(self.told))
+
+
+def test_what_counts_is_told_all_traces_first():
+    traces, context = make()
+    counts = load_true_values(f"{__name__}:Counts")
+    found = measured(TruthMeasurement(context, counts, traces), traces[:1])
+    assert found[0].values == [3.0, 3.0, 3.0] and counts.told == [("2+3=", text) for text in TEXTS]
 
 
 @pytest.mark.parametrize("name", ["", "length", "nowhere:f", f"{__name__}:no_such", f"{__name__}:TEXTS"])

@@ -115,7 +115,8 @@ def reward_of(response: list[int]) -> float:
 def rollouts(traces, problem, boundaries, count, max_response_tokens):
     context = make_context(MODEL, TOKENIZER, traces, {trace.trace: boundaries for trace in traces}, [problem])
     own, verifier = sampler(max_batch_tokens=1 << 20), Verifier(is_even)
-    measurement = RolloutMeasurement(context, own, verifier, max_response_tokens, (count, count))
+    groups = {trace.group for trace in traces}
+    measurement = RolloutMeasurement(context, own, verifier, max_response_tokens, (count, count), groups)
     return list(measurement.measure([unit for trace in traces for unit in measurement.units(trace)]))
 
 

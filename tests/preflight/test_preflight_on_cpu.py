@@ -66,7 +66,9 @@ def test_peers_are_explained_with_what_they_cost(material):
     assert found.findings.faults == []
     assert "Monte Carlo, 9 continuations from every boundary" in text and "continuations, at most" in text
     assert "probes, at most" not in text
-    assert "algorithm.rredcot.readout: algorithm.adv_estimator=vineppo does not read it" in text
+    assert (
+        "algorithm.rredcot.readout: algorithm.adv_estimator=vineppo with credit.form=reweight does not read it" in text
+    )
 
 
 def test_references_are_sampled_from_json_lines_too(material, tmp_path):

@@ -277,23 +277,11 @@ def test_the_state_of_a_prefix(prefix, expected):
     assert oracle.state_of("7+5-3+8", prefix) == expected
 
 
-def test_the_value_at_the_start_is_that_of_the_corpus():
-    config, places = warm_start.WarmStartConfig(), [(0, 5), (1, -3), (2, 8)]
-    rates = [warm_start.right_rate(*place, config) for place in places]
-    prompt = "<|user|>7+5-3+8<|assistant|>"
-    assert oracle.value_at_start(prompt, "") == pytest.approx(rates[0] * rates[1] * rates[2])
-    assert oracle.value_at_start(prompt, "7+5=14\n14-3=11\n") == pytest.approx(rates[2])
-    assert oracle.value_at_start(prompt, "7+5=12\n") == 0.0 and oracle.value_at_start("?", "") is None
-    rng, wins = random.Random(0), 0
-    for _ in range(4000):
-        wins += warm_start.draw_results(rng, 7, (5, -3, 8), 0, config)[-1] == 23
-    assert wins / 4000 == pytest.approx(rates[0] * rates[1] * rates[2], abs=0.03)
-
-
 def test_chances_are_those_of_earlier_traces():
     chances = oracle.Chances()
     guess = chances.value("7+5-3+8", True, 0)
     assert guess == pytest.approx(chances.of(0, 5) * chances.of(1, -3) * chances.of(2, 8))
+    assert chances("7+5-3+8", "7+5=14\n") == pytest.approx(guess / chances.of(0, 5))
     assert chances.value("7+5-3+8", True, 3) == 1.0 and chances.value("7+5-3+8", False, 3) == 0.0
     for _ in range(500):
         chances.learn("7+5-3+8", "7+5=14\n14-3=11\n11+8=19\nAnswer: 19")

@@ -5,13 +5,14 @@ import re
 
 import pytest
 
+from recipes.quickstart.task import counts_for
 from rredcot_verl.report import load_run
 from tests.recipes.launcher import run_tiny
 
 # Two operations on small numbers, so that seconds of warm start give answers, right and wrong ones.
 WARM_START = (
     "--num-updates 160 --hidden-size 64 --num-layers 2 --min-operations 2 --max-operations 2 --max-operand 5 "
-    "--max-value 12 --num-train-rows 32 --num-val-rows 8"
+    "--max-value 12 --remark-words 0 --num-train-rows 32 --num-val-rows 8"
 )
 
 
@@ -21,7 +22,8 @@ def _expected_reward(trace) -> float | None:
     if not lines:
         return 0.0
     answer = lines[-1].partition("Answer:")[2].strip()
-    right = sum(int(part) for part in trace.prompt.replace("-", "+-").split("+"))
+    start, *operands = map(int, trace.prompt.replace("-", "+-").split("+"))
+    right = start + sum(counts_for(position, operand) for position, operand in enumerate(operands))
     return float(int(answer) == right) if re.fullmatch(r"-?[0-9]+", answer) else None
 
 

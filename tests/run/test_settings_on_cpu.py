@@ -338,6 +338,13 @@ def test_changed_settings_that_are_not_read_are_told_for_every_source(estimator,
         ),
         ("leave_one_out", {"monte_carlo__num_rollouts": 3, "readout__layer": 3}, ["monte_carlo", "readout"]),
         ("gae", {"credit__beta": 3.0, "enable": True}, ["credit"]),
+        (
+            "rredcot",
+            {"credit__form": "td", "credit__beta": 3.0, "credit__pinned": False},
+            ["credit.beta", "credit.pinned"],
+        ),
+        ("rredcot", {"credit__lam": 0.5, "credit__alpha": 2.0}, ["credit.alpha", "credit.lam"]),
+        ("rredcot", {"credit__form": "additive", "credit__alpha": 2.0, "credit__mix": 0.5}, ["credit.mix"]),
     ],
 )
 def test_they_are_said_once_and_together(config, caplog, estimator, values, named):
@@ -346,4 +353,5 @@ def test_they_are_said_once_and_together(config, caplog, estimator, values, name
     warn_of_unread(config, settings, run_source(config, settings))
     (record,) = caplog.records
     keys = ", ".join(f"algorithm.rredcot.{name}" for name in named)
-    assert f"adv_estimator={estimator} does not read {keys}, which the config changes" in record.getMessage()
+    run = f"adv_estimator={estimator} with credit.form={settings.credit.form}"
+    assert f"{run} does not read {keys}, which the config changes" in record.getMessage()
