@@ -55,6 +55,7 @@ TAIL_LINES = 25
 POLL_SECONDS = 1.0
 # train_on_cpu.sh gives its processes 30 s to end by themselves.
 END_SECONDS = 60.0
+ENDING = (signal.SIGTERM, signal.SIGINT)
 TASK_KEYS = {"config_path", "config", "data_variable", "run_variable", "prepare", "overrides", "steps"}
 
 
@@ -182,11 +183,13 @@ def run_series(jobs: Sequence[Job], results: Path, work: Path, num_jobs: int, li
         while waiting or running:
             while waiting and len(running) < num_jobs:
                 job = waiting.pop(0)
-                started = _start(job, work)
-                if started is None:
+                data = prepare(job.task, job.seed, work)
+                if data is None:
                     num_failed += 1
-                else:
-                    running.append(started)
+                    continue
+                # Or a run that was just started would be forgotten, and go on.
+                with _uninterrupted():
+                    running.append(_start(job, work, data))
             time.sleep(POLL_SECONDS)
             for run in running[:]:
                 is_late = time.monotonic() - run.started > limit
@@ -251,17 +254,20 @@ def append(results: Path, line: dict[str, Any]) -> None:
         unfinished.replace(results)
 
 
-def _start(job: Job, work: Path) -> Running | None:
-    data = prepare(job.task, job.seed, work)
-    if data is None:
-        return None
+def _start(job: Job, work: Path, data: Path) -> Running:
     folder = work / "runs" / job.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     own = {job.task.data_variable: str(data), job.task.run_variable: str(folder)}
     with (folder / "launch.log").open("wb") as log:
         process = subprocess.Popen(
-            command_of(job, folder), cwd=ROOT, env=_environment() | own, stdout=log, stderr=log, start_new_session=True
+            command_of(job, folder),
+            cwd=ROOT,
+            env=_environment() | own,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING),
         )
     logger.info("started %s", job.name)
     return Running(job, process, folder, data, time.monotonic())
@@ -352,6 +358,16 @@ def _choose(kind: str, known: dict[str, Any], wanted: Sequence[str] | None) -> d
 
 
 @contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Signals that end the series wait until it is left."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Held by one process at a time; the system lets it go when the process ends."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -400,8 +416,11 @@ def _run(options: argparse.Namespace) -> int:
         sys.stdout.writelines(f"{job.name} {job.task.steps} steps: {' '.join(job.overrides)}\n" for job in jobs)
         return 0
     # Asked to end, it ends its runs too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    return min(run_series(jobs, options.results, options.work.resolve(), options.jobs, 60 * options.limit), 1)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        return min(run_series(jobs, options.results, options.work.resolve(), options.jobs, 60 * options.limit), 1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from rredcot_verl.cpu import rollout_server
 from rredcot_verl.cpu.language_model import RolloutModel
 from rredcot_verl.cpu.rollout import check_cpu_run
 from rredcot_verl.cpu.rollout_server import RolloutServer, ServerLimits
@@ -119,11 +120,14 @@ def test_requests_that_trickle_in_share_a_batch(server, tiny_model, monkeypatch)
             calls.append(asyncio.create_task(server.generate([5, 6], {"temperature": 0, "max_tokens": 1}, f"{number}")))
         await asyncio.gather(*calls)
 
+    # Long enough for a busy machine.
+    monkeypatch.setattr(rollout_server, "_QUIET_SECONDS", 0.5)
+    monkeypatch.setattr(rollout_server, "_LONGEST_WAIT_SECONDS", 10.0)
     run(trickle([0, 0.02, 0.02, 0.02]))
     assert sizes == [4]
-    # A full batch waits for no more, and one that nothing joins waits for little.
-    run(trickle([0] * LIMITS.max_num_seqs + [0.4]))
-    assert sizes == [4, LIMITS.max_num_seqs, 1]
+    # One that nothing joins is not held up until the longest wait is over.
+    run(trickle([0, 3.0]))
+    assert sizes == [4, 1, 1]
 
 
 def test_default_limit_is_what_the_lengths_leave(server):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from rredcot_verl.report.race_results import read
 from rredcot_verl.run.settings import active_settings
@@ -92,7 +93,8 @@ def seen(world):
 
 class TestSeries:
     def test_every_run_is_a_line(self, world):
-        assert run(world) == 0
+        handler = signal.getsignal(signal.SIGTERM)
+        assert run(world) == 0 and signal.getsignal(signal.SIGTERM) == handler
         found = results(world)
         assert {(one.arm, one.seed, one.num_steps) for one in found} == {(a, s, 3) for a in "ab" for s in (0, 1)}
         line = found[0].line
@@ -211,12 +213,15 @@ class TestPlan:
 def test_shipped_plans_compose(plan, monkeypatch, tmp_path):
     options = race.build_parser().parse_args(["run", str(plan), "--results", "r", "--seeds", "3"])
     jobs = race.jobs_of(plan, options)
-    for job in jobs:
-        for variable in (job.task.data_variable, job.task.run_variable):
+    for task in {job.task for job in jobs}:
+        for variable in (task.data_variable, task.run_variable):
             monkeypatch.setenv(variable, str(tmp_path))
-        with initialize_config_dir(str(ROOT / job.task.config_path), version_base=None):
-            config = compose(job.task.config, overrides=race.command_of(job, tmp_path)[6:])
+        shared = race.Job(task, "", 3, task.overrides)
+        with initialize_config_dir(str(ROOT / task.config_path), version_base=None):
+            config = compose(task.config, overrides=race.command_of(shared, tmp_path)[6:])
         assert config.data.seed == config.actor_rollout_ref.rollout.seed == 3
-        if config.algorithm.adv_estimator == "rredcot":
-            active_settings(config)
+        # Composed once, because it takes seconds; an unknown key is refused here as it is there.
+        for job in (job for job in jobs if job.task == task):
+            own = OmegaConf.from_dotlist(list(job.overrides[len(task.overrides) :]))
+            active_settings(OmegaConf.merge(config, own))
     assert any(job.arm == "grpo" for job in jobs)
