@@ -147,8 +147,8 @@ def switch_on(config: DictConfig) -> None:
         rollout.calculate_log_probs = True
         if reward_manager.source == "register" and reward_manager.name == "naive":
             reward_manager.name = "rredcot"
-        if config.algorithm.adv_estimator not in SOURCES:
-            config.algorithm.rredcot.self_value.probe_uniform_groups = True
+    if config.algorithm.adv_estimator not in SOURCES:
+        OmegaConf.update(config, f"{PREFIX}.self_value.probe_uniform_groups", True, force_add=True)
     if reward_manager.name != "rredcot":
         logger.warning(
             "rredcot: reward.reward_manager.name=%s is kept; rewards must lie in %s.self_value.reward_range, and the "

@@ -181,6 +181,20 @@ def test_a_foreign_agent_loop_manager_is_refused(config):
         switch_on(config)
 
 
+@pytest.mark.parametrize("declared", [True, False])
+def test_an_estimator_without_a_group_baseline_has_uniform_groups_measured(config, declared):
+    """On the plain command the block holds what the user wrote and nothing else."""
+    if not declared:
+        with open_dict(config):
+            config.algorithm.rredcot = {"enable": True}
+    switch_on(put(config, algorithm__adv_estimator="gae", algorithm__rredcot__enable=True))
+    assert parse_block(config).self_value.probe_uniform_groups
+    with open_dict(config):
+        config.algorithm.rredcot = {}
+    switch_on(put(config, algorithm__adv_estimator="rredcot"))
+    assert not parse_block(config).self_value.probe_uniform_groups
+
+
 def test_log_probabilities_that_are_switched_on_are_reported(config, caplog):
     switch_on(put(config, actor_rollout_ref__rollout__calculate_log_probs=False))
     assert config.actor_rollout_ref.rollout.calculate_log_probs is True
