@@ -40,6 +40,7 @@ class ResponseRecorder:
         measured = plan.record.status is Status.SCORED and not plan.rows
         record = dataclasses.replace(
             plan.record,
+            shaping=response.shaping,
             truncated=response.answer is None and len(response.response_ids) >= self._response_length,
             ready_time=ready_time,
             recorded_time=time.time(),

@@ -1,6 +1,5 @@
 """The agent loop side: responses are recorded where they are generated, while their prefix is in the server's cache."""
 
-import dataclasses
 import functools
 import logging
 from typing import Any
@@ -83,8 +82,7 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
         outputs = output if isinstance(output, list) else [output]
         if not validate and outputs:
             plan = await self._verify(outputs, kwargs) or await self._record(outputs, kwargs)
-            record = dataclasses.replace(plan.record, shaping=self._shaping(outputs[-1]))
-            outputs[-1].extra_fields[KEY] = record.to_dict()
+            outputs[-1].extra_fields[KEY] = plan.record.to_dict()
             # verl stores what the prompt's row holds beside each output: so these go straight to the training engine.
             for field in self._recorder.source.payload_fields:
                 kwargs[field] = torch.tensor(plan.rows.get(field, NOTHING), dtype=torch.int32)
@@ -120,11 +118,21 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
             return _failed(f"{type(error).__name__}: {error}")
 
     def _shaping(self, output: AgentLoopOutput) -> float:
-        """What verl's DAPO manager added to the score; it keeps the score itself beside the reward."""
+        """What verl's DAPO manager added to the score; it keeps the score itself beside the reward.
+
+        Raises:
+            ValueError: A penalty is configured, and the manager keeps no score.
+        """
+        if not self._is_shaped or output.reward_score is None:
+            return 0.0
         known = output.extra_fields.get("reward_extra_info") or {}
         score = known.get("score", known.get("acc"))
-        if not self._is_shaped or score is None or output.reward_score is None:
-            return 0.0
+        if score is None:
+            raise ValueError(
+                "reward.reward_kwargs.overlong_buffer_cfg.enable=True, but the reward manager reports neither `score` "
+                f"nor `acc`, only {sorted(known)}: the penalty cannot be told from the score; use "
+                "reward.reward_manager.name=dapo"
+            )
         return float(output.reward_score) - float(score)
 
     def _response(self, outputs: list[AgentLoopOutput], kwargs: dict[str, Any]) -> Response:
@@ -150,10 +158,11 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
             ),
             sampling_params=session.sampling_params if session else {},
             verify=functools.partial(self._verify_other, output, kwargs) if verifiable else None,
+            shaping=self._shaping(output),
         )
 
     async def _verify_other(self, output: AgentLoopOutput, kwargs: dict[str, Any], response_ids: list[int]) -> float:
-        """The reward that another response to the same prompt would have got."""
+        """The score that another response to the same prompt would have got."""
         other = AgentLoopOutput(
             prompt_ids=output.prompt_ids,
             response_ids=response_ids,
@@ -163,7 +172,7 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
         )
         await self._compute_score([other], kwargs=kwargs)
         assert other.reward_score is not None  # refused by the settings
-        return other.reward_score
+        return other.reward_score - self._shaping(other)
 
 
 def _failed(error: str) -> Plan:

@@ -172,7 +172,9 @@ class SelfValueConfig(Block):
         "forced, i.e. given (ours).",
     )
     probe_uniform_groups: bool = Field(
-        False, description="true: probe groups that are all right or all wrong too (for metrics; no gradient)."
+        False,
+        description="true: probe groups that are all right or all wrong too: for metrics, as our estimators give them "
+        "no gradient. Set for estimators that compare no rollouts of a prompt.",
     )
     reward_range: tuple[float, float] = Field(
         (0.0, 1.0),

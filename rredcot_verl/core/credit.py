@@ -24,7 +24,8 @@ LEAST_SPREAD = 0.1
 """`td` divides by the deviation of the *other* rollouts' outcomes; at or below this share of the reward's range they
 count as agreeing, and the row has GRPO's own advantage. Two outcomes in groups of up to 100 are never that close."""
 FLAT = 0.05
-"""Share of the reward's range added to a trace's deviation of d where it is standardised: flat values stay flat."""
+"""Differences of values of this share of the reward's range say little: it is added to a deviation of d, is the least
+size that d is divided by, and a smaller fall is none."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def td(rows: CreditBatch) -> Tensor:
 
 
 def additive(rows: CreditBatch) -> Tensor:
-    """A_k = A + alpha d_k / (root mean square of d over the batch's tokens) (ours).
+    """A_k = A + alpha d_k / (root mean square of d over the batch's tokens, `FLAT` at least) (ours).
 
     A term of a normalisation of its own: dense terms inside a group's normalisation are known to collapse training
     (arXiv 2607.21273). Rows whose advantage is 0 stay 0.

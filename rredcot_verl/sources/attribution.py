@@ -193,8 +193,8 @@ class Attribution(Source):
                     f"a pass gave the weights {own} for the segments of {rows.keys[row]}, expected {expected} of them"
                 )
             rest = [0.0] * (len(record.segment_boundaries) - 1 - expected)
-            baseline = rows.groups.mean[row].item()
-            values[row] = attribution_values(own + rest, rows.outcomes[row].item(), baseline)
+            baseline = rows.score_groups.mean[row].item()
+            values[row] = attribution_values(own + rest, rows.scores[row].item(), baseline)
         return values
 
 

@@ -15,10 +15,12 @@ class Member:
     Attributes:
         reward: Its verified reward; None where rewards are computed later (a colocated reward model).
         answer: Text of its final answer, None where it has none.
+        shaping: What was added to the verifier's score in the reward.
     """
 
     reward: float | None
     answer: str | None
+    shaping: float = 0.0
 
 
 class Group:

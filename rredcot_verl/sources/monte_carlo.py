@@ -127,7 +127,7 @@ class MonteCarlo(Source):
         job = Job(
             prompt_ids=response.prompt_ids,
             response_ids=response.response_ids,
-            reward=response.reward,
+            reward=response.reward - response.shaping,
             request_id=response.request_id,
             sampling_params=response.sampling_params,
             group=group,

@@ -182,7 +182,7 @@ class Probes(Source):
             # With the own answer among them, known to be right, a value would hold its own outcome.
             known_members.remove(response.as_member())
         members = [
-            (member.answer, to_unit(member.reward, settings.reward_range))
+            (member.answer, to_unit(member.reward - member.shaping, settings.reward_range))
             for member in known_members
             if member.answer is not None and member.reward is not None
         ]

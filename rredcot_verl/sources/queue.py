@@ -108,6 +108,11 @@ class Rows:
         """Outcomes of each row's group, float64."""
         return group_statistics(self.outcomes, self.index.tolist(), self.final_rows)
 
+    @cached_property
+    def score_groups(self) -> GroupStatistics:
+        """The same of the verifier's scores."""
+        return group_statistics(self.scores, self.index.tolist(), self.final_rows)
+
     def check_outcomes(self, reward_range: tuple[float, float], penalty: float = 0.0) -> None:
         """Refuse rewards outside the range that values are measured against.
 

@@ -72,7 +72,7 @@ class Regression:
             return found
         boundaries = [record.segment_boundaries for row in used if (record := rows.records[row]) is not None]
         counts = [len(own) - 1 for own in boundaries]
-        outcomes = to_unit(rows.outcomes, self._reward_range)
+        outcomes = to_unit(rows.scores, self._reward_range)
         means, others = leave_one_out_means(outcomes, rows.index.tolist(), rows.final_rows)
         probe_values, positions, hidden = None, None, None
         if self._reads_probes:

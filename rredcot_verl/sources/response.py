@@ -17,11 +17,12 @@ class Response:
         prompt_ids, response_ids, response_mask: As in verl's `AgentLoopOutput`.
         log_probs: Rollout log-probability of each response token, None where the server gave none.
         reward: Verified reward, None where it is computed later.
+        shaping: What was added to the verifier's score in it.
         references: What the row holds under `self_value.reference_key`, None where it is missing.
         request_id: The request that generated it; the same id reaches the same server.
         answer: Its final answer, if it has one.
         sampling_params: What it was sampled with.
-        verify: The reward of another response to the same prompt, given its tokens; None where rewards come later.
+        verify: The score of another response to the same prompt, given its tokens; None where rewards come later.
     """
 
     prompt_ids: list[int]
@@ -34,6 +35,7 @@ class Response:
     answer: ReadAnswer | None
     sampling_params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     verify: Callable[[list[int]], Awaitable[float]] | None = None
+    shaping: float = 0.0
 
     @property
     def answer_start(self) -> int:
@@ -44,7 +46,7 @@ class Response:
         """What the group needs to know of it."""
         # A verifier may give a tensor, which is equal to no other.
         reward = None if self.reward is None else float(self.reward)
-        return Member(reward, self.answer.text if self.answer else None)
+        return Member(reward, self.answer.text if self.answer else None, self.shaping)
 
 
 @dataclasses.dataclass(frozen=True)

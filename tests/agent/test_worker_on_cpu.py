@@ -104,6 +104,40 @@ def records(stored) -> list[Record]:
     return [Record.from_dict(outputs[-1].extra_fields[KEY]) for outputs, _ in stored]
 
 
+async def penalises(self, outputs, kwargs):
+    """As verl's DAPO manager: right answers, all of them too long."""
+    for output in outputs:
+        output.reward_score, output.extra_fields["reward_extra_info"] = 0.25, {"score": 1.0, "acc": True}
+
+
+async def keeps_no_score(self, outputs, kwargs):
+    for output in outputs:
+        output.reward_score, output.extra_fields["reward_extra_info"] = 0.25, {"judge": 1.0}
+
+
+def test_a_penalty_is_told_from_the_score(monkeypatch, stored):
+    monkeypatch.setattr(worker_module, "reward_penalty", lambda config: 1.0)
+    monkeypatch.setattr(worker_module._WorkerTQ, "_compute_score", penalises)
+    worker = make_worker(monkeypatch, self_value=ACTOR)
+    run(worker)
+    assert [record.shaping for record in records(stored)] == [-0.75, -0.75]
+    # What continuations are worth, and the group's answers, is their score.
+    output = stored[0][0][-1]
+    assert asyncio.run(worker._verify_other(output, {}, output.response_ids)) == 1.0
+    monkeypatch.setattr(worker_module, "reward_penalty", lambda config: 0.0)
+    stored.clear()
+    run(make_worker(monkeypatch, self_value=ACTOR))
+    assert [record.shaping for record in records(stored)] == [0.0, 0.0]
+
+
+def test_a_penalty_that_cannot_be_told_from_the_score_fails(monkeypatch, stored):
+    monkeypatch.setattr(worker_module, "reward_penalty", lambda config: 1.0)
+    monkeypatch.setattr(worker_module._WorkerTQ, "_compute_score", keeps_no_score)
+    run(make_worker(monkeypatch, self_value=ACTOR))
+    for record in records(stored):
+        assert record.status is Status.FAILED and "neither `score` nor `acc`, only ['judge']" in record.error
+
+
 ACTOR = {"engine": "actor"}
 
 

@@ -109,11 +109,11 @@ def test_whether_rows_need_reference_answers(name, block, reads, needs):
 
 def test_values_by_source(monkeypatch):
     payload = {"values": [0.25, 0.75, 0.5], "num_weights": 3}
-    records = [Record(Status.SCORED, [0, 1, 2, 4], payload), Record(Status.NO_PROPOSAL), None]
 
-    def found(name, weights=(1.0, 0.0, 3.0)):
+    def found(name, weights=(1.0, 0.0, 3.0), shaping=0.0):
         source = source_of(name)
-        world = World(monkeypatch, records, rewards=[1.0, 0.5, 0.0])
+        own = Record(Status.SCORED, [0, 1, 2, 4], payload, shaping=shaping)
+        world = World(monkeypatch, [own, Record(Status.NO_PROPOSAL), None], rewards=[1.0 + shaping, 0.5, 0.0])
         if source.weighs:
             world.put(**{source.result_fields[0]: [list(weights), [0.0], [0.0]]})
         own, *others = source.values(world.rows())
@@ -127,6 +127,8 @@ def test_values_by_source(monkeypatch):
     for name in ATTRIBUTIONS:
         assert found(name) == pytest.approx([0.75, 0.8125, 0.8125])
         assert found(name, weights=[0.0] * 3) == []
+        # A penalty for length is no part of what the segments share.
+        assert found(name, shaping=-0.75) == pytest.approx(found(name))
 
 
 # --- a source of one's own --------------------------------------------------------------------------------------------
