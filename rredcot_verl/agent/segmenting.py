@@ -51,7 +51,7 @@ class ResponseRecorder:
     async def _plan(self, response: Response, group: Group) -> Plan:
         if not any(response.response_mask):
             return Plan(Record(Status.EMPTY))
-        if group.has_no_advantage and not self.settings.self_value.probe_uniform_groups:
+        if group.has_no_advantage and not self.settings.measures_uniform_groups:
             return Plan(Record(Status.UNIFORM_GROUP))
         return await self.source.plan(response, group, self.segment(response))
 

@@ -173,8 +173,8 @@ class SelfValueConfig(Block):
     )
     probe_uniform_groups: bool = Field(
         False,
-        description="true: probe groups that are all right or all wrong too: for metrics, as our estimators give them "
-        "no gradient. Set for estimators that compare no rollouts of a prompt.",
+        description="true: probe groups that are all right or all wrong too, for metrics: only credit.form=critic gives "
+        "them a gradient, and probes them anyway. So it is for estimators that compare no rollouts of a prompt.",
     )
     reward_range: tuple[float, float] = Field(
         (0.0, 1.0),
@@ -215,14 +215,18 @@ class SelfValueConfig(Block):
 class CreditConfig(Block):
     """How segment values become advantages; see docs/method.md for what each form trades."""
 
-    form: Literal["reweight", "td", "additive", "first_error"] = Field(
+    form: Literal["reweight", "td", "critic", "additive", "first_error"] = Field(
         "reweight",
         description="`td`: segment-level GAE on the values (ours; with lam=1 GRPO's expectation whatever the values "
-        "are); `reweight`: GRPO's advantage times a positive weight of mean 1 (the paper's); `additive`: GRPO's "
+        "are); `critic`: the same with v_0 in the place of the group, in groups of one reward too (ours; needs "
+        "calibrated values); `reweight`: GRPO's advantage times a positive weight of mean 1 (the paper's); `additive`: GRPO's "
         "advantage plus alpha times d; `first_error`: in failed responses praise up to the largest fall of the value.",
     )
     lam: float | None = Field(
-        None, ge=0, le=1, description="td: lambda; less noise and more of the values' errors below 1; null: verl's."
+        None,
+        ge=0,
+        le=1,
+        description="td, critic: lambda; less noise and more of the values' errors below 1; null: verl's.",
     )
     beta: float = Field(1.0, ge=0, le=20, description="reweight: strength, per the range of the reward; 0 is GRPO.")
     standardize: bool = Field(False, description="reweight: divide d by its deviation within the trace.")
@@ -237,7 +241,7 @@ class CreditConfig(Block):
     pinned: bool | None = Field(
         None,
         description="Whether d of the last segment is the score less the value before it; false: 0. null: false for "
-        "additive, else true. Not read by td, which always ends in the score.",
+        "additive, else true. Not read by td and critic, which always end in the score.",
     )
     control: Literal["none", "shuffled", "inverted", "position"] = Field(
         "none",
@@ -247,9 +251,9 @@ class CreditConfig(Block):
 
     def unread(self) -> set[str]:
         """Names of fields that the form does not read."""
-        reads = {"reweight": {"beta", "standardize", "clip", "mix"}, "td": {"lam"}}
+        reads = {"reweight": {"beta", "standardize", "clip", "mix"}, "td": {"lam"}, "critic": {"lam"}}
         reads |= {"additive": {"alpha"}, "first_error": {"alpha"}}
-        return set.union(*reads.values()) - reads[self.form] | ({"pinned"} if self.form == "td" else set())
+        return set.union(*reads.values()) - reads[self.form] | ({"pinned"} if "lam" in reads[self.form] else set())
 
 
 class MonteCarloConfig(Block):

@@ -53,6 +53,11 @@ class RREDCoTConfig(Block):
     credit: CreditConfig = CreditConfig()
     traces: TracesConfig = TracesConfig()
 
+    @property
+    def measures_uniform_groups(self) -> bool:
+        """Whether groups whose rewards are all alike are measured too."""
+        return self.self_value.probe_uniform_groups or self.credit.form == "critic"
+
     @model_validator(mode="after")
     def _readout(self) -> "RREDCoTConfig":
         readout, hidden = self.readout, self.self_value.form == "hidden"

@@ -37,10 +37,11 @@ class CreditRule:
         beta, standardize, clip, mix: See `reweight`.
         alpha: See `additive` and `first_error`.
         apply_to: `all`, or `failed`: rows whose GRPO advantage is not negative keep it.
-        pinned: Whether d of the last segment is R - v_{K-1}; otherwise 0. Not read by `td`.
+        pinned: Whether d of the last segment is R - v_{K-1}; otherwise 0. Not read by `td` and `critic`.
         control: `none`, or what takes the place of the credit in a control arm; see `controlled`.
-        gamma, lam: See `td`.
+        gamma, lam: See `td` and `critic`.
         norm_by_std: verl's `algorithm.norm_adv_by_std_in_grpo`.
+        reward_low: Lowest reward.
         reward_spread: Highest less lowest reward.
     """
 
@@ -56,6 +57,7 @@ class CreditRule:
     gamma: float = 1.0
     lam: float = 1.0
     norm_by_std: bool = True
+    reward_low: float = 0.0
     reward_spread: float = 1.0
 
 
@@ -189,17 +191,56 @@ def td(rows: CreditBatch) -> Tensor:
     baseline = rows.score_groups.mean_of_others()
     values = (segments.self_values - baseline.unsqueeze(1)) * scale.unsqueeze(1)
     values[:, 0] = 0.0
-    width = values.size(1) - 1
+    advantages = _gae(rows, values, rows.advantages[:, 0] - shaped)
+    return torch.where(agree.unsqueeze(1), rows.advantages, advantages + shaped.unsqueeze(1))
+
+
+def critic(rows: CreditBatch) -> Tensor:
+    """Segment-level GAE on values that estimate success, in every group (ours).
+
+    v_0 takes the place of the group: p = (v_0 - lowest reward) / range, s = range * sqrt(p (1 - p)), the deviation of a
+    reward that is lowest or highest; p is kept `1 / (2 n)` away from 0 and 1. With u_k = v_k / s and u_K = R / s, GAE as
+    in `td`. So a response of a group whose rewards are all alike has credit too: what it did right and wrong on the way.
+    A penalty in R counts less its group's mean.
+
+    What segment k is compared with depends on the row's prefix and on other rollouts and steps only, so with
+    lam = gamma = 1 the expected gradient is that of the expected reward, each prompt weighted by 1 / s, as long as
+    *every* response has values: rows chosen by their outcome would break that.
+    """
+    rule, segments = rows.rule, rows.segments
+    values = (segments.self_values - rule.reward_low) / rule.reward_spread
+    outcomes = (segments.scores - rule.reward_low) / rule.reward_spread
+    scale = torch.ones_like(outcomes, dtype=torch.float64)
+    if rule.norm_by_std:
+        least = 0.5 / rows.groups.count.double().clamp(min=2)
+        start = torch.minimum(torch.maximum(values[:, 0].double(), least), 1 - least)
+        scale = 1 / (start * (1 - start)).sqrt()
+    else:
+        scale = scale * rule.reward_spread
+    shaping = (segments.outcomes - segments.scores) - (rows.groups.mean - rows.score_groups.mean)
+    shaped = shaping / rule.reward_spread * scale
+    return _gae(rows, values.double() * scale.unsqueeze(1), outcomes * scale) + shaped.unsqueeze(1)
+
+
+def _gae(rows: CreditBatch, values: Tensor, outcomes: Tensor) -> Tensor:
+    """`(bs, num_segments)`: A_k = sum over l >= k of (gamma lam)^{l-k} delta_l, delta_k = gamma u_k - u_{k-1}.
+
+    Args:
+        rows: The batch.
+        values: `(bs, num_segments + 1)`, u_0 .. u_{K-1} of each row; what stands behind them is not read.
+        outcomes: `(bs,)`, u_K, not discounted.
+    """
+    rule, width = rows.rule, values.size(1) - 1
     place = torch.arange(1, width + 1)
-    last = segments.num_segments.unsqueeze(1)
-    gains = torch.where(place == last, rows.advantages - shaped.unsqueeze(1), rule.gamma * values[:, 1:])
+    last = rows.segments.num_segments.unsqueeze(1)
+    gains = torch.where(place == last, outcomes.unsqueeze(1), rule.gamma * values[:, 1:])
     deltas = (gains - values[:, :-1]).masked_fill(place > last, 0.0)
     advantages = torch.zeros_like(deltas)
     running = torch.zeros_like(deltas[:, 0])
     for k in reversed(range(width)):
         running = deltas[:, k] + rule.gamma * rule.lam * running
         advantages[:, k] = running
-    return torch.where(agree.unsqueeze(1), rows.advantages, advantages + shaped.unsqueeze(1))
+    return advantages
 
 
 def additive(rows: CreditBatch) -> Tensor:
@@ -229,6 +270,7 @@ def first_error(rows: CreditBatch) -> Tensor:
 FORMS: dict[str, Callable[[CreditBatch], Tensor]] = {
     "reweight": reweight,
     "td": td,
+    "critic": critic,
     "additive": additive,
     "first_error": first_error,
 }

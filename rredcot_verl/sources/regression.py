@@ -50,6 +50,7 @@ class Regression:
     def __init__(self, settings: RREDCoTConfig, form: str | None, hidden: bool | None = None) -> None:
         readout = settings.readout
         self._settings = readout
+        self._measures_all = settings.measures_uniform_groups
         self._reward_range = settings.self_value.reward_range
         self._reads_probes = form is not None
         self._reads_hidden = readout.use_hidden if hidden is None else hidden
@@ -93,7 +94,9 @@ class Regression:
                 outcomes=outcomes[row_of_state],
                 groups=[prompts[row] for row in row_of_state.tolist()],
                 rows=row_of_state,
-                counts=_free_of_selection(rows)[row_of_state],
+                counts=(
+                    torch.ones(len(rows.keys), dtype=torch.bool) if self._measures_all else _free_of_selection(rows)
+                )[row_of_state],
                 blocks=blocks,
                 num_others=others[row_of_state],
             ),

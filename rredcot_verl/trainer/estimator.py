@@ -78,6 +78,7 @@ def credit_rule(algorithm: Any, settings: RREDCoTConfig) -> CreditRule:
         gamma=float(algorithm.gamma),
         lam=float(algorithm.lam) if credit.lam is None else credit.lam,
         norm_by_std=bool(algorithm.get("norm_adv_by_std_in_grpo", True)),
+        reward_low=low,
         reward_spread=high - low,
     )
 
