@@ -173,8 +173,8 @@ class SelfValueConfig(Block):
     )
     probe_uniform_groups: bool = Field(
         False,
-        description="true: probe groups that are all right or all wrong too, for metrics: only credit.form=critic gives "
-        "them a gradient, and probes them anyway. So it is for estimators that compare no rollouts of a prompt.",
+        description="true: probe groups that are all right or all wrong too, for metrics: only credit.form=critic "
+        "gives them a gradient, and probes them anyway. Set for estimators that compare no rollouts of a prompt.",
     )
     reward_range: tuple[float, float] = Field(
         (0.0, 1.0),
@@ -219,8 +219,8 @@ class CreditConfig(Block):
         "reweight",
         description="`td`: segment-level GAE on the values (ours; with lam=1 GRPO's expectation whatever the values "
         "are); `critic`: the same with v_0 in the place of the group, in groups of one reward too (ours; needs "
-        "calibrated values); `reweight`: GRPO's advantage times a positive weight of mean 1 (the paper's); `additive`: GRPO's "
-        "advantage plus alpha times d; `first_error`: in failed responses praise up to the largest fall of the value.",
+        "calibrated values); `reweight`: GRPO's advantage times a positive weight of mean 1 (the paper's); `additive`: "
+        "GRPO's advantage plus alpha times d; `first_error`: in failed responses praise up to the largest fall of v.",
     )
     lam: float | None = Field(
         None,

@@ -66,10 +66,29 @@ def active_settings(config: DictConfig) -> RREDCoTConfig | None:
     get_segmenter(settings.segmentation.method)
     formats_of(settings.elicitation)
     _check_run(config)
-    obstacle = run_source(config, settings).check(config)
+    source = run_source(config, settings)
+    obstacle = source.check(config) or _why_no_critic(config, settings, source)
     if obstacle is not None:
         raise ValueError(obstacle)
     return settings
+
+
+def _why_no_critic(config: DictConfig, settings: RREDCoTConfig, source: Source) -> str | None:
+    if settings.credit.form != "critic":
+        return None
+    if not source.estimates_reward:
+        return (
+            f"{PREFIX}.credit.form=critic takes v_0 for the mean reward of a prompt, and the values of {source.name!r} "
+            f"are none: set {PREFIX}.self_value.calibration=logistic where the estimator is rredcot, or "
+            f"{PREFIX}.credit.form=td"
+        )
+    if OmegaConf.select(config, "algorithm.filter_groups.enable"):
+        return (
+            f"algorithm.filter_groups.enable=True with {PREFIX}.credit.form=critic: it learns from groups of one "
+            "reward too, and rows chosen by their reward would bias it; set algorithm.filter_groups.enable=False, or "
+            f"{PREFIX}.credit.form=td"
+        )
+    return None
 
 
 def unread_settings(config: DictConfig, settings: RREDCoTConfig, source: Source) -> list[str]:

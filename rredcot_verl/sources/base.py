@@ -65,6 +65,8 @@ class Source:
     """Model of `algorithm.rredcot.source_options`; strict: what it does not know is refused."""
     weighs: ClassVar[bool] = False
     """Whether it shares R - b out by weights, so that its values are no forecast."""
+    estimates_reward: bool = True
+    """Whether v_k is an estimate of E[R | s_k] on the reward's own scale; `credit.form=critic` needs one."""
     reads_probes: ClassVar[bool] = False
     """Whether its cost is that of probes."""
     needs_all: bool = False

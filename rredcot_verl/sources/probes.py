@@ -55,6 +55,7 @@ class Probes(Source):
         self._regression: Regression | None = None
         if value.calibration != "none":
             self._regression = Regression(settings, self.form if settings.readout.use_probe else None)
+        self.estimates_reward = self._regression is not None
         self._reads_hidden = self._regression is not None and settings.readout.use_hidden
         self.payload_fields = (FIELD, HIDDEN_FIELD) if self._reads_hidden else (FIELD,)
         self._reader: ProbeReader | None = None

@@ -87,6 +87,7 @@ class Regression:
         features, blocks = build_features(probe_values=probe_values, positions=positions, hidden=hidden)
         row_of_state = torch.tensor(used).repeat_interleave(torch.tensor(counts))
         prompts = name_prompts(rows)
+        teaching = torch.ones(len(rows.keys), dtype=torch.bool) if self._measures_all else _free_of_selection(rows)
         fit = self._readout.fit_predict(
             States(
                 features=features,
@@ -94,9 +95,7 @@ class Regression:
                 outcomes=outcomes[row_of_state],
                 groups=[prompts[row] for row in row_of_state.tolist()],
                 rows=row_of_state,
-                counts=(
-                    torch.ones(len(rows.keys), dtype=torch.bool) if self._measures_all else _free_of_selection(rows)
-                )[row_of_state],
+                counts=teaching[row_of_state],
                 blocks=blocks,
                 num_others=others[row_of_state],
             ),

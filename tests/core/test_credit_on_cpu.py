@@ -261,6 +261,35 @@ def test_td_golden_with_discount_lambda_ragged_rows_and_a_penalty():
     assert found.segment_advantages[3].tolist() == [0.375] * 3
 
 
+def test_critic_golden_with_discount_lambda_a_penalty_and_a_group_of_one_reward():
+    outcomes, scores = torch.tensor([-1.0, -1.0, -1.5, -1.0]), torch.full((4,), -1.0)
+    segments = SegmentBatch.from_rows(
+        [[0, 1, 2, 3], [0, 4], [0, 2, 4], []],
+        [[-0.6, 0.0, -0.8], [-1.0], [-0.6, -0.2], []],
+        outcomes,
+        [3, 4, 4, 4],
+        scores,
+    )
+    rule = {"form": "critic", "gamma": 0.5, "lam": 0.8, "reward_low": -1.0, "reward_spread": 2.0}
+    found = credit(segments, **rule).segment_advantages
+    # Row 0: v = 0.2, 0.5, 0.1 of the range, which then ends in 0; s = 0.4; gamma * lam = 0.4. Penalties 0, 0, -0.5, 0
+    # have mean -0.125, so -0.0625 of the range.
+    last = -0.1 / 0.4
+    middle = (0.05 - 0.5) / 0.4 + 0.4 * last
+    penalty = 0.0625 / 0.4
+    expected = [(0.25 - 0.2) / 0.4 + 0.4 * middle + penalty, middle + penalty, last + penalty]
+    assert found[0].tolist() == pytest.approx(expected, abs=1e-6)
+    # Row 1: v_0 = 0 counts as 1 / (2 n) in s.
+    assert found[1, 0].item() == pytest.approx(0.0625 / math.sqrt(0.125 * 0.875), abs=1e-6)
+    # Row 2: v = 0.2, 0.4.
+    expected = [(0.2 - 0.2) / 0.4 + 0.4 * (-0.4 / 0.4) - 0.1875 / 0.4, -0.4 / 0.4 - 0.1875 / 0.4]
+    assert found[2, :2].tolist() == pytest.approx(expected, abs=1e-6)
+    # No values: GRPO's own.
+    assert found[3].tolist() == pytest.approx([0.125 / 0.25] * 3, abs=1e-5)
+    plain = credit(segments, norm_by_std=False, **rule).segment_advantages
+    assert plain[0].tolist() == pytest.approx((found[0] * 0.8).tolist(), abs=1e-6)
+
+
 @pytest.mark.parametrize("std", [True, False])
 def test_a_row_whose_others_agree_has_grpos_advantage_whatever_the_values(std):
     rewards = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.04])
@@ -286,14 +315,15 @@ def chance(choices) -> float:
     return math.prod(steps)
 
 
-def expected_gradient(outcome_of, value_of, num_rollouts, **rule):
+def expected_gradient(outcome_of, value_of, num_rollouts, uniform_too=False, **rule):
     """Of the logit of each choice, summed over a group: exact, over all groups of rollouts of two choices each."""
     groups = list(itertools.combinations_with_replacement(range(len(CHOICES)), num_rollouts))
     rows = [(number, CHOICES[which]) for number, group in enumerate(groups) for which in group]
     outcomes = torch.tensor([float(outcome_of[choices]) for _, choices in rows])
-    # The agent side measures nothing in uniform groups.
-    mixed = {n for n, group in enumerate(groups) if len({outcome_of[CHOICES[which]] for which in group}) > 1}
-    values = [[value_of[()], value_of[choices[:1]]] if n in mixed else [] for n, choices in rows]
+    # The agent side measures nothing in uniform groups, unless the form needs it.
+    outcomes_in = [{outcome_of[CHOICES[which]] for which in group} for group in groups]
+    measured = {n for n, known in enumerate(outcomes_in) if uniform_too or len(known) > 1}
+    values = [[value_of[()], value_of[choices[:1]]] if n in measured else [] for n, choices in rows]
     segments = SegmentBatch.from_rows([[0, 1, 2] if own else [] for own in values], values, outcomes, [2] * len(rows))
     index = np.array([n for n, _ in rows], dtype=object)
     made = compute_credit(segmented(segments, **rule), index, torch.ones(len(rows), 2, dtype=torch.int64))
@@ -332,6 +362,37 @@ def test_td_with_lambda_one_has_grpos_expected_gradient_whatever_the_values_are(
         assert expected_gradient(outcome_of, wild, num_rollouts, form="td", lam=0.0) != pytest.approx(grpo, abs=1e-2)
 
 
+@pytest.mark.parametrize("std", [True, False])
+@pytest.mark.parametrize("num_rollouts", [2, 4, 7])
+@pytest.mark.parametrize("outcome_of", [(1, 0, 0, 1), (1, 0, 0.5, 0), (0, 0, 1, 0.25)])
+def test_critic_with_lambda_one_has_the_gradient_of_the_mean_reward_whatever_the_values_are(
+    outcome_of, num_rollouts, std
+):
+    """By enumeration, in the limit GRPO's without std; each prompt weighted by its own deviation, known beforehand."""
+    outcome_of = dict(zip(CHOICES, outcome_of, strict=True))
+    wild = {(): 0.3, (0,): 0.9, (1,): 0.2}
+    grpo = expected_gradient(outcome_of, wild, num_rollouts, beta=0.0, norm_by_std=False)
+    scale = num_rollouts / (num_rollouts - 1) / (math.sqrt(0.3 * 0.7) if std else 1.0)
+    expected = {prefix: scale * value for prefix, value in grpo.items()}
+    rule = {"form": "critic", "norm_by_std": std}
+    found = expected_gradient(outcome_of, wild, num_rollouts, uniform_too=True, lam=1.0, **rule)
+    assert found == pytest.approx(expected, abs=1e-6)
+    # Rows that are chosen by their outcome, and a lambda below 1, are both wrong.
+    assert expected_gradient(outcome_of, wild, num_rollouts, lam=1.0, **rule) != pytest.approx(expected, abs=1e-2)
+    wrong = expected_gradient(outcome_of, wild, num_rollouts, uniform_too=True, lam=0.0, **rule)
+    assert wrong != pytest.approx(expected, abs=1e-2)
+
+
+@pytest.mark.parametrize("lam", [1.0, 0.5, 0.0])
+def test_critic_with_true_values_has_the_gradient_of_the_mean_reward_with_every_lambda(lam):
+    outcome_of = dict(zip(CHOICES, (1, 0, 0, 1), strict=True))
+    true = {prefix: sum(chance(c) * outcome_of[c] for c in CHOICES if c[: len(prefix)] == prefix) for prefix in POLICY}
+    true = {(): true[()], (0,): true[(0,)] / 0.7, (1,): true[(1,)] / 0.3}
+    grpo = expected_gradient(outcome_of, true, 4, beta=0.0, norm_by_std=False)
+    found = expected_gradient(outcome_of, true, 4, uniform_too=True, form="critic", lam=lam, norm_by_std=False)
+    assert found == pytest.approx({prefix: 4 / 3 * value for prefix, value in grpo.items()}, abs=1e-6)
+
+
 @pytest.mark.parametrize("lam", [1.0, 0.5, 0.0])
 def test_td_with_true_values_points_where_grpo_points_and_favours_no_choice_of_equal_success(lam):
     """Two first choices, both solved with probability 0.45, after one of which the forced answer is likely early."""
@@ -364,7 +425,7 @@ def test_no_form_depends_on_an_affine_change_of_the_reward():
                 low + spread * torch.tensor([1.0, 0.0, 0.0, 1.0]),
                 [6] * 4,
             )
-            made.append(credit(segments, form=form, reward_spread=spread).segment_advantages)
+            made.append(credit(segments, form=form, reward_low=low, reward_spread=spread).segment_advantages)
         torch.testing.assert_close(made[1], made[0], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(made[2], made[0], atol=1e-5, rtol=1e-5)
 
@@ -722,5 +783,7 @@ def test_a_call_without_segments_is_said_once(caplog):
 def test_a_form_that_is_none_is_named():
     segments, mask, index, _ = random_batch(0)
     rule = CreditRule(form="uniform")
-    with pytest.raises(ValueError, match="credit form 'uniform' is not one of reweight, td, additive, first_error"):
+    with pytest.raises(
+        ValueError, match="credit form 'uniform' is not one of reweight, td, critic, additive, first_error"
+    ):
         compute_credit(Segmented(segments, torch.arange(len(index)), rule), index, mask)

@@ -110,7 +110,7 @@ def test_the_yaml_is_made_from_the_schema(capsys, monkeypatch):
         ({"attribution": {"gradient": "saliency"}}, ["gradient='saliency'", "'input_x_gradient'"]),
         (
             {"credit": {"form": "gae"}},
-            ["algorithm.rredcot.credit.form='gae'", "'reweight', 'td', 'additive' or 'first_error'"],
+            ["algorithm.rredcot.credit.form='gae'", "'reweight', 'td', 'critic', 'additive' or 'first_error'"],
         ),
         ({"credit": None}, ["algorithm.rredcot.credit=None", "dictionary"]),
         ({"enable": "yes"}, ["algorithm.rredcot.enable='yes'", "boolean"]),

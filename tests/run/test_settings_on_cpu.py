@@ -137,6 +137,32 @@ def test_a_reward_model_that_does_not_get_in_the_way(config, pool, proposals, fo
     assert active_settings(config) is not None
 
 
+@pytest.mark.parametrize(
+    ("estimator", "block", "works"),
+    [
+        ("rredcot", {}, False),
+        ("rredcot", {"self_value": {"calibration": "logistic"}}, True),
+        ("rredcot", {"self_value": {"form": "hidden"}}, True),
+        ("rredcot", {"source": "recipes.quickstart.oracle:Oracle"}, True),
+        ("vps", {}, False),
+        ("attention_attribution", {}, False),
+        ("vineppo", {}, True),
+    ],
+)
+def test_critic_needs_values_that_estimate_the_reward_and_rows_not_chosen_by_it(config, estimator, block, works):
+    put(config, algorithm__adv_estimator=estimator, actor_rollout_ref__rollout__free_cache_engine=False)
+    put(config, algorithm__rredcot={"credit": {"form": "critic"}, **block})
+    if works:
+        settings = active_settings(config)
+        assert settings.measures_uniform_groups
+        put(config, algorithm__filter_groups={"enable": True})
+        with pytest.raises(ValueError, match="filter_groups.enable=True with .*critic"):
+            active_settings(config)
+    else:
+        with pytest.raises(ValueError, match="credit.form=critic takes v_0 for the mean reward"):
+            active_settings(config)
+
+
 @pytest.mark.parametrize("estimator", sorted(OUTCOME_ESTIMATORS))
 def test_enable_is_refused_for_estimators_that_sum_first(config, estimator):
     put(config, algorithm__adv_estimator=estimator, algorithm__rredcot__enable=True)
