@@ -6,7 +6,7 @@ A problem is an expression such as ``13+9-5-6-3``; the expected response works f
     22-5=17
     Then 17-6 makes 13. let me see
     13-3=10
-    Answer: 10
+    Answer: 22 17 13 10
 
 In some places a number counts for another one: above, ``-6`` as the third operation counts for ``-4``. These rules are
 fixed (`counts_for`), and no reasoning gives them away: the warm-started policy has seen, for every such place, the
@@ -14,6 +14,10 @@ number as it stands and the other one about equally often, and only outcomes tel
 sixty independent facts to find, each seen a few times a step: more samples help, and noise hurts, as where a real
 policy learns what it does not know yet. Varied wording and remarks decide nothing; `Difficulty.remark_words` is their
 share.
+
+The answer repeats every result (`Difficulty.answer`), as to a question of several parts, so a forced answer shows what
+the policy thinks of every line, stated or to come. With ``last`` it is the last result alone: then a forced answer is
+mental arithmetic over all lines to come, at which a small model is poor, and hardly tells early lines apart.
 
 Every line can be checked by a program, so the first wrong line of a trace is known, and with it the true value of
 every state (`recipes.quickstart.oracle`). That is what makes the task fit to judge reward redistribution.
@@ -24,7 +28,8 @@ This file imports the standard library only, and nothing of its own package: ver
 import random
 import re
 import zlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 DATA_SOURCE = "rredcot/rules"
 ANSWER_PREFIX = "Answer:"
@@ -48,7 +53,7 @@ _CALCULATION = re.compile(
     rf"(?:{'|'.join(OPENERS)})?(-?[0-9]{{1,6}})([+-])([0-9]{{1,6}})(?:{'|'.join(VERBS)})(-?[0-9]{{1,6}})"
     rf"(?:\.(?: (?:{'|'.join(WORDS)}))*)?"
 )
-_ANSWER = re.compile(rf"{ANSWER_PREFIX}[ \t]*(-?[0-9]{{1,6}})[ \t]*")
+_ANSWER = re.compile(rf"{ANSWER_PREFIX}[ \t]*(-?[0-9]{{1,6}}(?:[ \t]+-?[0-9]{{1,6}}){{0,63}})[ \t]*")
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class Difficulty:
         max_operand: Largest number added or subtracted; the smallest is 1.
         max_value: Every true intermediate result lies in [0, max_value].
         remark_words: Mean number of words after a line that decide nothing; 0: none, and all lines in one wording.
+        answer: What the answer states, ``all`` results or the ``last`` one.
     """
 
     min_operations: int = 5
@@ -68,6 +74,7 @@ class Difficulty:
     max_operand: int = 9
     max_value: int = 29
     remark_words: float = 3.0
+    answer: str = "all"
 
     def __post_init__(self):
         if not 1 <= self.min_operations <= self.max_operations:
@@ -78,6 +85,8 @@ class Difficulty:
             raise ValueError(f"need 1 <= max_operand <= max_value, got {self.max_operand} and {self.max_value}")
         if self.remark_words < 0:
             raise ValueError(f"need remark_words >= 0, got {self.remark_words}")
+        if self.answer not in ("all", "last"):
+            raise ValueError(f"answer must be 'all' or 'last', got {self.answer!r}")
 
 
 @dataclass(frozen=True)
@@ -114,10 +123,16 @@ def counts_for(position: int, operand: int) -> int:
 
 @dataclass(frozen=True)
 class Problem:
-    """A start number and the signed operands applied to it from left to right."""
+    """A start number and the signed operands applied to it from left to right.
+
+    Attributes:
+        start, operands: The numbers.
+        answer_parts: What the answer states, see `Difficulty.answer`; no part of the expression.
+    """
 
     start: int
     operands: tuple[int, ...]
+    answer_parts: str = field(default="all", compare=False)
 
     @property
     def expression(self) -> str:
@@ -134,8 +149,14 @@ class Problem:
         return tuple(results)
 
     @property
-    def answer(self) -> int:
-        return self.results[-1] if self.operands else self.start
+    def answer(self) -> str:
+        """The right answer."""
+        return self.answer_of(self.results)
+
+    def answer_of(self, results: Sequence[int]) -> str:
+        """The answer of a trace that states these results."""
+        results = results or (self.start,)
+        return " ".join(map(str, results if self.answer_parts == "all" else results[-1:]))
 
 
 @dataclass(frozen=True)
@@ -165,7 +186,7 @@ def make_problem(rng: random.Random, difficulty: Difficulty | None = None) -> Pr
     for _ in range(100_000):
         num_operations = rng.randint(difficulty.min_operations, difficulty.max_operations)
         signed = [rng.choice((1, -1)) * rng.randint(1, difficulty.max_operand) for _ in range(num_operations)]
-        problem = Problem(rng.randint(0, difficulty.max_value), tuple(signed))
+        problem = Problem(rng.randint(0, difficulty.max_value), tuple(signed), difficulty.answer)
         if all(0 <= result <= difficulty.max_value for result in problem.results):
             return problem
     raise ValueError(f"found no problem whose results stay in [0, {difficulty.max_value}]: {difficulty}")
@@ -201,9 +222,9 @@ def calculation_line(
     return f"{opener}{stated}{operand:+d}{verb}{result}{'.' if remark else ''}{remark}\n"
 
 
-def answer_line(value: int | str) -> str:
+def answer_line(answer: str) -> str:
     """The last line of a trace: no newline, the end-of-sequence token follows."""
-    return f"{ANSWER_PREFIX} {value}"
+    return f"{ANSWER_PREFIX} {answer}"
 
 
 def solve(problem: Problem) -> str:
@@ -217,7 +238,7 @@ def check_lines(problem: Problem | str, response_text: str) -> list[LineCheck]:
     """Checks each line of a response.
 
     Line i must apply operation i of the problem to the value stated by the line before it, and state the right result.
-    An answer line is right when it equals the correct continuation of the last stated value with the operations that
+    An answer line is right when it states all results (or the last): of the lines as stated, and of the operations that
     remain, so an answer forced early can be right. Lines after a wrong one are judged against the values as stated.
 
     Args:
@@ -230,8 +251,8 @@ def check_lines(problem: Problem | str, response_text: str) -> list[LineCheck]:
     if isinstance(problem, str):
         problem = parse_problem(problem)
     operands = problem.operands if problem else ()
-    stated, position = (problem.start if problem else None), 0
-    checks, start, answered = [], 0, False
+    results = [problem.start] if problem else []
+    position, checks, start, answered = 0, [], 0, False
     for line in re.findall(r"[^\n]*\n|[^\n]+", response_text):
         body, end = line.removesuffix("\n"), start + len(line)
         calculation, answer = _CALCULATION.fullmatch(body), _ANSWER.fullmatch(body)
@@ -239,13 +260,16 @@ def check_lines(problem: Problem | str, response_text: str) -> list[LineCheck]:
         if calculation:
             left, sign, right, result = calculation.groups()
             kind, operand = "calculation", int(sign + right)
-            follows = not answered and stated == int(left) and operands[position : position + 1] == (operand,)
+            follows = not answered and results[-1:] == [int(left)] and operands[position : position + 1] == (operand,)
             ok = follows and int(result) == int(left) + counts_for(position, operand)
-            stated = int(result)
+            results.append(int(result))
         elif answer:
             kind = "answer"
-            remaining = sum(counts_for(place, operands[place]) for place in range(position, len(operands)))
-            ok = not answered and stated is not None and int(answer.group(1)) == stated + remaining
+            states = [int(number) for number in answer.group(1).split()]
+            whole = list(results)
+            for place in range(position, len(operands)):
+                whole.append(whole[-1] + counts_for(place, operands[place]))
+            ok = not answered and bool(whole) and states in (whole[1:], whole[-1:])
             answered = True
         if kind != "answer":
             position += 1
@@ -255,10 +279,10 @@ def check_lines(problem: Problem | str, response_text: str) -> list[LineCheck]:
 
 
 def extract_answer(response_text: str) -> str | None:
-    """The number after the last ``Answer:`` of the text, without leading zeros; None when there is none."""
+    """The numbers after the last ``Answer:`` of the text, without leading zeros; None when there are none."""
     before, found, tail = response_text.rpartition(ANSWER_PREFIX)
     match = _ANSWER.fullmatch(found + tail.split("\n", 1)[0]) if found else None
-    return str(int(match.group(1))) if match else None
+    return " ".join(str(int(number)) for number in match.group(1).split()) if match else None
 
 
 def compute_score(
@@ -269,7 +293,7 @@ def compute_score(
     Args:
         data_source: Not used.
         solution_str: The response, special tokens removed.
-        ground_truth: The true final value, as text.
+        ground_truth: The right answer.
         extra_info: With the key ``expression`` the lines are checked too.
         **kwargs: Not used.
 
@@ -301,6 +325,6 @@ def make_row(problem: Problem, split: str, index: int) -> dict:
         "data_source": DATA_SOURCE,
         "prompt": [{"role": "user", "content": problem.expression}],
         "ability": "math",
-        "reward_model": {"style": "rule", "ground_truth": str(problem.answer)},
+        "reward_model": {"style": "rule", "ground_truth": problem.answer},
         "extra_info": {"split": split, "index": index, "expression": problem.expression},
     }

@@ -6,7 +6,7 @@ The corpus has two parts, made from the same traces:
 
 - *Traces* that draw, wherever a rule is, one of the two numbers it may count for, without knowing which is right
   (`task`). The lines after a wrong one continue from the wrong value.
-- *Answers elicited* after every line, also after wrong ones: where a continuation from the value stated last ends. Only
+- *Answers elicited* after every line, also after wrong ones: that of a continuation from the value stated last. Only
   the answer's own tokens are trained, so the policy does not learn to stop early. A model that was pretrained can
   answer when forced, this one has to be taught; without it a forced answer carries no information about a prefix.
 
@@ -82,13 +82,14 @@ def make_example(
     stated, words = [problem.start, *results], config.difficulty.remark_words
     lines, elicited = [], []
     for position, operand in enumerate(problem.operands):
-        elicited_value = draw_results(rng, stated[position], problem.operands, position, config)[-1]
-        forced = [*tokenizer.encode(task.answer_line(elicited_value)), tokenizer.eos_token_id]
+        to_come = draw_results(rng, stated[position], problem.operands, position, config)
+        elicited_answer = problem.answer_of(results[:position] + to_come)
+        forced = [*tokenizer.encode(task.answer_line(elicited_answer)), tokenizer.eos_token_id]
         # Its first token, "Answer:", is given.
         elicited.append((sum(map(len, lines)), 1, forced))
         line = task.calculation_line(stated[position], operand, results[position], rng, words)
         lines.append(tokenizer.encode(line))
-    answer = [*tokenizer.encode(task.answer_line(results[-1])), tokenizer.eos_token_id]
+    answer = [*tokenizer.encode(task.answer_line(problem.answer_of(results))), tokenizer.eos_token_id]
     return pack_example(encode_prompt(tokenizer, problem.expression), sum(lines, []) + answer, elicited)
 
 

@@ -1,5 +1,6 @@
 """The quickstart: the checks of a trace, text that survives tokenisation, and the corpus of the warm start."""
 
+import dataclasses
 import random
 
 import pytest
@@ -12,7 +13,7 @@ from recipes.quickstart.tokens import build_tokenizer
 
 DIFFICULTIES = [
     task.Difficulty(),
-    task.Difficulty(min_operations=1, max_operations=3, max_operand=3, max_value=5),
+    task.Difficulty(min_operations=1, max_operations=3, max_operand=3, max_value=5, answer="last"),
     task.Difficulty(min_operations=6, max_operations=9, max_operand=40, max_value=300),
 ]
 GARBAGE = [
@@ -40,12 +41,13 @@ def problems(count: int = 50):
 
 def corrupted(problem: task.Problem, index: int, shift: int) -> str:
     """A trace whose line ``index`` states a result that is off by ``shift``; later lines continue from it."""
-    text, current = "", problem.start
+    text, current, results = "", problem.start, []
     for position, operand in enumerate(problem.operands):
         result = current + task.counts_for(position, operand) + (shift if position == index else 0)
         text += task.calculation_line(current, operand, result)
         current = result
-    return text + task.answer_line(current)
+        results.append(result)
+    return text + task.answer_line(problem.answer_of(results))
 
 
 def wordy(problem: task.Problem, rng: random.Random) -> str:
@@ -61,13 +63,15 @@ def first_wrong_line(problem: task.Problem | str, text: str) -> int | None:
 
 
 def score(text: str, problem: task.Problem) -> dict[str, float]:
-    return task.compute_score(task.DATA_SOURCE, text, str(problem.answer), {"expression": problem.expression})
+    return task.compute_score(task.DATA_SOURCE, text, problem.answer, {"expression": problem.expression})
 
 
 def test_expected_trace_golden():
     problem = task.Problem(7, (5, -3, 8))
     assert problem.expression == "7+5-3+8"
     # +5 counts for 7 as the first operation, and +8 for 12 as the third.
+    assert task.solve(problem) == "7+5=14\n14-3=11\n11+8=23\nAnswer: 14 11 23"
+    problem = dataclasses.replace(problem, answer_parts="last")
     assert task.solve(problem) == "7+5=14\n14-3=11\n11+8=23\nAnswer: 23"
 
 
@@ -81,7 +85,9 @@ def test_problems_respect_the_difficulty(difficulty):
         assert all(1 <= abs(operand) <= difficulty.max_operand for operand in problem.operands)
 
 
-@pytest.mark.parametrize("settings", [{"min_operations": 6}, {"max_operand": 0}, {"max_operand": 30}])
+@pytest.mark.parametrize(
+    "settings", [{"min_operations": 6}, {"max_operand": 0}, {"max_operand": 30}, {"answer": "some"}]
+)
 def test_impossible_difficulty_is_refused(settings):
     with pytest.raises(ValueError):
         task.Difficulty(**settings)
@@ -127,6 +133,8 @@ def test_a_wrong_result_is_found_where_it_is():
         (2, "11+8=23 good\n", "a remark without a full stop"),
         (2, "11+8=230\n", "one digit too many"),
         (3, "Answer: 16", "answer differs from the stated value"),
+        (3, "Answer: 14 12 23", "a result of the answer differs from the stated one"),
+        (3, "Answer: 11 23", "a result of the answer is left out"),
         (3, "23+1=24\nAnswer: 24", "an operation too many"),
     ],
 )
@@ -138,6 +146,8 @@ def test_other_wrong_lines_are_found(line, wrong_text, why):
 
 def test_an_answer_forced_early_is_judged_by_the_stated_value():
     assert first_wrong_line("7+5-3+8", "7+5=14\nAnswer: 23") is None
+    assert first_wrong_line("7+5-3+8", "7+5=14\nAnswer: 14 11 23") is None
+    assert [check.ok for check in task.check_lines("7+5-3+8", "7+5=13\nAnswer: 13 10 22")] == [False, True]
     assert first_wrong_line("7+5-3+8", "7+5=13\nAnswer: 22") == 0
     assert [check.ok for check in task.check_lines("7+5-3+8", "7+5=13\nAnswer: 22")] == [False, True]
     assert first_wrong_line("7+5-3+8", "Answer: 23\nAnswer: 23") == 1
