@@ -97,6 +97,11 @@ class CreditBatch:
     score_groups: GroupStatistics
     rule: CreditRule
 
+    @property
+    def shaping(self) -> Tensor:
+        """`(bs,)`, what was added to a score less the mean of that in its group."""
+        return (self.segments.outcomes - self.segments.scores) - (self.groups.mean - self.score_groups.mean)
+
     def mean(self, quantity: Tensor) -> Tensor:
         """`(bs, 1)` mean over the tokens of a response, of something given by segment."""
         total = self.num_tokens.sum(dim=1, keepdim=True).clamp(min=1)
@@ -186,8 +191,7 @@ def td(rows: CreditBatch) -> Tensor:
     scale = (groups.count - 1).double() / groups.count
     if rule.norm_by_std:
         scale = scale / (deviation + EPSILON).masked_fill(agree, 1.0)
-    shaping = (segments.outcomes - segments.scores) - (groups.mean - rows.score_groups.mean)
-    shaped = shaping / (groups.deviation + EPSILON) if rule.norm_by_std else shaping
+    shaped = rows.shaping / (groups.deviation + EPSILON) if rule.norm_by_std else rows.shaping
     baseline = rows.score_groups.mean_of_others()
     values = (segments.self_values - baseline.unsqueeze(1)) * scale.unsqueeze(1)
     values[:, 0] = 0.0
@@ -210,16 +214,13 @@ def critic(rows: CreditBatch) -> Tensor:
     rule, segments = rows.rule, rows.segments
     values = (segments.self_values - rule.reward_low) / rule.reward_spread
     outcomes = (segments.scores - rule.reward_low) / rule.reward_spread
-    scale = torch.ones_like(outcomes, dtype=torch.float64)
+    scale = torch.full_like(outcomes, rule.reward_spread)
     if rule.norm_by_std:
         least = 0.5 / rows.groups.count.double().clamp(min=2)
-        start = torch.minimum(torch.maximum(values[:, 0].double(), least), 1 - least)
+        start = values[:, 0].clamp(least, 1 - least)
         scale = 1 / (start * (1 - start)).sqrt()
-    else:
-        scale = scale * rule.reward_spread
-    shaping = (segments.outcomes - segments.scores) - (rows.groups.mean - rows.score_groups.mean)
-    shaped = shaping / rule.reward_spread * scale
-    return _gae(rows, values.double() * scale.unsqueeze(1), outcomes * scale) + shaped.unsqueeze(1)
+    shaped = rows.shaping / rule.reward_spread * scale
+    return _gae(rows, values * scale.unsqueeze(1), outcomes * scale) + shaped.unsqueeze(1)
 
 
 def _gae(rows: CreditBatch, values: Tensor, outcomes: Tensor) -> Tensor:
