@@ -29,11 +29,14 @@ class ResponseRecorder:
     async def record(self, response: Response, group: Group) -> Plan:
         """Wait until the group is decided, then segment the response and plan what is measured.
 
+        Where groups of one reward are measured too, there is nothing to wait for unless the source reads all rollouts.
+
         Raises:
             Exception: Whatever the source raises.
         """
         ready_time = time.time()
-        await group.decided(needs_all=self.source.needs_all)
+        if self.source.needs_all or not self.settings.measures_uniform_groups:
+            await group.decided(needs_all=self.source.needs_all)
         started = time.time()
         plan = await self._plan(response, group)
         # What is left for the training engine takes no time here.

@@ -133,7 +133,7 @@ class Source:
 
         Args:
             response: The response; at least one of its tokens is the policy's.
-            group: Its group, decided.
+            group: Its group, decided, unless groups of one reward are measured too.
             boundaries: Its segment boundaries, `num_segments + 1` offsets.
         """
         raise NotImplementedError

@@ -14,6 +14,7 @@ from tests.probes.tiny_tokenizers import byte_level, encode, token
 from tests.sources.world import ONE_WRONG, Agent
 
 ALL_RIGHT = (Member(1.0, "15"),)
+CRITIC = {"credit": {"form": "critic"}, "self_value": {"calibration": "logistic"}}
 
 
 def test_segments_cover_the_response_and_the_answer_is_one():
@@ -50,8 +51,8 @@ def test_uniform_groups_are_probed_only_if_asked():
     plan = Agent(generate=server.generate).record(others=ALL_RIGHT)
     assert plan.record.status is Status.UNIFORM_GROUP and server.requests == []
     assert plan.record.segment_boundaries == [] and plan.rows == {}
-    agent = Agent(block={"self_value": {"probe_uniform_groups": True}})
-    assert agent.record(others=ALL_RIGHT).record.status is Status.SCORED
+    for block in ({"self_value": {"probe_uniform_groups": True}}, CRITIC):
+        assert Agent(block=block).record(others=ALL_RIGHT).record.status is Status.SCORED
 
 
 @pytest.mark.parametrize("proposals, waits", [("reference", False), ("union", True)])
@@ -72,6 +73,18 @@ def test_it_waits_for_as_much_of_the_group_as_its_source_needs(proposals, waits)
 
     waited, record = asyncio.run(asyncio.wait_for(run(), 20))
     assert waited == waits and record.status is Status.SCORED
+
+
+def test_where_every_group_is_measured_it_waits_for_none():
+    agent = Agent(block=CRITIC)
+    response = agent.response()
+
+    async def run():
+        group = Group(3)
+        await group.arrive(0, response.as_member())
+        return await agent.recorder.record(response, group)
+
+    assert asyncio.run(asyncio.wait_for(run(), 20)).record.status is Status.SCORED
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf"), float("inf")])
