@@ -183,7 +183,12 @@ def is_finished(out: Path, config: TrainingConfig) -> bool:
 
 
 def make_folder(
-    out: str | Path, config: Any, task: Any, tokenizer: PreTrainedTokenizerFast, make_example: Callable[..., Example]
+    out: str | Path,
+    config: Any,
+    task: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    make_example: Callable[..., Example],
+    rows: Any = None,
 ) -> Path:
     """Makes the model and the parquet files, unless they are there already.
 
@@ -193,6 +198,7 @@ def make_folder(
         task: The recipe's task, see `recipes.common.problems`.
         tokenizer: The recipe's tokenizer.
         make_example: Makes an example of the corpus from a random generator, a problem, the settings and the tokenizer.
+        rows: How hard the problems of the parquet files are; None: as those of the corpus.
 
     Returns:
         The folder of the model.
@@ -205,8 +211,8 @@ def make_folder(
     # Removed first and written last, so a run that was cut off never counts as finished.
     (out / MANIFEST).unlink(missing_ok=True)
     start = time.monotonic()
-    write_parquet(out / "train.parquet", task, config.num_train_rows, "train", config.seed, config.difficulty)
-    write_parquet(out / "val.parquet", task, config.num_val_rows, "validation", config.seed, config.difficulty)
+    write_parquet(out / "train.parquet", task, config.num_train_rows, "train", config.seed, rows or config.difficulty)
+    write_parquet(out / "val.parquet", task, config.num_val_rows, "validation", config.seed, rows or config.difficulty)
     rng = random.Random(f"{config.seed}/corpus")
     problems = iter_problems(task, rng, config.difficulty, "train")
     model = fit(config, tokenizer, lambda: make_example(rng, next(problems), config, tokenizer))

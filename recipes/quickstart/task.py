@@ -67,6 +67,7 @@ class Difficulty:
         max_value: Every true intermediate result lies in [0, max_value].
         remark_words: Mean number of words after a line that decide nothing; 0: none, and all lines in one wording.
         answer: What the answer states, ``all`` results or the ``last`` one.
+        min_rules: Fewest places of a problem that have a rule (count).
     """
 
     min_operations: int = 5
@@ -75,6 +76,7 @@ class Difficulty:
     max_value: int = 29
     remark_words: float = 3.0
     answer: str = "all"
+    min_rules: int = 0
 
     def __post_init__(self):
         if not 1 <= self.min_operations <= self.max_operations:
@@ -87,6 +89,8 @@ class Difficulty:
             raise ValueError(f"need remark_words >= 0, got {self.remark_words}")
         if self.answer not in ("all", "last"):
             raise ValueError(f"answer must be 'all' or 'last', got {self.answer!r}")
+        if not 0 <= self.min_rules <= self.min_operations:
+            raise ValueError(f"need 0 <= min_rules <= min_operations, got {self.min_rules} and {self.min_operations}")
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,7 @@ class LineCheck:
 
 
 def make_problem(rng: random.Random, difficulty: Difficulty | None = None) -> Problem:
-    """Draws one problem whose true intermediate results all stay in [0, max_value].
+    """Draws one problem of enough rules whose true intermediate results all stay in [0, max_value].
 
     Raises:
         ValueError: When there is hardly any such problem.
@@ -187,7 +191,8 @@ def make_problem(rng: random.Random, difficulty: Difficulty | None = None) -> Pr
         num_operations = rng.randint(difficulty.min_operations, difficulty.max_operations)
         signed = [rng.choice((1, -1)) * rng.randint(1, difficulty.max_operand) for _ in range(num_operations)]
         problem = Problem(rng.randint(0, difficulty.max_value), tuple(signed), difficulty.answer)
-        if all(0 <= result <= difficulty.max_value for result in problem.results):
+        num_rules = sum(place.other != place.as_written for place in map(rule, *zip(*enumerate(signed), strict=True)))
+        if num_rules >= difficulty.min_rules and all(0 <= result <= difficulty.max_value for result in problem.results):
             return problem
     raise ValueError(f"found no problem whose results stay in [0, {difficulty.max_value}]: {difficulty}")
 

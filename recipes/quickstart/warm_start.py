@@ -15,7 +15,7 @@ Both are trained in one pass: the elicited answers are probes that hang off the 
 
 import random
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
@@ -35,12 +35,14 @@ class WarmStartConfig(TrainingConfig):
         lean: A trace draws the right number of a rule with a probability between 1/2 - lean and 1/2 + lean, which
             differs from rule to rule.
         slip_rate: Probability of a result that is off by one where there is no rule.
+        row_rules: Fewest rules in a problem of the parquet files (count); the corpus has problems of all kinds.
         difficulty: How hard the problems are.
     """
 
     num_updates: int = 900
     lean: float = 0.2
     slip_rate: float = 0.02
+    row_rules: int = 4
     difficulty: task.Difficulty = field(default_factory=task.Difficulty)
 
 
@@ -95,7 +97,9 @@ def make_example(
 
 def warm_start(out: str | Path, config: WarmStartConfig | None = None) -> Path:
     """Makes the model and the parquet files, unless they are there already; returns the model's folder."""
-    return make_folder(out, config or WarmStartConfig(), task, build_tokenizer(), make_example)
+    config = config or WarmStartConfig()
+    rows = replace(config.difficulty, min_rules=config.row_rules)
+    return make_folder(out, config, task, build_tokenizer(), make_example, rows)
 
 
 if __name__ == "__main__":
