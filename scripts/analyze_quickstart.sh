@@ -2,13 +2,13 @@
 # Which credit is right, on the quickstart: task and model, RL, and the bench on the policy before, in the middle and after.
 # Arguments go to both calls of the bench (python -m rredcot_verl.analyze --help), e.g. --budget 10m or --num-prompts 16.
 # What is there is not made again: the same command goes on where it stopped. Environment: recipes/common/tiny.sh, and
-#   STEPS=40   optimiser steps of the RL, an even number
+#   STEPS=200   optimiser steps of the RL, an even number
 #   TRUE_VALUES=MODULE:NAME   the task's own values, as the gold in place of continuations
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 OUT=${OUT:-$PWD/runs/analyze/seed-${SEED:-0}}
-STEPS=${STEPS:-40}
+STEPS=${STEPS:-200}
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 source recipes/common/tiny.sh

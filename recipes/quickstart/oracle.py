@@ -6,7 +6,7 @@
 
 A trace that has stated a wrong result is lost (errors that cancel are rare). Another one is solved if every line to
 come is right, so v_k is the product of the chances of the operations that are left. The chance of an operation is how
-often the policy got it right in earlier steps, of which each counts 0.8 of the one after it: a value sees no outcome of
+often the policy got it right in earlier steps, of which each counts 0.95 of the one after it: a value sees no outcome of
 its own step. Uniform groups are to be planned for too, or the chances would rest on mixed groups alone.
 """
 
@@ -24,7 +24,7 @@ from rredcot_verl.sources.queue import Rows
 from rredcot_verl.sources.record import Plan, Record, Status
 from rredcot_verl.sources.response import Response
 
-MEMORY = 0.8
+MEMORY = 0.95
 PRIOR_LINES = 4.0
 """How many lines the first guess of a chance counts."""
 FILE = "quickstart_oracle.json"
