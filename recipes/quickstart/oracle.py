@@ -6,8 +6,8 @@
 
 A trace that has stated a wrong result is lost (errors that cancel are rare). Another one is solved if every line to
 come is right, so v_k is the product of the chances of the operations that are left. The chance of an operation is how
-often the policy got it right in earlier steps, of which each counts 0.95 of the one after it: a value sees no outcome of
-its own step. Uniform groups are to be planned for too, or the chances would rest on mixed groups alone.
+often the policy got it right in earlier steps, of which each counts 0.95 of the one after it: a value sees no outcome
+of its own step. Uniform groups are to be planned for too, or the chances would rest on mixed groups alone.
 """
 
 import json

@@ -300,6 +300,6 @@ def test_chances_are_those_of_earlier_traces():
     assert chances.value("7+5-3+8", True, 0) < 0.02 and chances.value("7+5-3+8", True, 2) < 0.02
     assert chances.of(0, 5) > 0.98
     # What is long past weighs nothing against the first guess.
-    for _ in range(100):
+    for _ in range(500):
         chances.forget()
     assert chances.value("7+5-3+8", True, 0) == pytest.approx(guess, abs=1e-6)
