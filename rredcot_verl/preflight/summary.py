@@ -70,6 +70,8 @@ def credit_rows(config: DictConfig, settings: RREDCoTConfig | None, choice: Engi
     source, cuts, credit = run_source(config, settings), settings.segmentation, settings.credit
     spacing = spacing_of(cuts.num_segments, config.data.max_response_length, cuts.min_tokens)
     strength = f", beta {credit.beta:g}" if credit.form == "reweight" else ""
+    if credit.form in ("td", "critic"):
+        strength = f", lambda {config.algorithm.lam if credit.lam is None else credit.lam:g}"
     rows = [
         ("credit", f"{config.algorithm.adv_estimator}: {credit.form}{strength}"),
         ("segments", f"{cuts.method}, at most {cuts.num_segments}, one in {spacing:g} tokens or more"),
