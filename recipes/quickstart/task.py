@@ -15,7 +15,8 @@ sixty independent facts to find, each seen a few times a step: more samples help
 policy learns what it does not know yet. Varied wording and remarks decide nothing; `Difficulty.remark_words` is their
 share.
 
-The answer repeats every result (`Difficulty.answer`), as to a question of several parts, so a forced answer shows what
+The answer repeats every result (`Difficulty.answer`), as to a question of several parts; one that contradicts the lines
+is wrong. So a forced answer shows what
 the policy thinks of every line, stated or to come. With ``last`` it is the last result alone: then a forced answer is
 mental arithmetic over all lines to come, at which a small model is poor, and hardly tells early lines apart.
 
@@ -290,6 +291,12 @@ def extract_answer(response_text: str) -> str | None:
     return " ".join(str(int(number)) for number in match.group(1).split()) if match else None
 
 
+def stated_results(response_text: str) -> list[int]:
+    """What the lines of a response state, the answer left out."""
+    matches = map(_CALCULATION.fullmatch, response_text.split("\n"))
+    return [int(match.group(4)) for match in matches if match]
+
+
 def compute_score(
     data_source: str, solution_str: str, ground_truth: str, extra_info: dict | None = None, **kwargs
 ) -> dict[str, float]:
@@ -303,20 +310,24 @@ def compute_score(
         **kwargs: Not used.
 
     Returns:
-        The same keys for every row: ``score`` = ``acc`` (1.0 iff the last answer equals the ground truth),
-        ``answered`` and ``well_formed`` (0.0 or 1.0), ``num_lines`` (count) and ``first_wrong_line`` (index, -1.0 when
-        every line is right or the expression is not known).
+        The same keys for every row: ``score`` = ``acc`` (1.0 iff the last answer equals the ground truth and repeats
+        what the lines state: no answer makes a wrong line good by leaving it aside), ``answered`` and ``well_formed``
+        (0.0 or 1.0), ``num_lines`` (count) and ``first_wrong_line`` (index, -1.0 when every line is right or the
+        expression is not known).
     """
     answer = extract_answer(solution_str)
-    solved = float(answer is not None and answer == str(ground_truth).strip())
+    solved = answer is not None and answer == str(ground_truth).strip()
+    if answer is not None and solved:
+        numbers = [int(number) for number in answer.split()]
+        solved = stated_results(solution_str)[-len(numbers) :] == numbers
     expression = (extra_info or {}).get("expression")
     checks = check_lines(expression or "", solution_str)
     wrong = [i for i, check in enumerate(checks) if not check.ok] if expression else []
     kinds = [check.kind for check in checks]
     well_formed = kinds[-1:] == ["answer"] and set(kinds[:-1]) <= {"calculation"}
     return {
-        "score": solved,
-        "acc": solved,
+        "score": float(solved),
+        "acc": float(solved),
         "answered": float(answer is not None),
         "well_formed": float(well_formed),
         "num_lines": float(len(checks)),

@@ -181,7 +181,22 @@ def test_garbage_never_raises_and_spans_cover_the_text(text):
     ],
 )
 def test_only_the_last_answer_counts(text, expected):
-    assert task.compute_score(task.DATA_SOURCE, text, "9")["score"] == expected
+    assert task.compute_score(task.DATA_SOURCE, "4+5=9\n" + text, "9")["score"] == expected
+
+
+@pytest.mark.parametrize(
+    ("lines", "answer", "expected"),
+    [
+        ("7+5=14\n14-3=11\n", "14 11", 1.0),
+        ("7+5=14\n14-3=11\n", "11", 1.0),
+        ("7+5=12\n12-3=9\n", "14 11", 0.0),
+        ("7+5=14\n14-3=12\n", "11", 0.0),
+        ("7+5=14\n", "14 11", 0.0),
+        ("", "11", 0.0),
+    ],
+)
+def test_an_answer_that_contradicts_the_lines_is_wrong(lines, answer, expected):
+    assert task.compute_score(task.DATA_SOURCE, f"{lines}Answer: {answer}", answer)["score"] == expected
 
 
 def test_verl_loads_the_reward_function_by_path():
