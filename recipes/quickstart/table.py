@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROWS: dict[str, Callable[[dict[str, Any]], float]] = {
+ROWS: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "validation accuracy before": lambda s: s["validation"]["before"],
     "after, RREDCoT": lambda s: s["validation"]["after"],
-    "after, GRPO (paired)": lambda s: s["baseline"]["validation"]["after"] if s["baseline"] else float("nan"),
+    "after, GRPO (paired)": lambda s: s["baseline"]["validation"]["after"] if s["baseline"] else None,
     "most negative segment of a failed trace holds the first wrong line": lambda s: s["blame"]["rate"],
     "the same by chance": lambda s: s["blame"]["chance_rate"],
     "failed traces in that count": lambda s: s["blame"]["num_traces"],
@@ -19,13 +19,14 @@ ROWS: dict[str, Callable[[dict[str, Any]], float]] = {
     "probe tokens per response token": lambda s: s["self_value"]["probe_tokens_per_response_token"],
     "self-value seconds not hidden, share of the step": lambda s: s["self_value"]["share_of_step_seconds"],
     "seconds of all steps, RREDCoT": lambda s: s["seconds"],
-    "seconds of all steps, GRPO": lambda s: s["baseline"]["seconds"] if s["baseline"] else float("nan"),
+    "seconds of all steps, GRPO": lambda s: s["baseline"]["seconds"] if s["baseline"] else None,
 }
 
 
 def table(summary: dict[str, Any], name: str) -> str:
-    """A row a figure."""
-    rows = [f"| {label} | {figure(summary):.3g} |\n" for label, figure in ROWS.items()]
+    """A row a figure; a dash where a run has none, as of failed traces when all were solved."""
+    figures = {label: figure(summary) for label, figure in ROWS.items()}
+    rows = [f"| {label} | {'—' if value is None else f'{value:.3g}'} |\n" for label, value in figures.items()]
     return f"| | {name} |\n|---|---|\n{''.join(rows)}"
 
 
