@@ -68,7 +68,7 @@ class Difficulty:
         max_value: Every true intermediate result lies in [0, max_value].
         remark_words: Mean number of words after a line that decide nothing; 0: none, and all lines in one wording.
         answer: What the answer states, ``all`` results or the ``last`` one.
-        min_rules: Fewest places of a problem that have a rule (count).
+        max_without_rule: Most places of a problem that have no rule (count).
     """
 
     min_operations: int = 5
@@ -77,7 +77,7 @@ class Difficulty:
     max_value: int = 29
     remark_words: float = 3.0
     answer: str = "all"
-    min_rules: int = 0
+    max_without_rule: int = 64
 
     def __post_init__(self):
         if not 1 <= self.min_operations <= self.max_operations:
@@ -90,8 +90,8 @@ class Difficulty:
             raise ValueError(f"need remark_words >= 0, got {self.remark_words}")
         if self.answer not in ("all", "last"):
             raise ValueError(f"answer must be 'all' or 'last', got {self.answer!r}")
-        if not 0 <= self.min_rules <= self.min_operations:
-            raise ValueError(f"need 0 <= min_rules <= min_operations, got {self.min_rules} and {self.min_operations}")
+        if self.max_without_rule < 0:
+            raise ValueError(f"need max_without_rule >= 0, got {self.max_without_rule}")
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class LineCheck:
 
 
 def make_problem(rng: random.Random, difficulty: Difficulty | None = None) -> Problem:
-    """Draws one problem of enough rules whose true intermediate results all stay in [0, max_value].
+    """Draws one problem with enough rules whose true intermediate results all stay in [0, max_value].
 
     Raises:
         ValueError: When there is hardly any such problem.
@@ -192,8 +192,9 @@ def make_problem(rng: random.Random, difficulty: Difficulty | None = None) -> Pr
         num_operations = rng.randint(difficulty.min_operations, difficulty.max_operations)
         signed = [rng.choice((1, -1)) * rng.randint(1, difficulty.max_operand) for _ in range(num_operations)]
         problem = Problem(rng.randint(0, difficulty.max_value), tuple(signed), difficulty.answer)
-        num_rules = sum(place.other != place.as_written for place in map(rule, *zip(*enumerate(signed), strict=True)))
-        if num_rules >= difficulty.min_rules and all(0 <= result <= difficulty.max_value for result in problem.results):
+        bare = sum(place.other == place.as_written for place in map(rule, *zip(*enumerate(signed), strict=True)))
+        within = all(0 <= result <= difficulty.max_value for result in problem.results)
+        if within and bare <= difficulty.max_without_rule:
             return problem
     raise ValueError(f"found no problem whose results stay in [0, {difficulty.max_value}]: {difficulty}")
 

@@ -35,14 +35,14 @@ class WarmStartConfig(TrainingConfig):
         lean: A trace draws the right number of a rule with a probability between 1/2 - lean and 1/2 + lean, which
             differs from rule to rule.
         slip_rate: Probability of a result that is off by one where there is no rule.
-        row_rules: Fewest rules in a problem of the parquet files (count); the corpus has problems of all kinds.
+        without_rule: Most places without a rule in a problem of the parquet files (count); the corpus has all kinds.
         difficulty: How hard the problems are.
     """
 
     num_updates: int = 900
     lean: float = 0.2
     slip_rate: float = 0.02
-    row_rules: int = 4
+    without_rule: int = 1
     difficulty: task.Difficulty = field(default_factory=task.Difficulty)
 
 
@@ -98,7 +98,7 @@ def make_example(
 def warm_start(out: str | Path, config: WarmStartConfig | None = None) -> Path:
     """Makes the model and the parquet files, unless they are there already; returns the model's folder."""
     config = config or WarmStartConfig()
-    rows = replace(config.difficulty, min_rules=config.row_rules)
+    rows = replace(config.difficulty, max_without_rule=config.without_rule)
     return make_folder(out, config, task, build_tokenizer(), make_example, rows)
 
 

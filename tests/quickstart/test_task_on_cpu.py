@@ -14,7 +14,7 @@ from recipes.quickstart.tokens import build_tokenizer
 DIFFICULTIES = [
     task.Difficulty(),
     task.Difficulty(min_operations=1, max_operations=3, max_operand=3, max_value=5, answer="last"),
-    task.Difficulty(min_operations=6, max_operations=9, max_operand=40, max_value=300, min_rules=5),
+    task.Difficulty(min_operations=6, max_operations=9, max_operand=40, max_value=300, max_without_rule=1),
 ]
 GARBAGE = [
     "",
@@ -84,11 +84,12 @@ def test_problems_respect_the_difficulty(difficulty):
         assert all(0 <= value <= difficulty.max_value for value in (problem.start, *problem.results))
         assert all(1 <= abs(operand) <= difficulty.max_operand for operand in problem.operands)
         rules = [task.rule(place, operand) for place, operand in enumerate(problem.operands)]
-        assert sum(rule.other != rule.as_written for rule in rules) >= difficulty.min_rules
+        assert sum(rule.other == rule.as_written for rule in rules) <= difficulty.max_without_rule
 
 
 @pytest.mark.parametrize(
-    "settings", [{"min_operations": 6}, {"max_operand": 0}, {"max_operand": 30}, {"answer": "some"}, {"min_rules": 6}]
+    "settings",
+    [{"min_operations": 6}, {"max_operand": 0}, {"max_operand": 30}, {"answer": "some"}, {"max_without_rule": -1}],
 )
 def test_impossible_difficulty_is_refused(settings):
     with pytest.raises(ValueError):
