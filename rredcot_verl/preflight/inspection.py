@@ -130,7 +130,7 @@ def _probe_rows(
             "every trace; FSDP can share prefixes, and with trainer.v1.trainer_mode=sync the rollout server can read "
             "them"
         )
-    return summary.probe_rows(config, budget, choice)
+    return summary.probe_rows(config, settings, budget, choice)
 
 
 def _judge_memory(

@@ -108,7 +108,7 @@ def memory_rows(training: TrainingMemory, server: ServerMemory, config: DictConf
     ]
 
 
-def probe_rows(config: DictConfig, budget: ProbeBudget, choice: EngineChoice) -> list[Row]:
+def probe_rows(config: DictConfig, settings: RREDCoTConfig, budget: ProbeBudget, choice: EngineChoice) -> list[Row]:
     """Probe tokens of a response and their share of the training passes."""
     longest = config.data.max_response_length
     by_actor = choice.engine == "actor"
@@ -129,7 +129,8 @@ def probe_rows(config: DictConfig, budget: ProbeBudget, choice: EngineChoice) ->
     elif not by_actor:
         text = "requests run while other responses are generated; none of it is in the training passes"
         rows.append(("hidden", text))
-    rows.append(("not probed", "groups that are all right or all wrong have no advantage and cost nothing"))
+    if not settings.measures_uniform_groups:
+        rows.append(("not probed", "groups that are all right or all wrong have no advantage and cost nothing"))
     return rows
 
 
