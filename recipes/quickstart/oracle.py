@@ -4,10 +4,11 @@
         algorithm.rredcot.source=recipes.quickstart.oracle:Oracle \
         algorithm.rredcot.self_value.probe_uniform_groups=true algorithm.rredcot.credit.form=td
 
-A trace that has stated a wrong result is lost (errors that cancel are rare). Another one is solved if every line to
-come is right, so v_k is the product of the chances of the operations that are left. The chance of an operation is how
-often the policy got it right in earlier steps, of which each counts 0.95 of the one after it: a value sees no outcome
-of its own step. Uniform groups are to be planned for too, or the chances would rest on mixed groups alone.
+A trace that has stated a wrong result is lost (with the last result alone as the answer, errors can cancel: not quite).
+Another one is solved if every line to come is right, so v_k is the product of the chances of the operations that are
+left. The chance of an operation is how often the policy got it right in earlier steps, of which each counts 0.95 of the
+one after it: a value sees no outcome of its own step. Uniform groups are to be planned for too (as `critic` does), or
+the chances would rest on mixed groups alone.
 """
 
 import json

@@ -16,9 +16,9 @@ policy learns what it does not know yet. Varied wording and remarks decide nothi
 share.
 
 The answer repeats every result (`Difficulty.answer`), as to a question of several parts; one that contradicts the lines
-is wrong. So a forced answer shows what
-the policy thinks of every line, stated or to come. With ``last`` it is the last result alone: then a forced answer is
-mental arithmetic over all lines to come, at which a small model is poor, and hardly tells early lines apart.
+is wrong. So a forced answer shows what the policy thinks of every line, stated or to come. With ``last`` it is the last
+result alone: then a forced answer is mental arithmetic over all lines to come, at which a small model is poor, and
+hardly tells early lines apart.
 
 Every line can be checked by a program, so the first wrong line of a trace is known, and with it the true value of
 every state (`recipes.quickstart.oracle`). That is what makes the task fit to judge reward redistribution.

@@ -211,13 +211,15 @@ class TestEfficiency:
 class TestForms:
     def test_right_credit_is_worth_more(self, world, table, grpo):
         """Only wrong segments have a direction to learn from here: the true values put the blame there."""
+        # Of its own, so that tests before this one do not change what it draws.
+        rng = np.random.default_rng(0)
         truth = np.full(table.is_state.shape, np.nan)
         for row, own in enumerate(world.values):
             truth[row, : len(own)] = own
         shuffled = truth.copy()
         for row, num in enumerate(table.num_segments):
-            shuffled[row, 1:num] = RNG.permutation(truth[row, 1:num])
-        vectors = RNG.normal(size=(*table.is_state.shape, 32))
+            shuffled[row, 1:num] = rng.permutation(truth[row, 1:num])
+        vectors = rng.normal(size=(*table.is_state.shape, 32))
         for row, wrong in enumerate(world.wrong):
             if wrong is not None:
                 vectors[row, wrong, 0] += 6.0
@@ -234,7 +236,7 @@ class TestForms:
             comparison.compare(units(advantages(table, Method("v", "probe", "", values), LOCAL)))
             for values in (truth, shuffled)
         )
-        assert right["efficiency"]["low"] > 1.3
+        assert right["efficiency"]["low"] > 1.5
         assert wrong["efficiency"]["estimate"] < 0.7 * right["efficiency"]["estimate"]
 
     def test_every_form_and_method_has_a_row_and_a_method_is_compared_where_it_has_values(self):
