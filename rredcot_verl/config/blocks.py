@@ -308,7 +308,8 @@ class ReadoutConfig(Block):
     window: int = Field(
         8,
         ge=1,
-        description="Earlier steps that are fitted to. In the first step there are no values, and credit is GRPO's.",
+        description="Earlier steps that are fitted to. In the first step values are the mean rewards of the prompt's "
+        "other rollouts.",
     )
     half_life: float | None = Field(
         None, gt=0, description="Steps after which a row counts half; null: all of the window count alike."

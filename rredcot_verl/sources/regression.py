@@ -62,9 +62,6 @@ class Regression:
     def fitted(self, rows: Rows, values: Sequence[Sequence[float]]) -> list[list[float]]:
         """For each row its fitted values, in units of reward; nothing for a row that is not scored.
 
-        Nothing for any row either where the readout has kept the groups' means, as in the first step: they say nothing
-        of where, and credit is GRPO's.
-
         Args:
             rows: One training batch.
             values: For each row the probes' values; read where they are a feature.
@@ -104,8 +101,6 @@ class Regression:
             ),
             rows.step,
         )
-        if self._readout.report["readout_group_mean_kept/mean"]:
-            return found
         for row, own in zip(used, torch.split(from_unit(fit, self._reward_range), counts), strict=True):
             found[row] = own.tolist()
         return found

@@ -737,17 +737,18 @@ def test_without_the_pinned_end_the_last_segment_makes_no_progress():
 
 @pytest.mark.parametrize("lam", [0.0, 0.95, 1.0])
 @pytest.mark.parametrize("outcomes", [[1.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]])
-def test_values_that_know_nothing_pay_nothing_back_of_the_own_outcome(lam, outcomes):
-    """A readout that kept the other rollouts' mean: every segment but the last gets nothing, whatever lambda is."""
+def test_values_that_know_nothing_are_grpo_with_every_lambda(lam, outcomes):
+    """A readout that kept the other rollouts' mean says nothing of where: no segment is kept from the outcome."""
     rewards = torch.tensor(outcomes, dtype=torch.float64)
     count = len(outcomes)
     others = ((rewards.sum() - rewards) / (count - 1)).tolist()
     segments = SegmentBatch.from_rows([[0, 2, 4, 6]] * count, [[mean] * 3 for mean in others], rewards, [6] * count)
     index = np.array(["a"] * count, dtype=object)
     found = credit(segments, index, form="td", lam=lam)
-    assert torch.allclose(found.segment_advantages[:, 2], found.row_advantages, atol=1e-5)
-    expected = found.row_advantages.unsqueeze(1) * torch.tensor([lam**2, lam])
-    assert torch.allclose(found.segment_advantages[:, :2], expected, atol=1e-5)
+    assert torch.allclose(found.segment_advantages, found.row_advantages.unsqueeze(1), atol=1e-5)
+    found = credit(segments, index, form="critic", lam=lam, norm_by_std=False)
+    expected = found.row_advantages * count / (count - 1)
+    assert torch.allclose(found.segment_advantages, expected.float().unsqueeze(1), atol=1e-5)
 
 
 def test_td_on_a_single_segment_is_grpo():
