@@ -9,10 +9,10 @@ A problem is an expression such as ``13+9-5-6-3``; the expected response works f
     Answer: 22 17 13 10
 
 In some places a number counts for another one: above, ``-6`` as the third operation counts for ``-4``. These rules are
-fixed (`counts_for`), and no reasoning gives them away: the warm-started policy has seen, for every such place, the
-number as it stands and the other one about equally often, and only outcomes tell which is right. So there are some
-sixty independent facts to find, each seen a few times a step: more samples help, and noise hurts, as where a real
-policy learns what it does not know yet. Varied wording and remarks decide nothing; `Difficulty.remark_words` is their
+fixed (`counts_for`), and no reasoning gives them away: the warm-started policy has seen, for every such place, both
+numbers, the right one somewhat less often, and only outcomes tell which is right. So there are some sixty independent
+facts to find, each seen a few times a step, and few responses are right at first: more samples help, and noise hurts,
+as where a real policy learns what it does not know yet. Varied wording and remarks decide nothing; `Difficulty.remark_words` is their
 share.
 
 The answer repeats every result (`Difficulty.answer`), as to a question of several parts; one that contradicts the lines

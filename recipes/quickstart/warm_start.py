@@ -32,14 +32,15 @@ class WarmStartConfig(TrainingConfig):
 
     Attributes:
         num_updates: See `TrainingConfig`.
-        lean: A trace draws the right number of a rule with a probability between 1/2 - lean and 1/2 + lean, which
-            differs from rule to rule.
+        right_share, lean: A trace draws the right number of a rule with a probability between right_share - lean and
+            right_share + lean, which differs from rule to rule.
         slip_rate: Probability of a result that is off by one where there is no rule.
         without_rule: Most places without a rule in a problem of the parquet files (count); the corpus has all kinds.
         difficulty: How hard the problems are.
     """
 
     num_updates: int = 900
+    right_share: float = 0.4
     lean: float = 0.2
     slip_rate: float = 0.02
     without_rule: int = 1
@@ -51,7 +52,7 @@ def right_rate(position: int, operand: int, config: WarmStartConfig) -> float:
     rule = task.rule(position, operand)
     if rule.other == rule.as_written:
         return 1 - config.slip_rate
-    return 0.5 + config.lean * (2 * zlib.crc32(f"lean {position} {operand}".encode()) / 2**32 - 1)
+    return config.right_share + config.lean * (2 * zlib.crc32(f"lean {position} {operand}".encode()) / 2**32 - 1)
 
 
 def draw_results(

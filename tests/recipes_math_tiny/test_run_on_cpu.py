@@ -11,8 +11,8 @@ from tests.recipes.launcher import run_tiny
 
 # Two operations on small numbers, so that seconds of warm start give answers, right and wrong ones.
 WARM_START = (
-    "--num-updates 160 --hidden-size 64 --num-layers 2 --min-operations 2 --max-operations 2 --max-operand 5 "
-    "--max-value 12 --remark-words 0 --num-train-rows 32 --num-val-rows 8"
+    "--num-updates 240 --hidden-size 64 --num-layers 2 --min-operations 2 --max-operations 2 --max-operand 5 "
+    "--max-value 12 --remark-words 0 --right-share 0.5 --without-rule 2 --num-train-rows 32 --num-val-rows 8"
 )
 
 
@@ -29,7 +29,8 @@ def _expected_reward(trace) -> float | None:
 
 @pytest.mark.run
 def test_one_command_prepares_verifies_and_credits(tmp_path):
-    overrides = ("actor_rollout_ref.rollout.n=4", "trainer.val_before_train=false", "trainer.test_freq=2")
+    batch = ("actor_rollout_ref.rollout.n=4", "data.train_batch_size=8")
+    overrides = (*batch, "trainer.val_before_train=false", "trainer.test_freq=2")
     done = run_tiny("math", tmp_path, *overrides, WARM_START=WARM_START, STEPS="2")
     assert done.returncode == 0, done.stdout[-8000:]
     lines = (tmp_path / "rredcot/metrics.jsonl").read_text().splitlines()
