@@ -10,10 +10,10 @@ A problem is an expression such as ``13+9-5-6-3``; the expected response works f
 
 In some places a number counts for another one: above, ``-6`` as the third operation counts for ``-4``. These rules are
 fixed (`counts_for`), and no reasoning gives them away: the warm-started policy has seen, for every such place, both
-numbers, the right one somewhat less often, and only outcomes tell which is right. So there are some sixty independent
-facts to find, each seen a few times a step, and few responses are right at first: more samples help, and noise hurts,
-as where a real policy learns what it does not know yet. Varied wording and remarks decide nothing; `Difficulty.remark_words` is their
-share.
+numbers, the right one in three of ten cases, and only outcomes tell which is right. So there are some sixty facts to
+find, and few responses are right at first, as where a real policy learns what it cannot do yet: most groups are all
+wrong, and most wrong responses hold right lines. Varied wording and remarks decide nothing; `Difficulty.remark_words`
+is their share.
 
 The answer repeats every result (`Difficulty.answer`), as to a question of several parts; one that contradicts the lines
 is wrong. So a forced answer shows what the policy thinks of every line, stated or to come. With ``last`` it is the last

@@ -40,11 +40,15 @@ class WarmStartConfig(TrainingConfig):
     """
 
     num_updates: int = 900
-    right_share: float = 0.4
+    right_share: float = 0.3
     lean: float = 0.2
     slip_rate: float = 0.02
     without_rule: int = 1
     difficulty: task.Difficulty = field(default_factory=task.Difficulty)
+
+    def __post_init__(self):
+        if not 0 <= self.lean <= min(self.right_share, 1 - self.right_share):
+            raise ValueError(f"need right_share +- lean within [0, 1], got {self.right_share} +- {self.lean}")
 
 
 def right_rate(position: int, operand: int, config: WarmStartConfig) -> float:

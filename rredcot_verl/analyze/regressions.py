@@ -14,7 +14,7 @@ from rredcot_verl.analyze.method_values import Evidence, Method
 from rredcot_verl.analyze.statistics import Array
 from rredcot_verl.analyze.trace_table import Mask, TraceTable
 from rredcot_verl.config.blocks import ReadoutConfig
-from rredcot_verl.readout.features import build_features, others_differ
+from rredcot_verl.readout.features import build_features
 from rredcot_verl.readout.readout import Readout, States
 from rredcot_verl.sources.regression import LONG_RESPONSE
 
@@ -48,8 +48,7 @@ def fit(
             rows &= (np.isfinite(feature) | ~table.is_state).all(axis=1)
     values = np.full((len(table.traces), table.width), np.nan)
     settings = ReadoutConfig(seed=seed, max_rows=max(1, int(table.is_state.sum())))
-    index, finals = table.groups.tolist(), torch.arange(len(table.traces))
-    counts = others_differ(torch.from_numpy(table.rewards), index, finals)
+    index = table.groups.tolist()
 
     def states_of(own: Mask) -> States:
         """The states of some of the traces."""
@@ -65,7 +64,8 @@ def fit(
             outcomes=torch.from_numpy(np.clip(table.rewards[where[0]], 0, 1)),
             groups=[index[row] for row in where[0].tolist()],
             rows=torch.from_numpy(where[0].astype(np.int64)),
-            counts=counts[where[0]],
+            # Every trace was measured, whatever its reward, as with credit.form=critic.
+            counts=torch.ones(len(where[0]), dtype=torch.bool),
             blocks=blocks,
         )
 

@@ -281,7 +281,7 @@ def test_the_corpus_states_either_number_of_a_rule_and_nothing_negative():
             if rule.as_written != rule.other:
                 right, wrong = right + (result - stated == rule.counts), wrong + (result - stated != rule.counts)
             stated = result
-    assert 0.35 < right / (right + wrong) < 0.65
+    assert 0.2 < right / (right + wrong) < 0.4
 
 
 # --- the oracle -------------------------------------------------------------------------------------------------------
