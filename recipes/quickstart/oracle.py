@@ -86,6 +86,8 @@ class Chances:
 class Oracle(Source):
     """v_k as a program knows it; a record's payload is `expression`, `text`, and the `states` at its boundaries."""
 
+    estimates_reward = True
+
     def __init__(self, settings: RREDCoTConfig, name: str) -> None:
         super().__init__(settings, name)
         # Of the steps so far, in the trainer.

@@ -139,10 +139,11 @@ class SelfValueConfig(Block):
         "token (ours); `hidden`: no probes, a regression on the policy's hidden state (ours, see readout); `auto`: "
         "joint, and for the estimators vps and mig geometric, which is theirs.",
     )
-    calibration: Literal["none", "logistic"] = Field(
-        "none",
+    calibration: Literal["auto", "none", "logistic"] = Field(
+        "auto",
         description="`logistic`: regress the verified outcome on what is known at a boundary, by a fit to earlier "
-        "steps (ours, see readout). form=hidden is that regression already.",
+        "steps (ours, see readout). form=hidden is that regression already. `auto`: logistic where the credit asks for "
+        "values of the reward's level, adv_estimator=rredcot with credit.form critic or td; else none.",
     )
     proposals: Literal["reference", "group", "union"] = Field(
         "reference",
@@ -215,12 +216,14 @@ class SelfValueConfig(Block):
 class CreditConfig(Block):
     """How segment values become advantages; see docs/method.md for what each form trades."""
 
-    form: Literal["reweight", "td", "critic", "additive", "first_error"] = Field(
-        "reweight",
-        description="`td`: segment-level GAE on the values (ours; with lam=1 GRPO's expectation whatever the values "
-        "are); `critic`: the same with v_0 in the place of the group, in groups of one reward too (ours; needs "
-        "calibrated values); `reweight`: GRPO's advantage times a positive weight of mean 1 (the paper's); `additive`: "
-        "GRPO's advantage plus alpha times d; `first_error`: in failed responses praise up to the largest fall of v.",
+    form: Literal["auto", "critic", "td", "reweight", "additive", "first_error"] = Field(
+        "auto",
+        description="`critic`: segment-level GAE on calibrated values, with v_0 in the place of the group, in groups "
+        "of one reward too (ours); `td`: the same on any values, in units of GRPO's advantage (ours; with lam=1 GRPO's "
+        "expectation); `reweight`: GRPO's advantage times a positive weight of mean 1 (the paper's); `additive`: "
+        "GRPO's advantage plus alpha times d; `first_error`: in failed responses praise up to the largest fall of v. "
+        "`auto`: critic for adv_estimator=rredcot (td with algorithm.filter_groups or without calibration), reweight "
+        "for its peers and for sources of your own.",
     )
     lam: float | None = Field(
         None,

@@ -9,7 +9,7 @@ from rredcot_verl.answers.grammar import formats_of
 from rredcot_verl.config.schema import PREFIX, RREDCoTConfig, parse
 from rredcot_verl.core.segmentation import get_segmenter
 from rredcot_verl.sources.base import Source
-from rredcot_verl.sources.registry import SOURCES, SPECIFIC, make_source
+from rredcot_verl.sources.registry import DEFAULT, SOURCES, SPECIFIC, make_source
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +26,32 @@ OUTCOME_ESTIMATORS = frozenset(
 def parse_block(config: DictConfig) -> RREDCoTConfig:
     """Read the `algorithm.rredcot` block of verl's config; the defaults where it has none.
 
+    Returns:
+        RREDCoTConfig: Its form of credit and its calibration are settled: `auto` is no value of theirs any more.
+
     Raises:
         ValueError: As `rredcot_verl.config.schema.parse`.
     """
     block = OmegaConf.select(config, PREFIX)
     if block is not None and not isinstance(block, DictConfig):
         raise ValueError(f"{PREFIX}={block!r}: expected a block of settings")
-    return parse(None if block is None else OmegaConf.to_container(block, resolve=True))  # type: ignore[arg-type]
+    plain = None if block is None else OmegaConf.to_container(block, resolve=True)
+    return _settled(parse(plain), config)  # type: ignore[arg-type]
+
+
+def _settled(settings: RREDCoTConfig, config: DictConfig) -> RREDCoTConfig:
+    """The form of credit and the calibration, where they are left to the run."""
+    value, credit = settings.self_value, settings.credit
+    own = OmegaConf.select(config, "algorithm.adv_estimator") == DEFAULT and settings.source is None
+    hidden = value.form == "hidden"
+    if credit.form == "auto":
+        filtered = OmegaConf.select(config, "algorithm.filter_groups.enable")
+        levelled = not filtered and (hidden or value.calibration != "none")
+        credit = credit.model_copy(update={"form": ("critic" if levelled else "td") if own else "reweight"})
+    if value.calibration == "auto":
+        levelled = own and not hidden and credit.form in ("critic", "td")
+        value = value.model_copy(update={"calibration": "logistic" if levelled else "none"})
+    return settings.model_copy(update={"self_value": value, "credit": credit})
 
 
 def run_source(config: DictConfig, settings: RREDCoTConfig) -> Source:
@@ -79,8 +98,8 @@ def _why_no_critic(config: DictConfig, settings: RREDCoTConfig, source: Source) 
     if not source.estimates_reward:
         return (
             f"{PREFIX}.credit.form=critic takes v_0 for the mean reward of a prompt, and the values of {source.name!r} "
-            f"are none: set {PREFIX}.self_value.calibration=logistic where the estimator is rredcot, or "
-            f"{PREFIX}.credit.form=td"
+            f"are none: set {PREFIX}.self_value.calibration=logistic where the estimator is rredcot, "
+            f"estimates_reward=True in the class of a source of your own if they are, or {PREFIX}.credit.form=td"
         )
     if OmegaConf.select(config, "algorithm.filter_groups.enable"):
         return (
@@ -100,7 +119,7 @@ def unread_settings(config: DictConfig, settings: RREDCoTConfig, source: Source)
     if str(config.algorithm.adv_estimator) not in SOURCES:
         idle.append("credit")
     idle += [f"credit.{name}" for name in sorted(settings.credit.unread())]
-    default = RREDCoTConfig()
+    default = _settled(RREDCoTConfig(), config)
     changed = [name for name in idle if _at(settings, name) != _at(default, name)]
     # A block that is named whole needs no line for a key in it.
     return [f"{PREFIX}.{name}" for name in changed if name.partition(".")[0] not in changed or "." not in name]

@@ -35,7 +35,6 @@ class Attribution(Source):
     """What the three have in common; a record's payload is `num_weights`, how many segments stand before the answer."""
 
     weighs = True
-    estimates_reward = False
     fields: PassFields
     """Row fields in which plans and weights travel."""
 

@@ -65,7 +65,7 @@ class Source:
     """Model of `algorithm.rredcot.source_options`; strict: what it does not know is refused."""
     weighs: ClassVar[bool] = False
     """Whether it shares R - b out by weights, so that its values are no forecast."""
-    estimates_reward: bool = True
+    estimates_reward: bool = False
     """Whether v_k is an estimate of E[R | s_k] on the reward's own scale; `credit.form=critic` needs one."""
     reads_probes: ClassVar[bool] = False
     """Whether its cost is that of probes."""
@@ -174,7 +174,7 @@ NOTHING_REGRESSED = (
 def why_not_regressed(settings: RREDCoTConfig, name: str) -> str | None:
     """What the settings ask of a source whose values are not regressed on the outcome; None where that is nothing."""
     value = settings.self_value
-    asked = f"calibration={value.calibration}" if value.calibration != "none" else None
+    asked = f"calibration={value.calibration}" if value.calibration == "logistic" else None
     if asked is None and value.form == "hidden":
         asked = "form=hidden"
     if asked is not None:

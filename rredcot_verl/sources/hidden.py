@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 class HiddenStates(Source):
     """v_k fitted to the verified outcomes from the hidden state before boundary k; see `sources.regression`."""
 
+    estimates_reward = True
     payload_fields = (HIDDEN_FIELD,)
 
     def __init__(self, settings: RREDCoTConfig, name: str) -> None:

@@ -47,6 +47,8 @@ class MonteCarlo(Source):
     reached their limit, `num_weight_versions` of the weights that wrote them.
     """
 
+    estimates_reward = True
+
     def __init__(self, settings: RREDCoTConfig, name: str) -> None:
         super().__init__(settings, name)
         self._reported = False

@@ -53,7 +53,7 @@ class Probes(Source):
         self.form = self.default_form if value.form == "auto" else value.form
         self.needs_all = value.proposals != "reference"
         self._regression: Regression | None = None
-        if value.calibration != "none":
+        if value.calibration == "logistic":
             self._regression = Regression(settings, self.form if settings.readout.use_probe else None)
         self.estimates_reward = self._regression is not None
         self._reads_hidden = self._regression is not None and settings.readout.use_hidden

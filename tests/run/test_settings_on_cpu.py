@@ -8,7 +8,6 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf, open_dict
 
-from rredcot_verl.config.schema import parse
 from rredcot_verl.run.settings import (
     AGENT_LOOP_MANAGER,
     OUTCOME_ESTIMATORS,
@@ -140,8 +139,8 @@ def test_a_reward_model_that_does_not_get_in_the_way(config, pool, proposals, fo
 @pytest.mark.parametrize(
     ("estimator", "block", "works"),
     [
-        ("rredcot", {}, False),
-        ("rredcot", {"self_value": {"calibration": "logistic"}}, True),
+        ("rredcot", {"self_value": {"calibration": "none"}}, False),
+        ("rredcot", {}, True),
         ("rredcot", {"self_value": {"form": "hidden"}}, True),
         ("rredcot", {"source": "recipes.quickstart.oracle:Oracle"}, True),
         ("vps", {}, False),
@@ -161,6 +160,28 @@ def test_critic_needs_values_that_estimate_the_reward_and_rows_not_chosen_by_it(
     else:
         with pytest.raises(ValueError, match="credit.form=critic takes v_0 for the mean reward"):
             active_settings(config)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "block", "filtered", "form", "calibration"),
+    [
+        ("rredcot", {}, False, "critic", "logistic"),
+        ("rredcot", {}, True, "td", "logistic"),
+        ("rredcot", {"self_value": {"calibration": "none"}}, False, "td", "none"),
+        ("rredcot", {"self_value": {"form": "hidden"}}, False, "critic", "none"),
+        ("rredcot", {"credit": {"form": "reweight"}}, False, "reweight", "none"),
+        ("rredcot", {"credit": {"form": "td"}}, False, "td", "logistic"),
+        ("rredcot", {"source": "recipes.quickstart.oracle:Oracle"}, False, "reweight", "none"),
+        ("vps", {}, False, "reweight", "none"),
+        ("vineppo", {}, False, "reweight", "none"),
+    ],
+)
+def test_form_and_calibration_are_settled_for_the_run(config, estimator, block, filtered, form, calibration):
+    put(config, algorithm__adv_estimator=estimator, actor_rollout_ref__rollout__free_cache_engine=False)
+    put(config, algorithm__rredcot=block, algorithm__filter_groups={"enable": filtered})
+    settings = active_settings(config)
+    assert (settings.credit.form, settings.self_value.calibration) == (form, calibration)
+    assert settings == parse_block(config)
 
 
 @pytest.mark.parametrize("estimator", sorted(OUTCOME_ESTIMATORS))
@@ -308,10 +329,11 @@ def test_every_peer_is_switched_on_by_its_name(config, estimator):
 @pytest.mark.parametrize("estimator", SOURCES)
 def test_hidden_states_without_a_regression_are_refused(config, estimator):
     put(config, algorithm__adv_estimator=estimator, algorithm__rredcot__readout__use_hidden=True)
+    put(config, algorithm__rredcot__self_value__calibration="none")
     with pytest.raises(ValueError, match="use_hidden=True with self_value.calibration=none"):
         active_settings(config)
     if estimator == "rredcot":
-        put(config, algorithm__rredcot__self_value__calibration="logistic")
+        put(config, algorithm__rredcot__self_value__calibration="auto")
         assert active_settings(config) is not None
 
 
@@ -346,7 +368,7 @@ CHANGED = {
     "self_value.timeout_s": 9.0,
     "self_value.max_concurrency": 9,
 }
-BLOCKS = [{"self_value": {"form": "hidden"}}, {"self_value": {"calibration": "logistic"}}]
+BLOCKS = [{"self_value": {"form": "hidden"}}, {"self_value": {"calibration": "none"}}]
 RUNS = [*((estimator, {}) for estimator in SOURCES), *(("rredcot", block) for block in BLOCKS)]
 
 
@@ -354,15 +376,19 @@ RUNS = [*((estimator, {}) for estimator in SOURCES), *(("rredcot", block) for bl
 def test_changed_settings_that_are_not_read_are_told_for_every_source(estimator, block):
     """All others are read, or refused."""
     assert set(CHANGED) == set(SPECIFIC)
-    config = OmegaConf.create({"algorithm": {"adv_estimator": estimator}})
-    source = run_source(config, parse(block))
-    assert unread_settings(config, parse(block), source) == []
+
+    def config_of(block):
+        return OmegaConf.create({"algorithm": {"adv_estimator": estimator, "rredcot": block}})
+
+    config = config_of(block)
+    source = run_source(config, parse_block(config))
+    assert unread_settings(config, parse_block(config), source) == []
     for key, value in CHANGED.items():
         part, _, name = key.partition(".")
         changed = block | {part: block.get(part, {}) | {name: value} if name else value}
         # A block that is named whole needs no line for a key in it.
         named = part if part == "readout" and part not in source.reads() else key
-        found = unread_settings(config, parse(changed), source)
+        found = unread_settings(config, parse_block(config_of(changed)), source)
         assert found == ([] if key in source.reads() else [f"algorithm.rredcot.{named}"]), key
 
 
@@ -370,7 +396,7 @@ def test_changed_settings_that_are_not_read_are_told_for_every_source(estimator,
     "estimator, values, named",
     [
         ("rredcot", {"monte_carlo__num_rollouts": 3}, ["monte_carlo"]),
-        ("rredcot", {"readout__dim": 3, "readout__window": 3}, ["readout"]),
+        ("rredcot", {"readout__dim": 3, "readout__window": 3, "self_value__calibration": "none"}, ["readout"]),
         (
             "vineppo",
             {"self_value__proposals": "union", "attribution__target": "reference", "self_value__form": "geometric"},
@@ -383,7 +409,7 @@ def test_changed_settings_that_are_not_read_are_told_for_every_source(estimator,
             {"credit__form": "td", "credit__beta": 3.0, "credit__pinned": False},
             ["credit.beta", "credit.pinned"],
         ),
-        ("rredcot", {"credit__lam": 0.5, "credit__alpha": 2.0}, ["credit.alpha", "credit.lam"]),
+        ("vps", {"credit__lam": 0.5, "credit__alpha": 2.0}, ["credit.alpha", "credit.lam"]),
         ("rredcot", {"credit__form": "additive", "credit__alpha": 2.0, "credit__mix": 0.5}, ["credit.mix"]),
     ],
 )

@@ -59,7 +59,7 @@ def test_it_says_where_it_comes_from_and_what_is_ours(name):
 def test_beta_zero_and_a_single_segment_are_grpo(form):
     found = credit([[0.3]] * 4, (0, 6), form=form)
     assert torch.allclose(found.segment_advantages[:, 0], found.row_advantages, atol=1e-6)
-    plain = credit(beta=0.0)
+    plain = credit(form="reweight", beta=0.0)
     assert torch.equal(plain.segment_advantages, plain.row_advantages.unsqueeze(1).expand(4, 3))
 
 

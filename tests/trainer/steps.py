@@ -120,7 +120,7 @@ def make_trainer(
             "trainer": {"logger": ["console"], "default_local_dir": "checkpoints/run", "resume_mode": "auto"},
         }
     )
-    trainer.rredcot = parse(block)
+    trainer.rredcot = parse({"credit": {"form": "reweight"}} | dict(block))
     trainer._source = make_source(trainer.rredcot, estimator)
     trainer._engine = engine or EngineChoice("actor", True, "")
     trainer._measuring_seconds, trainer.local_trigger_step, trainer.global_steps = 0.0, 0, 1

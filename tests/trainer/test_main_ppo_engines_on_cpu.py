@@ -20,6 +20,8 @@ RREDCOT = (
     "+algorithm.rredcot.segmentation.method=fixed",
     "+algorithm.rredcot.segmentation.min_tokens=2",
     f"{VALUE}.probe_uniform_groups=true",
+    # What the engines give, and no regression on it.
+    f"{VALUE}.calibration=none",
     # Every closing token, as the others sum them.
     f"{VALUE}.max_closing_tokens=64",
 )
