@@ -21,12 +21,12 @@ class Form:
     """One way to make advantages of values.
 
     Attributes:
-        credit: Of the `credit` block; what is not named has the plugin's default.
+        credit: Of the `credit` block; what is not named has the plugin's default. Without values every form is GRPO.
         algorithm: Of verl's `algorithm` block: `lam`, `norm_adv_by_std_in_grpo`.
         reads_values: Whether it depends on values at all.
     """
 
-    credit: dict[str, Any] = field(default_factory=dict)
+    credit: dict[str, Any] = field(default_factory=lambda: {"form": "td"})
     algorithm: dict[str, Any] = field(default_factory=dict)
     reads_values: bool = True
 

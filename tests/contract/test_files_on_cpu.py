@@ -8,8 +8,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from rredcot_verl.config.schema import RREDCoTConfig
-from rredcot_verl.run.settings import active_settings, parse_block
+from rredcot_verl.config.schema import RREDCoTConfig, parse
+from rredcot_verl.run.settings import active_settings
 
 ROOT = Path(__file__).parents[2]
 YAMLS = sorted([*(ROOT / "rredcot_verl").rglob("*.yaml"), *(ROOT / "recipes").rglob("*.yaml")])
@@ -53,7 +53,8 @@ def test_the_configs_that_can_be_named_are_found():
 
 def test_overlay_declares_the_defaults_of_the_schema():
     config = _compose(TRAINER)
-    assert parse_block(config) == RREDCoTConfig()
+    declared = OmegaConf.to_container(config.algorithm.rredcot)
+    assert parse(declared) == RREDCoTConfig()
     assert config.trainer.v1.trainer_mode == "sync"
 
 
