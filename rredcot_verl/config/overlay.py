@@ -23,7 +23,8 @@ HEADER = """\
 # 2. There must be a blank line between each field.
 # 3. Inline comments (after a field on the same line) are not allowed.
 
-# Settings of RREDCoT, as they stand under algorithm.rredcot. The defaults are the method.
+# Settings of RREDCoT, as they stand under algorithm.rredcot. The defaults are the method, but for
+# the credit, which is ours (the paper's: credit.form=reweight).
 # Generated from rredcot_verl/config/schema.py, which checks every value: python -m rredcot_verl.config.overlay --write
 """
 

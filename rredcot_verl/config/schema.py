@@ -26,7 +26,7 @@ T = TypeVar("T", bound=BaseModel)
 
 
 class RREDCoTConfig(Block):
-    """The whole `algorithm.rredcot` block. The defaults are the method."""
+    """The whole `algorithm.rredcot` block. The defaults are the method, but for the credit, which is ours."""
 
     enable: bool | None = Field(
         None,

@@ -42,15 +42,16 @@ def parse_block(config: DictConfig) -> RREDCoTConfig:
 def _settled(settings: RREDCoTConfig, config: DictConfig) -> RREDCoTConfig:
     """The form of credit and the calibration, where they are left to the run."""
     value, credit = settings.self_value, settings.credit
-    own = OmegaConf.select(config, "algorithm.adv_estimator") == DEFAULT and settings.source is None
+    probed = OmegaConf.select(config, "algorithm.adv_estimator") == DEFAULT and settings.source is None
     hidden = value.form == "hidden"
     if credit.form == "auto":
         filtered = OmegaConf.select(config, "algorithm.filter_groups.enable")
-        levelled = not filtered and (hidden or value.calibration != "none")
-        credit = credit.model_copy(update={"form": ("critic" if levelled else "td") if own else "reweight"})
+        estimated = hidden or value.calibration != "none"
+        own = "critic" if estimated and not filtered else "td"
+        credit = credit.model_copy(update={"form": own if probed else "reweight"})
     if value.calibration == "auto":
-        levelled = own and not hidden and credit.form in ("critic", "td")
-        value = value.model_copy(update={"calibration": "logistic" if levelled else "none"})
+        regressed = probed and not hidden and credit.form in ("critic", "td")
+        value = value.model_copy(update={"calibration": "logistic" if regressed else "none"})
     return settings.model_copy(update={"self_value": value, "credit": credit})
 
 

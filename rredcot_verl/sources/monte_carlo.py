@@ -8,7 +8,7 @@ v_k - v_{k-1} for all tokens of a reasoning step, and not divided by a deviation
     algorithm.adv_estimator=vineppo +algorithm.rredcot.credit.form=td algorithm.lam=0
     algorithm.norm_adv_by_std_in_grpo=False +algorithm.rredcot.segmentation.method=newline
 
-Ours is everything around the estimate, so that sources differ in the values alone: the default credit stays `reweight`,
+Ours is everything around the estimate, so that sources differ in the values alone: its credit is `reweight` unless set,
 the default cuts `keyword_entropy`, v_K is pinned to R, `td` takes the group's mean outcome for the value of the
 prompt's state, groups that are all right or all wrong are not sampled, the prompt's state is sampled once for all
 rollouts of the prompt, an equal text is verified once for a prompt, and there is `max_total_tokens`.
