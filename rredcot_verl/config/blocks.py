@@ -216,12 +216,11 @@ class SelfValueConfig(Block):
 class CreditConfig(Block):
     """How segment values become advantages; see docs/method.md for what each form trades."""
 
-    form: Literal["auto", "critic", "td", "reweight", "additive", "first_error"] = Field(
+    form: Literal["auto", "critic", "td", "reweight"] = Field(
         "auto",
         description="`critic`: segment-level GAE on calibrated values, with v_0 in the place of the group, in groups "
         "of one reward too (ours); `td`: the same on any values, in units of GRPO's advantage (ours; with lam=1 GRPO's "
-        "expectation); `reweight`: GRPO's advantage times a positive weight of mean 1 (the paper's); `additive`: "
-        "GRPO's advantage plus alpha times d; `first_error`: in failed responses praise up to the largest fall of v. "
+        "expectation); `reweight`: GRPO's advantage times a positive weight of mean 1 (the paper's). "
         "`auto`: critic for adv_estimator=rredcot (td with algorithm.filter_groups or without calibration), reweight "
         "for its peers and for sources of your own.",
     )
@@ -232,19 +231,10 @@ class CreditConfig(Block):
         description="td, critic: lambda; less noise and more of the values' errors below 1; null: verl's.",
     )
     beta: float = Field(1.0, ge=0, le=20, description="reweight: strength, per the range of the reward; 0 is GRPO.")
-    standardize: bool = Field(False, description="reweight: divide d by its deviation within the trace.")
-    clip: float | None = Field(None, gt=0, le=1, description="reweight: weights stay within 1 - clip and 1 + clip.")
-    mix: float = Field(0.0, ge=0, le=1, description="reweight: share of the uniform weight; 1 is GRPO.")
-    alpha: float = Field(
-        1.0, ge=0, le=10, description="additive: strength, in deviations of d; first_error: praise per blame."
-    )
-    apply_to: Literal["all", "failed"] = Field(
-        "all", description="`failed`: responses better than their group's mean keep GRPO's advantage."
-    )
-    pinned: bool | None = Field(
-        None,
-        description="Whether d of the last segment is the score less the value before it; false: 0. null: false for "
-        "additive, else true. Not read by td and critic, which always end in the score.",
+    pinned: bool = Field(
+        True,
+        description="reweight: whether d of the last segment is the score less the value before it; false: 0, as in "
+        "GRPO-VPS. td and critic always end in the score.",
     )
     control: Literal["none", "shuffled", "inverted", "position"] = Field(
         "none",
@@ -254,9 +244,7 @@ class CreditConfig(Block):
 
     def unread(self) -> set[str]:
         """Names of fields that the form does not read."""
-        reads = {"reweight": {"beta", "standardize", "clip", "mix"}, "td": {"lam"}, "critic": {"lam"}}
-        reads |= {"additive": {"alpha"}, "first_error": {"alpha"}}
-        return set.union(*reads.values()) - reads[self.form] | ({"pinned"} if "lam" in reads[self.form] else set())
+        return {"lam"} if self.form == "reweight" else {"beta", "pinned"}
 
 
 class MonteCarloConfig(Block):

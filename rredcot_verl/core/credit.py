@@ -23,9 +23,6 @@ EPSILON = 1e-6
 LEAST_SPREAD = 0.1
 """`td` divides by the deviation of the *other* rollouts' outcomes; at or below this share of the reward's range they
 count as agreeing, and the row has GRPO's own advantage. Two outcomes in groups of up to 100 are never that close."""
-FLAT = 0.05
-"""Differences of values of this share of the reward's range say little: it is added to a deviation of d, is the least
-size that d is divided by, and a smaller fall is none."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +31,8 @@ class CreditRule:
 
     Attributes:
         form: A key of `FORMS`.
-        beta, standardize, clip, mix: See `reweight`.
-        alpha: See `additive` and `first_error`.
-        apply_to: `all`, or `failed`: rows whose GRPO advantage is not negative keep it.
-        pinned: Whether d of the last segment is R - v_{K-1}; otherwise 0. Not read by `td` and `critic`.
+        beta: See `reweight`.
+        pinned: `reweight`: whether d of the last segment is R - v_{K-1}; otherwise 0.
         control: `none`, or what takes the place of the credit in a control arm; see `controlled`.
         gamma, lam: See `td` and `critic`.
         norm_by_std: verl's `algorithm.norm_adv_by_std_in_grpo`.
@@ -47,11 +42,6 @@ class CreditRule:
 
     form: str = "reweight"
     beta: float = 1.0
-    standardize: bool = False
-    clip: float | None = None
-    mix: float = 0.0
-    alpha: float = 1.0
-    apply_to: Literal["all", "failed"] = "all"
     pinned: bool = True
     control: Literal["none", "shuffled", "inverted", "position"] = "none"
     gamma: float = 1.0
@@ -139,11 +129,8 @@ def segment_credit(
     advantages = FORMS[rule.form](rows)
     if rule.control != "none":
         advantages = controlled(advantages, rows)
-    credited = segments.scored.unsqueeze(1)
-    if rule.apply_to == "failed":
-        credited = credited & (rows.advantages < 0)
     own = row_advantages.unsqueeze(1)
-    advantages = torch.where(credited, advantages.to(own.dtype), own)
+    advantages = torch.where(segments.scored.unsqueeze(1), advantages.to(own.dtype), own)
     return Credit(row_advantages, advantages, torch.where(own != 0, advantages / own, torch.ones_like(advantages)))
 
 
@@ -151,26 +138,15 @@ def reweight(rows: CreditBatch) -> Tensor:
     """A_k = A sigma_k with positive weights of mean 1 over the tokens of a response.
 
     That GRPO's advantage keeps its sign and scale and is reweighted multiplicatively is the paper's; the exponential,
-    sigma_k proportional to exp(beta * sign(A) * d_k), is ours. Standardisation of d within the trace, a clip to
-    `1 - clip .. 1 + clip` and a mix with the uniform weight were found to matter by OAR (arXiv 2601.07408) and SSPO
-    (2608.12764). `beta` = 0, a single segment, or equal segment rewards give weights of exactly 1.
+    sigma_k proportional to exp(beta * sign(A) * d_k), is ours. `beta` = 0, a single segment, or equal segment rewards
+    give weights of exactly 1.
     """
-    rule, rewards = rows.rule, rows.rewards
-    if rule.standardize:
-        away = rewards - rows.mean(rewards)
-        rewards = away / (rows.mean(away**2).sqrt() + FLAT)
-    exponent = rule.beta * rows.advantages.sign() * rewards
+    exponent = rows.rule.beta * rows.advantages.sign() * rows.rewards
     # An empty (padded) segment must not set the level that is subtracted for safety.
     level = exponent.masked_fill(rows.num_tokens == 0, float("-inf")).amax(dim=1, keepdim=True)
-    weights = _to_mean_one((exponent - level.nan_to_num(neginf=0.0)).clamp(max=0.0).exp(), rows)
-    if rule.clip is not None:
-        weights = _to_mean_one(weights.clamp(1 - rule.clip, 1 + rule.clip), rows)
-    return rows.advantages * (rule.mix + (1 - rule.mix) * weights)
-
-
-def _to_mean_one(weights: Tensor, rows: CreditBatch) -> Tensor:
+    weights = (exponent - level.nan_to_num(neginf=0.0)).clamp(max=0.0).exp()
     mean = rows.mean(weights)
-    return torch.where(mean > 0, weights / mean, torch.ones_like(weights))
+    return rows.advantages * torch.where(mean > 0, weights / mean, torch.ones_like(weights))
 
 
 def td(rows: CreditBatch) -> Tensor:
@@ -249,37 +225,7 @@ def _gae(rows: CreditBatch, values: Tensor, outcomes: Tensor) -> Tensor:
     return advantages
 
 
-def additive(rows: CreditBatch) -> Tensor:
-    """A_k = A + alpha d_k / (root mean square of d over the batch's tokens, `FLAT` at least) (ours).
-
-    A term of a normalisation of its own: dense terms inside a group's normalisation are known to collapse training
-    (arXiv 2607.21273). Rows whose advantage is 0 stay 0.
-    """
-    counted = rows.num_tokens * (rows.segments.scored.unsqueeze(1) & (rows.advantages != 0))
-    size = ((rows.rewards**2 * counted).sum() / counted.sum().clamp(min=1)).sqrt()
-    bonus = rows.rule.alpha * rows.rewards / size.clamp(min=FLAT)
-    return torch.where(rows.advantages != 0, rows.advantages + bonus, rows.advantages)
-
-
-def first_error(rows: CreditBatch) -> Tensor:
-    """Blame from the segment with the largest fall of the value on, `alpha` times as much praise before it.
-
-    For responses whose advantage is negative, after VPPO (arXiv 2601.18984), which finds the first error with a judge.
-    Without a fall, and for other responses, GRPO.
-    """
-    falls = rows.rewards.masked_fill(rows.num_tokens == 0, 0.0)
-    deepest, place = falls.min(dim=1, keepdim=True)
-    before = (torch.arange(falls.size(1)) < place) & (deepest < -FLAT) & (rows.advantages < 0)
-    return torch.where(before, -rows.rule.alpha, 1.0) * rows.advantages
-
-
-FORMS: dict[str, Callable[[CreditBatch], Tensor]] = {
-    "reweight": reweight,
-    "td": td,
-    "critic": critic,
-    "additive": additive,
-    "first_error": first_error,
-}
+FORMS: dict[str, Callable[[CreditBatch], Tensor]] = {"reweight": reweight, "td": td, "critic": critic}
 """`(rows) -> (bs, num_segments)` float64."""
 
 

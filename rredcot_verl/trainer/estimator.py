@@ -25,8 +25,6 @@ from rredcot_verl.sources.registry import SOURCES
 
 logger = logging.getLogger(__name__)
 
-CREDIT_FIELDS = ("form", "beta", "standardize", "clip", "mix", "alpha", "apply_to", "control")
-"""What a `CreditRule` takes from the `credit` block as it stands."""
 RETURN_TOLERANCE = 1e-4
 """Largest difference between a row's token-level rewards and its outcome that is still rounding, relative to the
 largest outcome (or to 1)."""
@@ -73,8 +71,10 @@ def credit_rule(algorithm: Any, settings: RREDCoTConfig) -> CreditRule:
     low, high = settings.self_value.reward_range
     credit = settings.credit
     return CreditRule(
-        **{name: getattr(credit, name) for name in CREDIT_FIELDS},
-        pinned=credit.form != "additive" if credit.pinned is None else credit.pinned,
+        form=credit.form,
+        beta=credit.beta,
+        pinned=credit.pinned,
+        control=credit.control,
         gamma=float(algorithm.gamma),
         lam=float(algorithm.lam) if credit.lam is None else credit.lam,
         norm_by_std=bool(algorithm.get("norm_adv_by_std_in_grpo", True)),

@@ -409,8 +409,7 @@ def test_changed_settings_that_are_not_read_are_told_for_every_source(estimator,
             {"credit__form": "td", "credit__beta": 3.0, "credit__pinned": False},
             ["credit.beta", "credit.pinned"],
         ),
-        ("vps", {"credit__lam": 0.5, "credit__alpha": 2.0}, ["credit.alpha", "credit.lam"]),
-        ("rredcot", {"credit__form": "additive", "credit__alpha": 2.0, "credit__mix": 0.5}, ["credit.mix"]),
+        ("vps", {"credit__lam": 0.5, "credit__beta": 2.0}, ["credit.lam"]),
     ],
 )
 def test_they_are_said_once_and_together(config, caplog, estimator, values, named):
