@@ -137,6 +137,19 @@ def test_td_starts_from_the_others_mean_where_values_are_regressed(monkeypatch):
         assert first[0] == pytest.approx(0.5 / (0.5**0.5 + 1e-6), abs=1e-5)
 
 
+def test_the_default_form_blames_in_a_group_that_failed_as_a_whole(monkeypatch):
+    world, trainer = make_run(monkeypatch, credit={"form": "critic"}, rewards=(0.0, 0.0))
+    advantages, metrics, _ = advantages_of(world, trainer)
+    assert metrics["rredcot/rows_scored/mean"] == 1.0 and metrics["rredcot/rows_uniform_group/mean"] == 0.0
+    for own, rewards in zip(advantages[:2], world.column("rm_scores"), strict=False):
+        # lam = 1: -v_{k-1} on every token of segment k. What is paid before a token sums to it, with v_0 on the first.
+        values = [sum(rewards[: max(token, 1)]) for token in range(len(rewards))]
+        # In a group of two no prompt counts as likelier or less likely than that.
+        start = min(max(rewards[0], 0.25), 0.75)
+        assert own == pytest.approx([-value / (start * (1 - start)) ** 0.5 for value in values], abs=1e-5)
+        assert len(set(own)) > 1 and max(own) < 0
+
+
 # --- reports ----------------------------------------------------------------------------------------------------------
 
 
