@@ -30,7 +30,7 @@ if [ -n "${TRUE_VALUES:-}" ]; then
     GOLD=(--rollouts 0 --true-values "$TRUE_VALUES")
     TRUTH=("${GOLD[@]}")
 fi
-# bench FOLDER MODEL TITLE [option...]: on held-out problems, in relative paths, which run.json repeats.
+# bench FOLDER MODEL TITLE [option...]: in relative paths, which run.json repeats; on held-out problems but for the forms.
 bench() {
     local name=$1 model=$2 title=$3
     shift 3
@@ -42,8 +42,9 @@ bench() {
 }
 SOURCES=(--num-prompts 64 "${GOLD[@]}" --layers all
     --cuttings newline-34 keyword_entropy-34 keyword_entropy-10 fixed-18 fixed-8 entropy-34 keyword-34)
-# What a form of credit is worth needs many prompts, and of each its probes alone.
-FORMS=(--num-prompts 256 --gradients 256 --methods rredcot "${TRUTH[@]}" --cuttings newline-34)
+# What a form of credit is worth needs many prompts, and of each its probes alone; steps as in training, 4 x 4.
+FORMS=(--prompts "${QUICKSTART_DATA#"$PWD"/}/train.parquet" --num-prompts 512 --gradients 512 --group-size 4 --batch-prompts 4
+    --methods rredcot "${TRUTH[@]}" --cuttings newline-34)
 bench warm_start "$QUICKSTART_DATA/model" "The quickstart's policy after its warm start" "${SOURCES[@]}" "$@"
 bench after_rl "$(step "$STEPS")" "The quickstart's policy after $STEPS steps of RL (${RECIPES[0]})" "${SOURCES[@]}" "$@"
 bench forms_at_start "$QUICKSTART_DATA/model" "Forms of credit after the warm start" "${FORMS[@]}" "$@"

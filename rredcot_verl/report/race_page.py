@@ -32,7 +32,7 @@ def _task(comparison: Comparison) -> dict[str, Any]:
         "is_training": comparison.curve == TRAINING,
         "curves": _curve_panels(comparison),
         "ratios": _ratio_panels(comparison),
-        "columns": ["seeds", *FIGURES.values(), *map(_level_heading, comparison.arms[0].reached), "s/step", "KL/step"],
+        "columns": ["seeds", *FIGURES.values(), *map(_level_heading, comparison.arms[0].reached), "s/step"],
         "rows": [{"name": arm.name, "cells": _cells(arm)} for arm in comparison.arms],
         "spent": [row for arm in comparison.arms for row in _spent(arm)],
     }
@@ -88,7 +88,7 @@ def _cells(arm: Arm) -> list[tuple[str, str]]:
         below = "" if difference is None or difference["estimate"] is None else _difference(difference)
         cells.append((number(arm.figures[key]["estimate"]) if arm.figures[key]["estimate"] is not None else "—", below))
     cells += [_reached(reached, len(arm.results)) for reached in arm.reached]
-    return [*cells, (_number(arm.mean("seconds")), ""), (_number(arm.mean("kl")), "")]
+    return [*cells, (_number(arm.mean("seconds")), "")]
 
 
 def _difference(difference: Interval) -> str:

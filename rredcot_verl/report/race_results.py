@@ -18,7 +18,6 @@ SERIES = {
     "reward": TRAINING_REWARDS[0],
     "response_tokens": "response_length/mean",
     "seconds": "timing_s/step",
-    "kl": "actor/ppo_kl",
     "entropy": "actor/entropy",
     "grad_norm": "actor/grad_norm",
     "lr": "actor/lr",

@@ -53,6 +53,8 @@ class RREDCoTTrainerMixin(PPOTrainer):
             switch_on(config)
             self._source = run_source(config, self.rredcot)
             warn_of_unread(config, self.rredcot, self._source)
+            settled = self.rredcot.credit.form, self.rredcot.self_value.calibration
+            logger.warning("rredcot: credit.form=%s on values with self_value.calibration=%s", *settled)
         super().__init__(config)
 
     def _init_tokenizer(self) -> None:

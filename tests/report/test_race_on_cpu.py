@@ -26,7 +26,6 @@ def line(arm, seed, slope, **changes):
         "reward": [start + slope * k for k in range(NUM_STEPS)],
         "response_tokens": [10.0] * NUM_STEPS,
         "seconds": [2.0] * NUM_STEPS,
-        "kl": [0.001] * NUM_STEPS,
     }
     row = {"task": "toy", "arm": arm, "seed": seed, "steps": NUM_STEPS, "digest": arm, "overrides": ["a.b=1"]}
     row |= {"start": f"model {seed}", "commit": "abc", "dirty": False, "machine": {"cores": 2}, "num_epochs": 1}
@@ -54,7 +53,7 @@ class TestLines:
         rows = [{"step": 0, "data": {METRIC: 0.123456}}]
         for step in (1, 2, 3):
             data = {"critic/score/mean": step / 7, "timing_s/step": 2.0, "response_length/mean": 20.5}
-            data |= {"training/epoch": 0, "actor/ppo_kl": -1.23456789e-5, "actor/entropy": None}
+            data |= {"training/epoch": 0, "actor/grad_norm": -1.23456789e-5, "actor/entropy": None}
             rows.append({"step": step, "data": data | ({METRIC: 0.5} if step == 3 else {})})
         write(run / "metrics.jsonl", rows)
         measured = measure(run, 16, 512)
@@ -63,7 +62,7 @@ class TestLines:
             "reward": [0.1429, 0.2857, 0.4286],
             "response_tokens": [20.5] * 3,
             "seconds": [2.0] * 3,
-            "kl": [-1.235e-05] * 3,
+            "grad_norm": [-1.235e-05] * 3,
         }
         assert measured["validation"] == {
             "metric": METRIC,

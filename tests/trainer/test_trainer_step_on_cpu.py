@@ -259,7 +259,7 @@ def test_outcomes_outside_the_range_are_named(monkeypatch):
 # --- before and after the steps ---------------------------------------------------------------------------------------
 
 
-def test_who_measures_is_settled_with_the_tokenizer(monkeypatch, tmp_path):
+def test_who_measures_is_settled_with_the_tokenizer(monkeypatch, tmp_path, caplog):
     """In the config, where the workers read it, and in the trainer's own source."""
     build_model("qwen3-untied").save_pretrained(tmp_path)
     overrides = ["actor_rollout_ref.rollout.name=vllm", f"actor_rollout_ref.model.path={tmp_path}"]
@@ -276,6 +276,7 @@ def test_who_measures_is_settled_with_the_tokenizer(monkeypatch, tmp_path):
     assert trainer._engine == EngineChoice("actor", True, "the training engine can share prefixes")
     assert trainer._source.settings.self_value.engine == config.algorithm.rredcot.self_value.engine == "actor"
     assert config.actor_rollout_ref.model.model_type == MODEL_TYPE
+    assert "credit.form=critic on values with self_value.calibration=logistic" in caplog.text
     config.algorithm.adv_estimator = "grpo"
     assert TRAINER_REGISTRY["sync"](config)._source is None
 
