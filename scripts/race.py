@@ -39,7 +39,7 @@ sys.path.insert(0, str(ROOT))
 from rredcot_verl.report import race_results  # noqa: E402
 from rredcot_verl.report.files import ReportError  # noqa: E402
 from rredcot_verl.report.race import BASELINE, compare  # noqa: E402
-from rredcot_verl.report.race_page import render, table  # noqa: E402
+from rredcot_verl.report.race_page import chart, render, table  # noqa: E402
 
 logger = logging.getLogger("race")
 
@@ -353,7 +353,7 @@ def _check_keys(where: str, entry: Any, allowed: set[str], needed: set[str]) -> 
 def _choose(kind: str, known: dict[str, Any], wanted: Sequence[str] | None) -> dict[str, Any]:
     for name in wanted or ():
         if name not in known:
-            raise ValueError(f"the plan has no {kind} {name!r}; it has {', '.join(known)}")
+            raise ValueError(f"no {kind} {name!r}; there is {', '.join(known)}")
     return known if wanted is None else {name: known[name] for name in wanted}
 
 
@@ -401,6 +401,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("results", type=Path, nargs="+", help="files of results")
     add("--out", type=Path, required=True, help="the page")
     add("--table", type=Path, help="the figures as a Markdown table (default: not written)")
+    add("--chart", type=Path, help="the learning curves as an SVG file (default: not written)")
+    add("--tasks", nargs="+", help="of the results (default: all)")
+    add("--arms", nargs="+", help="of the results, the baseline too (default: all)")
     add("--baseline", default=BASELINE, help=f"the arm that others are compared with (default: {BASELINE})")
     add("--levels", type=float, nargs="+", default=[], help="accuracies to reach, besides those of the baseline's gain")
     text = "the learning curve; by default training where no problem came twice, else validation"
@@ -424,10 +427,15 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    comparisons = compare(race_results.read(options.results), options.baseline, options.levels, options.curve)
+    results = race_results.read(options.results)
+    tasks, arms = ({name: name for name in {getattr(run, kind) for run in results}} for kind in ("task", "arm"))
+    chosen_tasks, chosen_arms = _choose("task", tasks, options.tasks), _choose("arm", arms, options.arms)
+    results = [run for run in results if run.task in chosen_tasks and run.arm in chosen_arms]
+    comparisons = compare(results, options.baseline, options.levels, options.curve)
     options.out.write_text(render(comparisons, options.title), encoding="utf-8")
-    if options.table is not None:
-        options.table.write_text(table(comparisons), encoding="utf-8")
+    for file, made in ((options.table, table), (options.chart, chart)):
+        if file is not None:
+            file.write_text(made(comparisons), encoding="utf-8")
     return 0
 
 

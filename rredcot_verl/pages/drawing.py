@@ -107,6 +107,27 @@ class Drawing:
             self.add("text", "title", text=title, transform=turn, text_anchor="middle")
 
 
+def side_by_side(panels: Sequence[Drawing], description: str, style: str) -> str:
+    """Drawings of one size as an SVG file of its own, on white paper.
+
+    Args:
+        panels: From left to right.
+        description: For those who do not see it.
+        style: CSS of the drawings' classes, but for text, grid and axes.
+    """
+    document = Drawing(sum(panel.width for panel in panels), max(panel.height for panel in panels), description)
+    document.root.set("xmlns", "http://www.w3.org/2000/svg")
+    common = "text { font: 12px sans-serif; fill: #222 } .grid { stroke: #ddd } .axis { stroke: #888 }"
+    ElementTree.SubElement(document.root, "style").text = f".paper {{ fill: white }} {common} {style}"
+    document.add("rect", "paper", width="100%", height="100%")
+    left = 0.0
+    for panel in panels:
+        panel.root.attrib |= {"x": f"{left:g}", "width": f"{panel.width:g}", "height": f"{panel.height:g}"}
+        document.root.append(panel.root)
+        left += panel.width
+    return f"{document}\n"
+
+
 def ticks(low: float, high: float, at_most: int = 6, *, integer: bool = False) -> list[float]:
     """Round tick values that enclose a range: evenly spaced, at least two, and only whole numbers where ``integer``.
 

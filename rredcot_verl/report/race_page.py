@@ -6,6 +6,7 @@ from typing import Any
 
 from rredcot_verl.pages import html
 from rredcot_verl.pages.charts import Guide, Row, forest, line_chart
+from rredcot_verl.pages.drawing import side_by_side
 from rredcot_verl.pages.text import describe, duration, number
 from rredcot_verl.report.learning import curve_series
 from rredcot_verl.report.race import LAST_VALIDATIONS, TRAINING, Arm, Comparison, Reached
@@ -14,6 +15,11 @@ from rredcot_verl.report.seeds import Interval
 FIGURES = {"final": "final", "validation": f"last {LAST_VALIDATIONS} validations", "area": "mean over the samples"}
 # Longer names would leave the chart.
 MOST_LABEL_CHARACTERS = 13
+CHART_STYLE = (
+    ".line { fill: none; stroke-width: 2 } .band { opacity: .16 } .line.baseline { stroke-dasharray: 6 4 } "
+    ".line.run { stroke: #0b62b0 } .band.run, .label.run, .dot.run { fill: #0b62b0 } "
+    ".line.baseline { stroke: #b3541e } .band.baseline, .label.baseline, .dot.baseline { fill: #b3541e }"
+)
 
 
 def render(comparisons: Sequence[Comparison], title: str) -> str:
@@ -24,6 +30,12 @@ def render(comparisons: Sequence[Comparison], title: str) -> str:
 def table(comparisons: Sequence[Comparison]) -> str:
     """The same figures as Markdown."""
     return html.render("race.md", tasks=[_task(comparison) for comparison in comparisons])
+
+
+def chart(comparisons: Sequence[Comparison]) -> str:
+    """The learning curves as one SVG file."""
+    panels = [panel["chart"] for comparison in comparisons for panel in _curve_panels(comparison)]
+    return side_by_side(panels, "Learning curves", CHART_STYLE)
 
 
 def _task(comparison: Comparison) -> dict[str, Any]:

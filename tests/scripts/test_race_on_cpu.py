@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -206,7 +207,28 @@ class TestPlan:
 
     def test_unknown_arm(self, world, capsys):
         assert run(world, "--arms", "c") == 2
-        assert "no arm 'c'; it has a, b" in capsys.readouterr().err
+        assert "no arm 'c'; there is a, b" in capsys.readouterr().err
+
+
+def test_page_table_and_chart_of_the_chosen_arms(tmp_path, capsys):
+    rows = [
+        {"task": "toy", "arm": arm, "seed": seed, "steps": 2, "digest": arm, "overrides": [], "num_epochs": 1}
+        | {"start": "", "commit": "abc", "dirty": False, "machine": {}, "samples_per_step": 4, "totals": {}}
+        | {"series": {"step": [1, 2], "reward": [0.1 * seed, 0.2]}, "validation": {"step": [], "accuracy": []}}
+        for arm in ("grpo", "left_out", "chosen")
+        for seed in (0, 1)
+    ]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {name: tmp_path / name for name in ("out", "table", "chart")}
+    command = ["report", str(tmp_path / "r.jsonl"), "--baseline", "grpo"]
+    command += [word for name, file in files.items() for word in (f"--{name}", str(file))]
+    assert race.main([*command, "--arms", "grpo", "chosen"]) == 0
+    for file in files.values():
+        text = file.read_text()
+        assert "chosen" in text and "left_out" not in text
+    assert ElementTree.parse(files["chart"]).getroot().tag.endswith("svg")
+    assert race.main([*command, "--tasks", "words"]) == 2
+    assert "no task 'words'; there is toy" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("plan", sorted((ROOT / "recipes" / "race").glob("*.yaml")), ids=lambda file: file.stem)

@@ -10,10 +10,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
-from rredcot_verl.pages.charts import WIDTH, Series, line_chart
-from rredcot_verl.pages.drawing import Drawing
+from rredcot_verl.pages.charts import Series, line_chart
+from rredcot_verl.pages.drawing import Drawing, side_by_side
 
 COLORS = {
     "plain": "#4d4d4d",
@@ -25,12 +24,9 @@ COLORS = {
     "monte_carlo": "#b2182b",
     "generation": "#999999",
 }
-STYLE = (
-    ".paper { fill: white } text { font: 12px sans-serif; fill: #222 } .grid { stroke: #ddd } .axis { stroke: #888 }"
-    + "".join(
-        f" .line.{name} {{ fill: none; stroke: {color}; stroke-width: 2 }} .{name} {{ fill: {color} }}"
-        for name, color in COLORS.items()
-    )
+STYLE = " ".join(
+    f".line.{name} {{ fill: none; stroke: {color}; stroke-width: 2 }} .{name} {{ fill: {color} }}"
+    for name, color in COLORS.items()
 )
 
 
@@ -42,14 +38,7 @@ def draw(cells: Sequence[Mapping[str, Any]]) -> str:
         _panel([c for c in cells if c["segments"] == number], "length", f"{number} segments", "tokens of a response"),
         _panel([c for c in cells if c["length"] == length], "segments", f"{length} tokens", "segments of a response"),
     ]
-    document = Drawing(2 * WIDTH, panels[0].height, "Seconds of each variant")
-    document.root.set("xmlns", "http://www.w3.org/2000/svg")
-    ElementTree.SubElement(document.root, "style").text = STYLE
-    document.add("rect", "paper", width="100%", height="100%")
-    for place, panel in enumerate(panels):
-        panel.root.attrib |= {"x": f"{place * WIDTH}", "width": f"{WIDTH}", "height": f"{panel.height:g}"}
-        document.root.append(panel.root)
-    return f"{document}\n"
+    return side_by_side(panels, "Seconds of each variant", STYLE)
 
 
 def _panel(cells: Sequence[Mapping[str, Any]], key: str, title: str, x_label: str) -> Drawing:
