@@ -157,6 +157,21 @@ def _check_run(config: DictConfig) -> None:
             "algorithm.use_kl_in_reward=True puts a KL term on every token's reward, which has no place in a "
             "redistributed outcome; use actor_rollout_ref.actor.use_kl_loss=True instead"
         )
+    if OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") == "geo_mean":
+        raise ValueError(
+            "actor_rollout_ref.actor.policy_loss.loss_mode='geo_mean' takes the mean of a response's advantages, so "
+            "segments would make no difference; use another, e.g. 'vanilla' or 'gspo'"
+        )
+    correction = config.algorithm.get("rollout_correction") or {}
+    rejected = str(correction.get("rollout_rs") or "")
+    # In bypass mode the actor rejects, when advantages are made.
+    before = "token" in rejected and not correction.get("bypass_mode")
+    if before and config.algorithm.adv_estimator not in SOURCES:
+        raise ValueError(
+            f"algorithm.rollout_correction.rollout_rs={rejected!r} with {PREFIX}.enable=True: rewards on rejected "
+            "tokens would be lost, and with them part of R; use a criterion of whole responses, e.g. 'seq_mean_k3', or "
+            "algorithm.adv_estimator=rredcot"
+        )
 
 
 def switch_on(config: DictConfig) -> None:

@@ -87,6 +87,15 @@ BY_SERVER = {"algorithm__rredcot__self_value__engine": "rollout"}
         ({"trainer__v1__trainer_mode": "async"}, "trainer_mode='async'.*'sync', 'colocate_async', 'separate_async'"),
         ({"trainer__use_v1": False}, "trainer.use_v1=False"),
         ({"algorithm__rredcot__enable": False}, "enable=False contradicts.*leave it null"),
+        ({"actor_rollout_ref__actor__policy_loss__loss_mode": "geo_mean"}, "loss_mode='geo_mean' takes the mean"),
+        (
+            {
+                "algorithm__adv_estimator": "reinforce_plus_plus",
+                "algorithm__rredcot__enable": True,
+                "algorithm__rollout_correction": {"rollout_rs": "seq_mean_k3,token_k1"},
+            },
+            "rollout_rs='seq_mean_k3,token_k1' with .*enable=True.*adv_estimator=rredcot",
+        ),
         ({"algorithm__rredcot__credit__beta": -1}, "algorithm.rredcot.credit.beta=-1"),
         ({"algorithm__rredcot__sed": 1}, "algorithm.rredcot.sed=1: unknown key"),
         ({"algorithm__rredcot__segmentation__method": "lines"}, "segmentation.method='lines'.*keyword_entropy"),
