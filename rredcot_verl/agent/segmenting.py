@@ -39,6 +39,7 @@ class ResponseRecorder:
             await group.decided(needs_all=self.source.needs_all)
         started = time.time()
         plan = await self._plan(response, group)
+        self.elicitation.remember(response.answer)
         # What is left for the training engine takes no time here.
         measured = plan.record.status is Status.SCORED and not plan.rows
         record = dataclasses.replace(

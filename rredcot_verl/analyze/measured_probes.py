@@ -95,9 +95,9 @@ class ProbeMeasurement(Measurement):
         self, trace: TraceRecord, cutting: str, known: Sequence[KnownAnswer]
     ) -> tuple[list[KnownAnswer], list[Probe]]:
         """The answers that can be forced after a trace and are short enough, and their probes."""
-        elicitation, answer = self._context.elicitation, self._context.answers[trace.trace]
+        elicitation = self._context.elicitation
         boundaries = self._context.segments.boundaries(trace, cutting)
-        format_name = elicitation.format_for(answer)
+        format_name = elicitation.usual_format()
 
         def probes(known: Sequence[KnownAnswer]) -> list[Probe]:
             proposals = [each.proposal for each in known]

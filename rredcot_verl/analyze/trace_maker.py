@@ -105,9 +105,14 @@ class TraceMaker:
     def __post_init__(self) -> None:
         self.encoder = PromptEncoder(self.policy.tokenizer, self.options.template_options)
 
+    def _read(self, trace: int, response_ids: list[int], prompt_ids: list[int]) -> ReadAnswer | None:
+        self.answers[trace] = self.elicitation.read(response_ids, prompt_ids)
+        self.elicitation.remember(self.answers[trace])
+        return self.answers[trace]
+
     def remember(self, record: TraceRecord) -> None:
         """Read a trace of an earlier call, as it was read then."""
-        self.answers[record.trace] = self.elicitation.read(record.response_ids, record.prompt_ids)
+        self._read(record.trace, record.response_ids, record.prompt_ids)
 
     def sample(
         self, sampler: Sampler, problems: Sequence[Problem], num_present: int
@@ -214,7 +219,7 @@ class TraceMaker:
         ground_truth = None if problem.ground_truth is None else str(problem.ground_truth)
         records = []
         for place, (ids, text, reward) in enumerate(zip(responses, texts, rewards, strict=True)):
-            answer = self.answers[first + place] = self.elicitation.read(ids, prompt_ids)
+            answer = self._read(first + place, ids, prompt_ids)
             record = TraceRecord(
                 trace=first + place,
                 group=problem.group,

@@ -106,7 +106,7 @@ def segment_credit(
     score_groups: GroupStatistics,
     rule: CreditRule,
 ) -> Credit:
-    """Advantages by segment. A row without values has GRPO's own, to the last bit.
+    """Advantages by segment. A row without values has GRPO's own, to the last bit, but for `critic`.
 
     Args:
         segments: The segments of the batch.
@@ -130,7 +130,8 @@ def segment_credit(
     if rule.control != "none":
         advantages = controlled(advantages, rows)
     own = row_advantages.unsqueeze(1)
-    advantages = torch.where(segments.scored.unsqueeze(1), advantages.to(own.dtype), own)
+    credited = segments.scored.unsqueeze(1) | (rule.form == "critic")
+    advantages = torch.where(credited, advantages.to(own.dtype), own)
     return Credit(row_advantages, advantages, torch.where(own != 0, advantages / own, torch.ones_like(advantages)))
 
 
@@ -163,7 +164,8 @@ def td(rows: CreditBatch) -> Tensor:
     """
     rule, groups, segments = rows.rule, rows.groups, rows.segments
     deviation = groups.deviation_of_others()
-    agree = deviation <= LEAST_SPREAD * rule.reward_spread
+    # Groups may have been chosen by the reward or by the score alone.
+    agree = torch.minimum(deviation, rows.score_groups.deviation_of_others()) <= LEAST_SPREAD * rule.reward_spread
     scale = (groups.count - 1).double() / groups.count
     if rule.norm_by_std:
         scale = scale / (deviation + EPSILON).masked_fill(agree, 1.0)
@@ -181,22 +183,28 @@ def critic(rows: CreditBatch) -> Tensor:
     v_0 takes the place of the group: p = (v_0 - lowest reward) / range, s = range * sqrt(p (1 - p)), the deviation of
     a reward that is lowest or highest; p is kept `1 / (2 n)` away from 0 and 1. With u_k = v_k / s and u_K = R / s, GAE
     as in `td`. So a response of a group whose rewards are all alike has credit too: what it did right and wrong on the
-    way. A penalty in R counts less its group's mean.
+    way. A penalty in R counts less the mean of the others'. A row without values is one segment, and the mean of the
+    others' scores is its v_0; without others it has GRPO's advantage.
 
     What segment k is compared with depends on the row's prefix and on other rollouts and steps only, so with
     lam = gamma = 1 the expected gradient is that of the expected reward, each prompt weighted by 1 / s, as long as
-    *every* response has values: rows chosen by their outcome would break that.
+    no group was chosen by its outcomes.
     """
-    rule, segments = rows.rule, rows.segments
-    values = (segments.self_values - rule.reward_low) / rule.reward_spread
-    outcomes = (segments.scores - rule.reward_low) / rule.reward_spread
+    rule, scored, alone = rows.rule, rows.segments.scored, rows.groups.count == 1
+    values = rows.segments.self_values.clone()
+    values[:, 0] = torch.where(scored, values[:, 0], rows.score_groups.mean_of_others().double())
+    values = (values - rule.reward_low) / rule.reward_spread
+    outcomes = (rows.score_groups.outcomes.double() - rule.reward_low) / rule.reward_spread
     scale = torch.full_like(outcomes, rule.reward_spread)
     if rule.norm_by_std:
         least = 0.5 / rows.groups.count.double().clamp(min=2)
         start = values[:, 0].clamp(least, 1 - least)
         scale = 1 / (start * (1 - start)).sqrt()
-    shaped = rows.shaping / rule.reward_spread * scale
-    return _gae(rows, values * scale.unsqueeze(1), outcomes * scale) + shaped.unsqueeze(1)
+    penalty = rows.groups.outcomes - rows.score_groups.outcomes
+    shaped = penalty - (rows.groups.mean_of_others() - rows.score_groups.mean_of_others())
+    advantages = _gae(rows, values * scale.unsqueeze(1), outcomes * scale)
+    advantages = advantages + (shaped / rule.reward_spread * scale).unsqueeze(1)
+    return torch.where((alone & ~scored).unsqueeze(1), rows.advantages, advantages)
 
 
 def _gae(rows: CreditBatch, values: Tensor, outcomes: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def check_budget(
     except NotRenderable:
         # The check of the rows says so.
         text = ""
-    prompt_ids, name = _encode(tokenizer, text), elicitation.format_for(None)
+    prompt_ids, name = _encode(tokenizer, text), elicitation.usual_format()
     form = canonical_form(settings.elicitation)
     answers = [reference_answers(entry, form)[: value.max_proposals] for entry in references[:MAX_ROWS]]
     short, long, unwritable, probed = Tally(), Tally(), Tally(), set()

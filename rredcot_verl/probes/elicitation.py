@@ -14,7 +14,6 @@ import torch
 
 from rredcot_verl.answers.grammar import (
     AnswerFormat,
-    FoundAnswer,
     canonical_form,
     find_answer,
     formats_of,
@@ -94,11 +93,19 @@ class _Situation:
 
 @dataclass(frozen=True)
 class ReadAnswer:
-    """The final answer of a response in tokens: its format, text, and the offset of the first token of its opening."""
+    """The final answer of a response in tokens.
+
+    Attributes:
+        format: Name of its format.
+        text: Its text.
+        start: Offset of the first token of its opening.
+        closing_token_id: The token that ended it; None where the response ended first.
+    """
 
     format: str
     text: str
     start: int
+    closing_token_id: int | None = None
 
 
 class Elicitation:
@@ -143,15 +150,25 @@ class Elicitation:
                 self._suffix(name, "2", situation)
 
     def read(self, response_ids: Sequence[int], prompt_ids: Sequence[int] = ()) -> ReadAnswer | None:
-        """Find the final answer of a response, and remember which token ended it."""
+        """Find the final answer of a response."""
         text = self.vocabulary.decode(response_ids)
         found = find_answer(text, self.formats, self.thinking_after(prompt_ids))
         if found is None:
             return None
-        self._seen_formats[found.format] += 1
-        self._remember_closing(response_ids, text, found)
-        start = self.vocabulary.offset_of(response_ids, text, found.start)
-        return ReadAnswer(found.format, found.text, start)
+        start, end = (self.vocabulary.offset_of(response_ids, text, place) for place in (found.start, found.end))
+        closing = response_ids[end] if end < len(response_ids) else None
+        return ReadAnswer(found.format, found.text, start, closing)
+
+    def remember(self, answer: ReadAnswer | None) -> None:
+        """Count an answer's format and the token that ended it, for the probes of other responses.
+
+        Never before the response's own probes are planned: how it ends must not enter the values along it.
+        """
+        if answer is None:
+            return
+        self._seen_formats[answer.format] += 1
+        if answer.closing_token_id is not None:
+            self._seen_closings[answer.format][answer.closing_token_id] += 1
 
     def thinking_after(self, prompt_ids: Sequence[int]) -> Thinking:
         """How a response to this prompt marks what it only thinks."""
@@ -176,11 +193,9 @@ class Elicitation:
                 opened.append(place)
         return opened, closed
 
-    def format_for(self, answer: ReadAnswer | None) -> str:
-        """The format to ask in: the response's own, else the one seen most often so far, else the first."""
-        if answer is not None:
-            return answer.format
-        return self._seen_formats.most_common(1)[0][0] if self._seen_formats else next(iter(self.formats))
+    def usual_format(self) -> str:
+        """The format remembered most often, of equals the first."""
+        return max(self.formats, key=lambda name: self._seen_formats[name])
 
     def probes(
         self,
@@ -198,7 +213,7 @@ class Elicitation:
             response_ids: Response tokens.
             boundaries: `num_segments + 1` offsets in the response.
             proposals: Answers to force.
-            format_name: Format to ask in.
+            format_name: Format to ask in, where the prefix has not opened an answer in another.
             replaced: Offset of an answer opening of the response's own, in place of which a probe answers; -1: none. It
                 tells how the response goes on: not for values.
 
@@ -208,11 +223,15 @@ class Elicitation:
         Raises:
             JoinError: An answer cannot be appended; see `can_append`.
         """
-        closing = self._rank(self._closings[format_name], format_name)
         score_opening = self.config.self_value.score_opening
         result = []
         fenced = self._inside_fence(response_ids, boundaries, format_name)
-        openings = {1 + place for place in self.vocabulary.endings(response_ids, self.formats[format_name].marker)}
+        opened_in = {
+            1 + place: name
+            for name in (*self.formats, format_name)
+            for place in self.vocabulary.endings(response_ids, self.formats[name].marker)
+        }
+        closings = {name: self._rank(self._closings[name], name) for name in {format_name, *opened_in.values()}}
         for state, boundary in enumerate(boundaries[:-1]):
             situation = _Situation(
                 thinking=self._in_thinking(prompt_ids, response_ids[:boundary]),
@@ -222,15 +241,16 @@ class Elicitation:
                 # Where the response opens its answer inside a block, it has given that one up itself.
                 fenced=fenced[state] and boundary != replaced,
             )
-            opened = boundary in openings and not situation.thinking
+            opened = None if situation.thinking else opened_in.get(boundary)
             for number, proposal in enumerate(proposals):
-                suffix = (self._opened_suffix(format_name, proposal.text) if opened else None) or self._suffix(
-                    format_name, proposal.text, situation
-                )
+                asked_in = opened or format_name
+                suffix = None if opened is None else self._opened_suffix(opened, proposal.text)
+                if suffix is None:
+                    asked_in, suffix = format_name, self._suffix(format_name, proposal.text, situation)
                 scored_from = 0 if score_opening else suffix.answer_from
-                endings = [(suffix.token_ids, closing)]
+                endings = [(suffix.token_ids, closings[asked_in])]
                 if suffix.merged_closing_token_ids:
-                    merged = self._rank(suffix.merged_closing_token_ids, format_name)
+                    merged = self._rank(suffix.merged_closing_token_ids, asked_in)
                     endings.append((suffix.token_ids[:-1], merged))
                 for token_ids, closing_ids in endings:
                     position = len(prompt_ids) + boundary
@@ -273,7 +293,9 @@ class Elicitation:
         return _Suffix(tuple(token_ids), shared, tuple(merged) if len(token_ids) > shared else ())
 
     def _opened_suffix(self, format_name: str, answer: str) -> _Suffix | None:
-        """The answer alone, after an opening; None where it needs the opening's last token."""
+        """The answer alone, after an opening; None where it needs the opening's last token, or cannot be written."""
+        if not self.can_append(answer, format_name):
+            return None
         suffix = self._suffix(format_name, answer, _Situation(False, False, True, False))
         opening = self._continue_text(self.formats[format_name].marker)
         merged = suffix.answer_from < len(opening)
@@ -314,11 +336,6 @@ class Elicitation:
                 f"{list(answer_format.closing)}, so no answer could end"
             )
         return list(dict.fromkeys(ids))
-
-    def _remember_closing(self, response_ids: Sequence[int], text: str, found: FoundAnswer) -> None:
-        index = self.vocabulary.offset_of(response_ids, text, found.end)
-        if index < len(response_ids):
-            self._seen_closings[found.format][response_ids[index]] += 1
 
     def _rank(self, closing_ids: Sequence[int], format_name: str) -> tuple[int, ...]:
         """The tokens that responses ended their answers with most often first."""

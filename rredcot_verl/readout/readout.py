@@ -123,7 +123,7 @@ class Readout:
         batch, half_life = self._rows(states, step), self._settings.half_life
         blocks = torch.zeros(batch.features.size(1)) if states.blocks is None else states.blocks
         earlier = self._earlier(batch, step)
-        decay = 1.0 if half_life is None else 0.5 ** ((step - 1 - earlier.steps) / half_life)
+        decay = 1.0 if half_life is None else 0.5 ** ((step - 1 - earlier.steps).clamp(min=0) / half_life)
         train = earlier._replace(weights=earlier.weights * decay)
         fitted = forecast(batch, train, blocks, self._settings.seed)
         joined = Rows(*map(torch.cat, zip(batch.take(batch.weights > 0), earlier, strict=True)))

@@ -87,7 +87,7 @@ def active_settings(config: DictConfig) -> RREDCoTConfig | None:
     formats_of(settings.elicitation)
     _check_run(config)
     source = run_source(config, settings)
-    obstacle = source.check(config) or _why_no_critic(config, settings, source)
+    obstacle = source.check(config) or _why_no_critic(config, settings, source) or _why_no_td(config, settings)
     if obstacle is not None:
         raise ValueError(obstacle)
     return settings
@@ -109,6 +109,17 @@ def _why_no_critic(config: DictConfig, settings: RREDCoTConfig, source: Source) 
             f"{PREFIX}.credit.form=td"
         )
     return None
+
+
+def _why_no_td(config: DictConfig, settings: RREDCoTConfig) -> str | None:
+    num_rollouts = config.actor_rollout_ref.rollout.n
+    if settings.credit.form != "td" or num_rollouts > 2:
+        return None
+    return (
+        f"{PREFIX}.credit.form=td with actor_rollout_ref.rollout.n={num_rollouts}: it needs the deviation of two other "
+        f"rollouts or more, so all credit would be GRPO's; set n=3 or more, or {PREFIX}.credit.form=critic (without "
+        "algorithm.filter_groups)"
+    )
 
 
 def unread_settings(config: DictConfig, settings: RREDCoTConfig, source: Source) -> list[str]:

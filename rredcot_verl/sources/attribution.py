@@ -139,7 +139,7 @@ class Attribution(Source):
     def _reference(self, response: Response, boundaries: Sequence[int]) -> AttributionPlan | None:
         """For the reference answer, where the response's own stands, or at its end where it has none."""
         elicitation = self.tools.elicitation
-        answer_format = elicitation.format_for(response.answer)
+        answer_format = elicitation.usual_format() if response.answer is None else response.answer.format
         text = self._reference_text(response.references, answer_format)
         if text is None:
             return None

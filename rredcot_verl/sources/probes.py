@@ -188,7 +188,7 @@ class Probes(Source):
             if member.answer is not None and member.reward is not None
         ]
         known = build_proposals(self.settings, response.references, members, self.form)
-        answer_format = elicitation.format_for(response.answer)
+        answer_format = elicitation.usual_format()
         proposals = [proposal for proposal in known if elicitation.can_append(proposal.text, answer_format)]
         probes = elicitation.probes(response.prompt_ids, response.response_ids, boundaries, proposals, answer_format)
         proposals, probes = _drop_long_answers(proposals, probes, settings.max_answer_tokens)

@@ -125,7 +125,9 @@ class Rows:
         """
         low, high = reward_range
         slack = 1e-6 * max(abs(low), abs(high))
-        outside = ~self.is_padding & ~((self.outcomes >= low - penalty - slack) & (self.outcomes <= high + slack))
+        # What was added to a score is told apart, so that a penalty does not hide a wrong range.
+        lowest, highest = torch.minimum(self.scores, self.outcomes + penalty), torch.maximum(self.scores, self.outcomes)
+        outside = ~self.is_padding & ~((lowest >= low - slack) & (highest <= high + slack))
         if bool(outside.any()):
             row = int(outside.nonzero()[0])
             raise ValueError(

@@ -54,7 +54,10 @@ class Regression:
         self._reward_range = settings.self_value.reward_range
         self._reads_probes = form is not None
         self._reads_hidden = readout.use_hidden if hidden is None else hidden
-        columns = [form or "", "position" if readout.use_position else ""]
+        columns = [form or "", "position" if readout.use_position else "", f"rewards {self._reward_range}"]
+        if form is not None:
+            value, elicitation = settings.self_value, settings.elicitation
+            columns += [value.proposals, value.reference_key, elicitation.format, f"opening {value.score_opening}"]
         columns += [f"layer {readout.layer}, {readout.dim}"] if self._reads_hidden else []
         self._readout = Readout(readout, tag="; ".join(filter(None, columns)))
         self._long_response: float | None = None
@@ -173,7 +176,8 @@ def _free_of_selection(rows: Rows) -> Tensor:
     mean is the better baseline anyway. A response without others is free unless, by the records, such were left out.
     """
     index = rows.index.tolist()
-    differ = others_differ(rows.outcomes, index, rows.final_rows)
+    # Groups may be chosen by the reward or, by a filter, by the score alone.
+    differ = others_differ(rows.outcomes, index, rows.final_rows) & others_differ(rows.scores, index, rows.final_rows)
     alone = rows.groups.count == 1
     uniform = [record is not None and record.status is Status.UNIFORM_GROUP for record in rows.records]
     return differ | alone & ~(alone & torch.tensor(uniform)).any()

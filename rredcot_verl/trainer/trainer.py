@@ -53,8 +53,11 @@ class RREDCoTTrainerMixin(PPOTrainer):
             switch_on(config)
             self._source = run_source(config, self.rredcot)
             warn_of_unread(config, self.rredcot, self._source)
-            settled = self.rredcot.credit.form, self.rredcot.self_value.calibration
-            logger.warning("rredcot: credit.form=%s on values with self_value.calibration=%s", *settled)
+            rule, calibration = credit_rule(config.algorithm, self.rredcot), self.rredcot.self_value.calibration
+            logger.warning(
+                "rredcot: credit.form=%s (lambda %s, gamma %s) on values with self_value.calibration=%s",
+                *(rule.form, rule.lam, rule.gamma, calibration),
+            )
         super().__init__(config)
 
     def _init_tokenizer(self) -> None:

@@ -7,11 +7,12 @@ import time
 
 import pytest
 
+from rredcot_verl.passes.probe_codec import decode
 from rredcot_verl.sources.group import Group, Member
 from rredcot_verl.sources.record import Status
 from tests.passes.table_model import FakeServer, TableModel
 from tests.probes.tiny_tokenizers import byte_level, encode, token
-from tests.sources.world import ONE_WRONG, Agent
+from tests.sources.world import ONE_WRONG, PROMPT, Agent
 
 ALL_RIGHT = (Member(1.0, "15"),)
 CRITIC = {"credit": {"form": "critic"}, "self_value": {"calibration": "logistic"}}
@@ -44,6 +45,21 @@ def test_an_empty_response_and_one_of_observations_only():
     response = agent.response()
     holes = dataclasses.replace(response, response_mask=[0] * len(response.response_ids))
     assert agent.record(holes).record.status is Status.EMPTY
+
+
+def test_how_a_response_ends_does_not_enter_the_probes_along_it():
+    """Neither the format of its answer nor the token that ends it; those of earlier responses do."""
+    found = []
+    for ending in ("So \\boxed{15}.\n", "So\n#### 15 ", "And so on"):
+        agent = Agent(block={"self_value": {"engine": "actor"}})
+        plan = agent.record(agent.response("Now 3 and 12 make 15.\n\n" + ending))
+        found.append([probe for probe in decode(plan.rows["rredcot_probes"]) if probe.position == len(PROMPT)])
+    assert found[0] == found[1] == found[2] != []
+    for _ in range(3):
+        agent.record(agent.response("#### 15"))
+    plan = agent.record(agent.response("Now 3 and 12 make 15.\n\nSo \\boxed{15}.\n"))
+    (probe, *_) = decode(plan.rows["rredcot_probes"])
+    assert "####" in agent.tokenizer.decode(probe.token_ids)
 
 
 def test_uniform_groups_are_probed_only_if_asked():

@@ -272,20 +272,20 @@ def test_critic_golden_with_discount_lambda_a_penalty_and_a_group_of_one_reward(
     )
     rule = {"form": "critic", "gamma": 0.5, "lam": 0.8, "reward_low": -1.0, "reward_spread": 2.0}
     found = credit(segments, **rule).segment_advantages
-    # Row 0: v = 0.2, 0.5, 0.1 of the range, which then ends in 0; s = 0.4; gamma * lam = 0.4. Penalties 0, 0, -0.5, 0
-    # have mean -0.125, so -0.0625 of the range.
+    # Row 0: v = 0.2, 0.5, 0.1 of the range, which then ends in 0; s = 0.4; gamma * lam = 0.4. The others' penalties,
+    # 0, -0.5 and 0, have mean -1 / 6, so -1 / 12 of the range.
     last = -0.1 / 0.4
     middle = (0.05 - 0.5) / 0.4 + 0.4 * last
-    penalty = 0.0625 / 0.4
+    penalty = 1 / 12 / 0.4
     expected = [(0.25 - 0.2) / 0.4 + 0.4 * middle + penalty, middle + penalty, last + penalty]
     assert found[0].tolist() == pytest.approx(expected, abs=1e-6)
     # Row 1: v_0 = 0 counts as 1 / (2 n) in s.
-    assert found[1, 0].item() == pytest.approx(0.0625 / math.sqrt(0.125 * 0.875), abs=1e-6)
+    assert found[1, 0].item() == pytest.approx(1 / 12 / math.sqrt(0.125 * 0.875), abs=1e-6)
     # Row 2: v = 0.2, 0.4.
-    expected = [(0.2 - 0.2) / 0.4 + 0.4 * (-0.4 / 0.4) - 0.1875 / 0.4, -0.4 / 0.4 - 0.1875 / 0.4]
+    expected = [(0.2 - 0.2) / 0.4 + 0.4 * (-0.4 / 0.4) - 0.25 / 0.4, -0.4 / 0.4 - 0.25 / 0.4]
     assert found[2, :2].tolist() == pytest.approx(expected, abs=1e-6)
-    # No values: GRPO's own.
-    assert found[3].tolist() == pytest.approx([0.125 / 0.25] * 3, abs=1e-5)
+    # No values: v_0 is the others' mean score, the lowest.
+    assert found[3, 0].item() == pytest.approx(1 / 12 / math.sqrt(0.125 * 0.875), abs=1e-6)
     plain = credit(segments, norm_by_std=False, **rule).segment_advantages
     assert plain[0].tolist() == pytest.approx((found[0] * 0.8).tolist(), abs=1e-6)
 
@@ -315,16 +315,28 @@ def chance(choices) -> float:
     return math.prod(steps)
 
 
-def expected_gradient(outcome_of, value_of, num_rollouts, uniform_too=False, **rule):
-    """Of the logit of each choice, summed over a group: exact, over all groups of rollouts of two choices each."""
+def expected_gradient(
+    score_of, value_of, num_rollouts, uniform_too=False, penalty_of=None, filtered=False, unmeasured=(), **rule
+):
+    """Of the logit of each choice, summed over a group: exact, over all groups of rollouts of two choices each.
+
+    With `filtered` groups of one score are left out as a whole; the choices in `unmeasured` never have values.
+    """
+    outcome_of = {choices: score + (penalty_of or {}).get(choices, 0) for choices, score in score_of.items()}
     groups = list(itertools.combinations_with_replacement(range(len(CHOICES)), num_rollouts))
+    if filtered:
+        groups = [group for group in groups if len({score_of[CHOICES[which]] for which in group}) > 1]
     rows = [(number, CHOICES[which]) for number, group in enumerate(groups) for which in group]
-    outcomes = torch.tensor([float(outcome_of[choices]) for _, choices in rows])
+    outcomes, scores = (torch.tensor([float(of[choices]) for _, choices in rows]) for of in (outcome_of, score_of))
     # The agent side measures nothing in uniform groups, unless the form needs it.
     outcomes_in = [{outcome_of[CHOICES[which]] for which in group} for group in groups]
     measured = {n for n, known in enumerate(outcomes_in) if uniform_too or len(known) > 1}
-    values = [[value_of[()], value_of[choices[:1]]] if n in measured else [] for n, choices in rows]
-    segments = SegmentBatch.from_rows([[0, 1, 2] if own else [] for own in values], values, outcomes, [2] * len(rows))
+    values = [
+        [value_of[()], value_of[choices[:1]]] if n in measured and choices not in unmeasured else []
+        for n, choices in rows
+    ]
+    cuts = [[0, 1, 2] if own else [] for own in values]
+    segments = SegmentBatch.from_rows(cuts, values, outcomes, [2] * len(rows), scores)
     index = np.array([n for n, _ in rows], dtype=object)
     made = compute_credit(segmented(segments, **rule), index, torch.ones(len(rows), 2, dtype=torch.int64))
     advantages = made.segment_advantages.double()
@@ -360,6 +372,37 @@ def test_td_with_lambda_one_has_grpos_expected_gradient_whatever_the_values_are(
     # lambda below 1 inherits the errors of values, so this test can fail.
     if num_rollouts > 2:
         assert expected_gradient(outcome_of, wild, num_rollouts, form="td", lam=0.0) != pytest.approx(grpo, abs=1e-2)
+
+
+@pytest.mark.parametrize("std", [True, False])
+@pytest.mark.parametrize("num_rollouts", [3, 4, 7])
+def test_td_has_grpos_expected_gradient_where_groups_are_filtered_by_the_score_and_rewards_are_shaped(
+    num_rollouts, std
+):
+    """DAPO's recipe: where the others are all right, one of them too long, values would be used by the own score."""
+    score_of = dict(zip(CHOICES, (1, 0, 1, 1), strict=True))
+    rule = {"penalty_of": {(1, 1): -1.0}, "filtered": True, "norm_by_std": std}
+    wild = {(): 0.1, (0,): 0.9, (1,): 0.2}
+    grpo = expected_gradient(score_of, wild, num_rollouts, beta=0.0, **rule)
+    assert expected_gradient(score_of, wild, num_rollouts, form="td", lam=1.0, **rule) == pytest.approx(grpo, abs=1e-6)
+    assert max(map(abs, grpo.values())) > 1e-2
+
+
+@pytest.mark.parametrize("num_rollouts", [1, 2, 5])
+def test_critic_counts_a_penalty_in_full(num_rollouts):
+    score_of, penalty_of = dict(zip(CHOICES, (1, 0, 0, 1), strict=True)), {(1, 1): -1.0, (0, 0): -0.5}
+    wild = {(): 0.3, (0,): 0.9, (1,): 0.2}
+    rule = {"penalty_of": penalty_of, "form": "critic", "norm_by_std": False, "uniform_too": True}
+    expected = dict.fromkeys(POLICY, 0.0)
+    for choices, prefix in itertools.product(CHOICES, POLICY):
+        if choices[: len(prefix)] == prefix:
+            raised = chance(choices) * (choices[len(prefix)] - POLICY[prefix])
+            expected[prefix] += num_rollouts * raised * (score_of[choices] + penalty_of.get(choices, 0.0))
+    assert expected_gradient(score_of, wild, num_rollouts, **rule) == pytest.approx(expected, abs=1e-6)
+    if num_rollouts > 1:
+        # A row without values has the others' mean in their place.
+        found = expected_gradient(score_of, wild, num_rollouts, unmeasured=CHOICES, **rule)
+        assert found == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("std", [True, False])

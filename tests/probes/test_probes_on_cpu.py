@@ -159,12 +159,12 @@ def test_after_an_opening_only_the_answer_is_forced(kind, name, opened):
     (probe, *_) = asked.probes([], whole, [len(prefix), 99], [Proposal("15", 1.0)], name)
     assert list(probe.token_ids) == whole[len(prefix) :] and probe.answer_from == probe.scored_from == 0
     assert asked.landmarks([], whole) == ([len(prefix) - 1], [])
-    # In another format, or while thinking, it is no opening; nor for an answer that the model would join with it.
+    # So too where others are asked in another format; while thinking it is no opening.
     other = {"boxed": "plain", "plain": "hash", "hash": "boxed"}[name]
+    assert asked.probes([], whole, [len(prefix), 99], [Proposal("15", 1.0)], other)[0] == probe
     thinking = encode(tokenizer, THINK)
-    for prompt, asked_for in (([], other), (thinking, name)):
-        (probe, *_) = asked.probes(prompt, whole, [len(prefix), 99], [Proposal("15", 1.0)], asked_for)
-        assert probe.answer_from > 0
+    (probe, *_) = asked.probes(thinking, whole, [len(prefix), 99], [Proposal("15", 1.0)], name)
+    assert probe.answer_from > 0
     assert asked.landmarks(thinking, whole) == ([], [])
 
 
@@ -242,8 +242,8 @@ def test_closing_tokens_seen_in_responses_come_first():
     before = probe_of(asked, PROMPT, "so 3.")[0].closing_token_ids
     assert tokenizer.decode([before[0]]) == "}"
     for _ in range(2):
-        asked.read(encode(tokenizer, "\\boxed{15}.\n"))
-    asked.read([*encode(tokenizer, "\\boxed{15"), token(tokenizer, "}")])
+        asked.remember(asked.read(encode(tokenizer, "\\boxed{15}.\n")))
+    asked.remember(asked.read([*encode(tokenizer, "\\boxed{15"), token(tokenizer, "}")]))
     after = probe_of(asked, PROMPT, "so 3.")[0].closing_token_ids
     assert [tokenizer.decode([i]) for i in after[:2]] == ["}.\n", "}"]
     assert sorted(after) == sorted(before)
@@ -332,7 +332,7 @@ def test_merged_closing_tokens_seen_in_responses_come_first_too():
     tokenizer = asked.vocabulary.tokenizer
     rare = asked.probes([], [], [0, 9], [Proposal("\\frac{1}{2}", 1.0)], "boxed", 9)[1].closing_token_ids[-1]
     for _ in range(2):
-        asked.read([*encode(tokenizer, "\\boxed{\\frac{1}{2"), rare])
+        asked.remember(asked.read([*encode(tokenizer, "\\boxed{\\frac{1}{2"), rare]))
     again = asked.probes([], [], [0, 9], [Proposal("\\frac{1}{2}", 1.0)], "boxed", 9)
     assert again[0].closing_token_ids[0] == rare
     assert again[1].closing_token_ids[0] == rare
@@ -395,11 +395,13 @@ def test_a_custom_opening_that_cannot_be_written_is_refused_at_the_start(opening
 def test_format_to_ask_in():
     asked = elicitation()
     tokenizer = asked.vocabulary.tokenizer
-    assert asked.format_for(None) == "boxed"
-    for text in ("#### 1", "#### 2", "\\boxed{3}"):
-        read = asked.read(encode(tokenizer, text))
-    assert asked.format_for(read) == "boxed"
-    assert asked.format_for(None) == "hash"
+    assert asked.usual_format() == "boxed"
+    for text in ("#### 1", "#### 2", "\\boxed{3}", "no answer"):
+        asked.remember(asked.read(encode(tokenizer, text)))
+    assert asked.usual_format() == "hash"
+    # Equally often seen: not the one that came last, or first.
+    asked.remember(asked.read(encode(tokenizer, "\\boxed{3}")))
+    assert asked.usual_format() == "boxed"
 
 
 def test_one_probe_for_each_boundary_and_answer_in_order():

@@ -87,6 +87,10 @@ BY_SERVER = {"algorithm__rredcot__self_value__engine": "rollout"}
         ({"trainer__v1__trainer_mode": "async"}, "trainer_mode='async'.*'sync', 'colocate_async', 'separate_async'"),
         ({"trainer__use_v1": False}, "trainer.use_v1=False"),
         ({"algorithm__rredcot__enable": False}, "enable=False contradicts.*leave it null"),
+        (
+            {"algorithm__rredcot__credit__form": "td", "actor_rollout_ref__rollout__n": 2},
+            "credit.form=td with actor_rollout_ref.rollout.n=2",
+        ),
         ({"actor_rollout_ref__actor__policy_loss__loss_mode": "geo_mean"}, "loss_mode='geo_mean' takes the mean"),
         (
             {

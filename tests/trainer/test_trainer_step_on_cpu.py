@@ -241,8 +241,8 @@ def _in_a_cycle(trainer):
 
 
 def test_outcomes_outside_the_range_are_named(monkeypatch):
-    def check(rewards, padding=False, penalty=0.0, **value):
-        records = [*([Record(Status.EMPTY)] * (len(rewards) - padding)), *[None] * padding]
+    def check(rewards, padding=False, penalty=0.0, shaping=0.0, **value):
+        records = [*([Record(Status.EMPTY, shaping=shaping)] * (len(rewards) - padding)), *[None] * padding]
         reward_range = parse({"self_value": value}).self_value.reward_range
         World(monkeypatch, records, rewards=rewards).rows().check_outcomes(reward_range, penalty)
 
@@ -253,7 +253,10 @@ def test_outcomes_outside_the_range_are_named(monkeypatch):
     check([-1.0, 1.0], reward_range=[-1, 1])
     # verl's synthetic rows have reward 0, whatever the verifier's range; its own penalty widens the range.
     check([1.0, 0.0], padding=True, reward_range=[0.5, 1])
-    check([-1.0, 1.0], penalty=1.0)
+    check([-1.0, 0.0], penalty=1.0, shaping=-1.0)
+    # A penalty that is possible does not excuse scores outside.
+    with pytest.raises(ValueError, match="reward -1.0 of response a_0_0"):
+        check([-1.0, 1.0], penalty=1.0)
 
 
 # --- before and after the steps ---------------------------------------------------------------------------------------
@@ -276,7 +279,7 @@ def test_who_measures_is_settled_with_the_tokenizer(monkeypatch, tmp_path, caplo
     assert trainer._engine == EngineChoice("actor", True, "the training engine can share prefixes")
     assert trainer._source.settings.self_value.engine == config.algorithm.rredcot.self_value.engine == "actor"
     assert config.actor_rollout_ref.model.model_type == MODEL_TYPE
-    assert "credit.form=critic on values with self_value.calibration=logistic" in caplog.text
+    assert "credit.form=critic (lambda 1.0, gamma 1.0) on values with self_value.calibration=logistic" in caplog.text
     config.algorithm.adv_estimator = "grpo"
     assert TRAINER_REGISTRY["sync"](config)._source is None
 
