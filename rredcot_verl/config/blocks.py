@@ -90,7 +90,8 @@ class ElicitationConfig(Block):
     format: Literal["auto", "boxed", "hash", "plain", "code", "custom"] = Field(
         "auto",
         description="`boxed`: \\boxed{}; `hash`: #### (GSM8K); `plain`: Answer:; `auto`: of these three the one "
-        "that most responses used so far, at first `boxed`; `code`: the last fenced block of Python; `custom`: the three fields below.",
+        "that most responses used so far, at first `boxed`; `code`: the last fenced block of Python; "
+        "`custom`: the three fields below.",
     )
     opening: str | None = Field(
         None, min_length=1, description="custom: text that opens the answer, e.g. '\\nResult:'."
