@@ -32,7 +32,7 @@ def composed():
 
 @pytest.fixture
 def config(composed):
-    return copy.deepcopy(composed)
+    return put(copy.deepcopy(composed), actor_rollout_ref__rollout__n=4)
 
 
 def put(config, **values):

@@ -22,6 +22,7 @@ RREDCOT = (
     f"{VALUE}.probe_uniform_groups=true",
     # What the engines give, and no regression on it.
     f"{VALUE}.calibration=none",
+    "+algorithm.rredcot.credit.form=reweight",
     # Every closing token, as the others sum them.
     f"{VALUE}.max_closing_tokens=64",
 )
