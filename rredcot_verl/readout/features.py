@@ -9,6 +9,8 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+from rredcot_verl.core.groups import group_statistics
+
 PROBE_BLOCK = 0
 """Columns of the probe and of the position: few, and known to matter."""
 HIDDEN_BLOCK = 1
@@ -83,17 +85,9 @@ def leave_one_out_means(outcomes: Tensor, index: Sequence[Hashable], final_rows:
     Returns:
         means `(bs,)` float64, NaN where the group has no other rollout, and counts `(bs,)` int64 of those others.
     """
-    labels = {label: number for number, label in enumerate(dict.fromkeys(index))}
-    group = torch.tensor([labels[label] for label in index], dtype=torch.int64)
-    finals = torch.unique(final_rows)
-    zeros = torch.zeros(len(labels), dtype=torch.float64)
-    values = outcomes.double()
-    total = zeros.scatter_add(0, group[finals], values[finals])
-    count = zeros.scatter_add(0, group[finals], torch.ones_like(values[finals]))
-    others = count[group] - 1
-    means = (total[group] - values[final_rows]) / others.clamp(min=1)
-    # The sum less one of its parts is not exactly 0 or n where the others all agree.
-    return means.clamp(0.0, 1.0).masked_fill(others < 1, float("nan")), others.long()
+    groups = group_statistics(outcomes.double(), index, final_rows)
+    means = groups.mean_of_others().clamp(0.0, 1.0)
+    return means.masked_fill(groups.count < 2, float("nan")), groups.count.long() - 1
 
 
 def others_differ(rewards: Tensor, index: Sequence[Hashable], final_rows: Tensor) -> Tensor:
