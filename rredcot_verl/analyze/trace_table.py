@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rredcot_verl.analyze.records import CuttingRecord, Measurements, TraceRecord
 from rredcot_verl.analyze.statistics import Array, Labels, Resamples
-from rredcot_verl.readout.features import leave_one_out_means
+from rredcot_verl.core.groups import leave_one_out_means
 
 SOLVED_AT = 0.5
 """Lowest reward, as a share of the reward range, of a solved trace; the same as in `rredcot_verl.report`."""

@@ -66,6 +66,23 @@ def group_statistics(outcomes: Tensor, index: Sequence[Hashable], final_rows: Te
     return GroupStatistics(outcomes, mean[group], deviation[group], count[group])
 
 
+def leave_one_out_means(outcomes: Tensor, index: Sequence[Hashable], final_rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean outcome of the other rollouts of each row's prompt.
+
+    Args:
+        outcomes: `(bs,)`, from 0 to 1.
+        index: `bs` group labels (uid).
+        final_rows: `(bs,)` int64: for each row the row that holds its session's final output (itself, for ordinary
+            agent loops). Only final outputs are counted, as in verl's GRPO.
+
+    Returns:
+        means `(bs,)` float64, NaN where the group has no other rollout, and counts `(bs,)` int64 of those others.
+    """
+    groups = group_statistics(outcomes.double(), index, final_rows)
+    means = groups.mean_of_others().clamp(0.0, 1.0)
+    return means.masked_fill(groups.count < 2, float("nan")), groups.count.long() - 1
+
+
 RewardT = TypeVar("RewardT", float, Tensor)
 
 

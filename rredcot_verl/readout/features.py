@@ -9,8 +9,6 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from rredcot_verl.core.groups import group_statistics
-
 PROBE_BLOCK = 0
 """Columns of the probe and of the position: few, and known to matter."""
 HIDDEN_BLOCK = 1
@@ -73,23 +71,6 @@ def build_features(
     return features, blocks
 
 
-def leave_one_out_means(outcomes: Tensor, index: Sequence[Hashable], final_rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean outcome of the other rollouts of each row's prompt.
-
-    Args:
-        outcomes: `(bs,)`.
-        index: `bs` group labels (uid).
-        final_rows: `(bs,)` int64: for each row the row that holds its session's final output (itself, for ordinary
-            agent loops). Only final outputs are counted, as in verl's GRPO.
-
-    Returns:
-        means `(bs,)` float64, NaN where the group has no other rollout, and counts `(bs,)` int64 of those others.
-    """
-    groups = group_statistics(outcomes.double(), index, final_rows)
-    means = groups.mean_of_others().clamp(0.0, 1.0)
-    return means.masked_fill(groups.count < 2, float("nan")), groups.count.long() - 1
-
-
 def others_differ(rewards: Tensor, index: Sequence[Hashable], final_rows: Tensor) -> Tensor:
     """Whether two of the other rollouts of each row's prompt have different rewards: `(bs,)` bool.
 
@@ -98,8 +79,9 @@ def others_differ(rewards: Tensor, index: Sequence[Hashable], final_rows: Tensor
 
     Args:
         rewards: `(bs,)`, neither scaled nor clipped: by them it is decided which groups are measured.
-        index: As above.
-        final_rows: As above.
+        index: `bs` group labels (uid).
+        final_rows: `(bs,)` int64: for each row the row that holds its session's final output (itself, for ordinary
+            agent loops). Only final outputs are counted, as in verl's GRPO.
     """
     groups: dict[Hashable, Counter[float]] = {}
     for row in torch.unique(final_rows).tolist():

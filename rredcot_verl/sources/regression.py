@@ -10,9 +10,9 @@ from torch import Tensor
 
 from rredcot_verl.config.blocks import ReadoutConfig
 from rredcot_verl.config.schema import RREDCoTConfig
-from rredcot_verl.core.groups import from_unit, to_unit
+from rredcot_verl.core.groups import from_unit, leave_one_out_means, to_unit
 from rredcot_verl.passes.protocol import FIELDS
-from rredcot_verl.readout.features import build_features, leave_one_out_means, others_differ
+from rredcot_verl.readout.features import build_features, others_differ
 from rredcot_verl.readout.readout import Readout, States
 from rredcot_verl.sources.base import PassRequest
 from rredcot_verl.sources.queue import Rows

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from rredcot_verl.config.blocks import ReadoutConfig
-from rredcot_verl.readout.features import HIDDEN_BLOCK, build_features, leave_one_out_means, others_differ
+from rredcot_verl.core.groups import leave_one_out_means
+from rredcot_verl.readout.features import HIDDEN_BLOCK, build_features, others_differ
 from rredcot_verl.readout.readout import Readout, States
 
 NUISANCES = 6

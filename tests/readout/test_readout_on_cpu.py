@@ -13,11 +13,11 @@ import torch
 from verl.trainer.ppo.v1.utils import MetricsAggregator
 
 from rredcot_verl.config.blocks import ReadoutConfig
+from rredcot_verl.core.groups import leave_one_out_means
 from rredcot_verl.readout.features import (
     HIDDEN_BLOCK,
     PROBE_BLOCK,
     build_features,
-    leave_one_out_means,
     others_differ,
 )
 from rredcot_verl.readout.readout import Readout, States
