@@ -282,8 +282,8 @@ class ReadoutConfig(Block):
     use_probe: bool = Field(True, description="Feature: the logit of the value the probes gave; not with form=hidden.")
     use_position: bool = Field(
         False,
-        description="Feature: where the boundary stands, against a long response of the step before; a probe then has a "
-        "coefficient of its own early, midway and late.",
+        description="Feature: where the boundary stands, against a long response of the step before; a probe then has "
+        "a coefficient of its own early, midway and late.",
     )
     use_group_mean: bool = Field(
         True, description="Start from the mean reward of the prompt's other rollouts; false: from the batch's mean."
