@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The math recipe on a CPU machine, from one command: environment, warm start, data by prepare_math.py, RL with verl's
-# main_ppo and the math verifier, report. Arguments go to main_ppo as Hydra overrides; environment variables: STEPS=40, and
+# main_ppo and the math verifier, report. Arguments go to main_ppo as Hydra overrides; environment variables: STEPS=200, and
 # those of recipes/common/tiny.sh.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-STEPS=${STEPS:-40}
+STEPS=${STEPS:-200}
 OUT=${OUT:-$PWD/runs/tiny_math/seed-${SEED:-0}}
 source recipes/common/tiny.sh
 
