@@ -43,7 +43,7 @@ def cheap(results: dict[str, Any]) -> list[Entry]:
 
 
 def findings(results: dict[str, Any]) -> list[str]:
-    """One sentence a question, in plain text: the best cheap method, the plugin's default, Monte Carlo and chance.
+    """One sentence a question, in plain text: the best cheap method, the probes as they are, Monte Carlo and chance.
 
     The best of many is partly luck: the sentences give its interval and its difference to the default, no more.
     """

@@ -51,7 +51,7 @@ ESTIMATORS = {row.name: row for row in _ROWS}
 """By name, `hidden` for the readout; continuations are measured always, as all are compared with them."""
 
 REFERENCE = "joint:reference"
-"""What differences are taken to: the plugin's default."""
+"""What differences are taken to: the probes as they are."""
 READ = ("hidden:", "both:")
 """How the names of methods begin that read hidden states; the layer follows."""
 

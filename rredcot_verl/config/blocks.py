@@ -286,7 +286,8 @@ class ReadoutConfig(Block):
         "a coefficient of its own early, midway and late.",
     )
     use_group_mean: bool = Field(
-        True, description="Start from the mean reward of the prompt's other rollouts; false: from the batch's mean."
+        True,
+        description="Start from the mean reward of the prompt's other rollouts; false: from that of what is fitted to.",
     )
     use_hidden: bool = Field(
         False,
@@ -299,8 +300,8 @@ class ReadoutConfig(Block):
     window: int = Field(
         8,
         ge=1,
-        description="Earlier steps that are fitted to. In the first step values are the mean rewards of the prompt's "
-        "other rollouts.",
+        description="Earlier steps that are fitted to, as far as max_rows reaches. In the first step values are the "
+        "mean rewards of the prompt's other rollouts.",
     )
     half_life: float | None = Field(
         None, gt=0, description="Steps after which a row counts half; null: all of the window count alike."

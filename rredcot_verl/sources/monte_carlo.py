@@ -10,8 +10,8 @@ v_k - v_{k-1} for all tokens of a reasoning step, and not divided by a deviation
 
 Ours is everything around the estimate, so that sources differ in the values alone: its credit is `reweight` unless set,
 the default cuts `keyword_entropy`, v_K is pinned to R, `td` takes the group's mean outcome for the value of the
-prompt's state, groups that are all right or all wrong are not sampled, the prompt's state is sampled once for all
-rollouts of the prompt, an equal text is verified once for a prompt, and there is `max_total_tokens`.
+prompt's state, groups that are all right or all wrong are not sampled but for `critic`, the prompt's state is sampled
+once for all rollouts of the prompt, an equal text is verified once for a prompt, and there is `max_total_tokens`.
 
 Cost: about num_rollouts * num_segments / 2 times the tokens of the response, generated, and up to num_rollouts *
 num_segments more texts to verify.

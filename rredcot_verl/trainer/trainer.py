@@ -150,7 +150,7 @@ class RREDCoTTrainerMixin(PPOTrainer):
             return
         self._warned_nothing_measured = True
         logger.warning(
-            "rredcot: no response of this step had an answer to measure segments by, so its credit is GRPO's; %s",
+            "rredcot: no response of this step had an answer to measure segments by, so each is one segment; %s",
             self._source.way_out(),
         )
 
