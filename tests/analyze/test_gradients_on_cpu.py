@@ -60,11 +60,18 @@ class TestAdvantages:
         assert np.where(table.is_state, credit, 0.0) == pytest.approx(np.where(table.is_state, grpo, 0.0), abs=1e-5)
 
     @pytest.mark.parametrize("name", [name for name, form in FORMS.items() if form.reads_values])
-    def test_traces_without_values_keep_grpo(self, table, grpo, name):
+    def test_traces_without_values_are_one_segment(self, table, grpo, name):
+        """GRPO's, or with `critic` the outcome against the mean of the others."""
         values = np.where(table.is_state, RNG.random(table.is_state.shape), np.nan)
         values[::3] = np.nan
         credit = advantages(table, Method("some", "probe", "", values), FORMS[name])
-        same = np.where(table.is_state, credit == grpo, True)
+        expected = grpo
+        if name.startswith("critic"):
+            others = table.others[:, None]
+            count = np.array([(table.groups == group).sum() for group in table.groups])[:, None]
+            start = others.clip(0.5 / count, 1 - 0.5 / count)
+            expected = (table.rewards[:, None] - others) / np.sqrt(start * (1 - start)) + np.zeros_like(grpo)
+        same = np.where(table.is_state, np.isclose(credit, expected, atol=1e-6), True)
         assert same[::3].all() and not same[1::3].all()
 
 

@@ -66,14 +66,14 @@ def test_probes_are_those_of_sequences_of_their_own(pack_tokens):
     assert [(each.is_reference, each.is_group) for each in known] == [(True, True), (False, True)]
     elicitation = context.elicitation
     for record in measured(measurement, traces):
-        trace, own = traces[record.trace], context.answers[record.trace]
+        trace = traces[record.trace]
         assert record.num_tokens > 0
         probes = elicitation.probes(
             trace.prompt_ids,
             trace.response_ids,
             BOUNDARIES[record.trace],
             [each.proposal for each in known],
-            elicitation.format_for(own),
+            elicitation.usual_format(),
         )
         scores = [alone(trace, probe, 0.5) for probe in probes]
         log_probs = torch.tensor(record.log_probs, dtype=torch.float64)

@@ -37,7 +37,7 @@ def test_segments_are_credited_and_traces_written(tmp_path, ray_folder):
     assert run.returncode == 0, run.output[-8000:]
     for number, step in enumerate(run.steps, start=1):
         assert step["rredcot/segments_per_response/mean"] > 2
-        assert step["rredcot/segment_weight/max"] >= 1
+        assert step["rredcot/segment_weight/max"] > 0
         lines = [json.loads(line) for line in (traces / f"{number}.jsonl").read_text().splitlines()]
         assert len(lines) == 8
         for line in lines:

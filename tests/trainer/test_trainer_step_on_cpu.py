@@ -214,7 +214,7 @@ def test_a_step_in_which_nothing_could_be_measured_is_said_once(monkeypatch, cap
     for _ in range(2):
         advantages, _, _ = advantages_of(world, trainer)
     (said,) = [record.getMessage() for record in caplog.records if "no response of this step" in record.getMessage()]
-    assert f"its credit is GRPO's; {way_out}" in said
+    assert f"each is one segment; {way_out}" in said
     assert len(set(advantages[0])) == 1
 
 
