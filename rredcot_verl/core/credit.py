@@ -183,8 +183,8 @@ def critic(rows: CreditBatch) -> Tensor:
     v_0 takes the place of the group: p = (v_0 - lowest reward) / range, s = range * sqrt(p (1 - p)), the deviation of
     a reward that is lowest or highest; p is kept `1 / (2 n)` away from 0 and 1. With u_k = v_k / s and u_K = R / s, GAE
     as in `td`. So a response of a group whose rewards are all alike has credit too: what it did right and wrong on the
-    way. A penalty in R counts less the mean of the others'. A row without values is one segment, and the mean of the
-    others' scores is its v_0; without others it has GRPO's advantage.
+    way. What was added to a score counts less the mean of what was added to the others'. A row without values is one
+    segment whose v_0 is the mean of the others' scores; without others it has GRPO's advantage.
 
     What segment k is compared with depends on the row's prefix and on other rollouts and steps only, so with
     lam = gamma = 1 the expected gradient is that of the expected reward, each prompt weighted by 1 / s, as long as
