@@ -171,7 +171,7 @@ def _check_run(config: DictConfig) -> None:
     if OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") == "geo_mean":
         raise ValueError(
             "actor_rollout_ref.actor.policy_loss.loss_mode='geo_mean' takes the mean of a response's advantages, so "
-            "segments would make no difference; use another, e.g. 'vanilla' or 'gspo'"
+            "that credit by segments would be lost; use another, e.g. 'vanilla' or 'gspo'"
         )
     correction = config.algorithm.get("rollout_correction") or {}
     rejected = str(correction.get("rollout_rs") or "")

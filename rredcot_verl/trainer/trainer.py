@@ -53,11 +53,12 @@ class RREDCoTTrainerMixin(PPOTrainer):
             switch_on(config)
             self._source = run_source(config, self.rredcot)
             warn_of_unread(config, self.rredcot, self._source)
-            rule, calibration = credit_rule(config.algorithm, self.rredcot), self.rredcot.self_value.calibration
-            logger.warning(
-                "rredcot: credit.form=%s (lambda %s, gamma %s) on values with self_value.calibration=%s",
-                *(rule.form, rule.lam, rule.gamma, calibration),
-            )
+            if config.algorithm.adv_estimator in SOURCES:
+                rule, calibration = credit_rule(config.algorithm, self.rredcot), self.rredcot.self_value.calibration
+                logger.warning(
+                    "rredcot: credit.form=%s (lambda %s, gamma %s) on values with self_value.calibration=%s",
+                    *(rule.form, rule.lam, rule.gamma, calibration),
+                )
         super().__init__(config)
 
     def _init_tokenizer(self) -> None:

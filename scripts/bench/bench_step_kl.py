@@ -32,7 +32,8 @@ def divergence(
     found = []
     for ids in prompts:
         prompt = torch.tensor([ids])
-        written = before.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=most, do_sample=True)
+        sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": most}
+        written = before.generate(prompt, attention_mask=torch.ones_like(prompt), **sampling)
         own, other = (model(written).logits[0, len(ids) - 1 : -1].double().log_softmax(-1) for model in (before, after))
         found.append((float((own.exp() * (own - other)).sum()), len(own)))
     return found

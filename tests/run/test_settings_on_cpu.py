@@ -133,6 +133,18 @@ def test_what_does_not_fit_is_named(config, values, message):
         CheckSettings().on_job_start(config)
 
 
+def test_rejection_that_loses_no_reward_is_taken(config):
+    """Of whole responses, in the actor, or before our own estimator, which sums nothing over tokens."""
+    assert {"rollout_rs", "bypass_mode"} <= config.algorithm.rollout_correction.keys()
+    assert "loss_mode" in config.actor_rollout_ref.actor.policy_loss
+    put(config, algorithm__rollout_correction__rollout_rs="token_k1")
+    assert active_settings(config) is not None
+    put(config, algorithm__adv_estimator="gae", algorithm__rredcot__enable=True)
+    for key, value in (("bypass_mode", True), ("rollout_rs", "seq_mean_k3"), ("rollout_rs", None)):
+        kept = copy.deepcopy(config)
+        assert active_settings(put(kept, **{f"algorithm__rollout_correction__{key}": value})) is not None
+
+
 @pytest.mark.parametrize(
     "pool, proposals, form",
     [

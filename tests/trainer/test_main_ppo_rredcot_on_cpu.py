@@ -37,7 +37,6 @@ def test_segments_are_credited_and_traces_written(tmp_path, ray_folder):
     assert run.returncode == 0, run.output[-8000:]
     for number, step in enumerate(run.steps, start=1):
         assert step["rredcot/segments_per_response/mean"] > 2
-        assert step["rredcot/segment_weight/max"] > 0
         lines = [json.loads(line) for line in (traces / f"{number}.jsonl").read_text().splitlines()]
         assert len(lines) == 8
         for line in lines:
@@ -45,6 +44,13 @@ def test_segments_are_credited_and_traces_written(tmp_path, ray_folder):
             assert total == pytest.approx(line["reward"], abs=1e-6)
             assert line["segments"][0]["start"] == 0
             assert line["segments"][-1]["end"] == len(line["response"])
+            # The default with lambda 1: each segment has R - v_{k-1}, on one scale.
+            advantages = [part["advantage"] for part in line["segments"]]
+            left = [line["reward"] - value for value in (line["start_value"], *(p["value"] for p in line["segments"]))]
+            for advantage, rest in zip(advantages, left, strict=False):
+                assert advantage * left[0] == pytest.approx(advantages[0] * rest, abs=1e-4)
+                assert advantage * rest >= 0
+        assert any(part["advantage"] != 0 for line in lines for part in line["segments"])
 
 
 def test_another_estimator_reads_the_redistributed_rewards(tmp_path, ray_folder):
