@@ -21,7 +21,8 @@ class Form:
     """One way to make advantages of values.
 
     Attributes:
-        credit: Of the `credit` block; what is not named has the plugin's default. Without values every form is GRPO.
+        credit: Of the `credit` block; what is not named has the plugin's default. Where there are no values at
+            all every form but `critic` is GRPO.
         algorithm: Of verl's `algorithm` block: `lam`, `norm_adv_by_std_in_grpo`.
         reads_values: Whether it depends on values at all.
     """

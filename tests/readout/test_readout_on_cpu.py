@@ -350,6 +350,16 @@ def test_window_and_half_life_forget(settings):
     assert errors[0] < 0.7 * errors[1]
 
 
+def test_rows_of_an_earlier_update_of_the_same_step_count_once():
+    """Asynchronous modes update several times a step: what is of now is not newer than new."""
+    found = []
+    for half_life in (None, 0.5):
+        fitted = readout(half_life=half_life)
+        fitted.fit_predict(world(7, prefix="first/")[0], 3)
+        found.append(fitted.fit_predict(world(8, prefix="second/")[0], 3))
+    assert torch.equal(*found) and len(found[0].unique()) > 100
+
+
 STATES = world(0)[0]
 ONES = torch.ones_like(STATES.outcomes)
 FEW = select(world(0, prompts=12)[0], torch.arange(0, 12 * ROWS, NUM_STATES))

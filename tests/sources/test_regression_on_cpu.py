@@ -203,10 +203,13 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(rows_of, tmp_path, capl
     assert not torch.equal(second_step(fresh), expected)
     assert not caplog.records
     fresh.load(str(tmp_path / "nowhere"))
-    other = source_of("rredcot", self_value={"calibration": "logistic", "form": "geometric"})
-    other.load(str(tmp_path / "global_step_1"))
-    assert ["no such file" in record.getMessage() for record in caplog.records] == [True, False]
-    assert "other features" in caplog.records[1].getMessage()
+    others = ({"form": "geometric"}, {"proposals": "union"}, {"score_opening": True}, {"reward_range": [0, 2]})
+    for changed in others:
+        other = source_of("rredcot", self_value={"calibration": "logistic", **changed})
+        other.load(str(tmp_path / "global_step_1"))
+    missing, *left = [record.getMessage() for record in caplog.records]
+    assert "no such file" in missing and len(left) == len(others)
+    assert all("other features" in message for message in left)
 
 
 @pytest.mark.parametrize("name", ["rredcot", "vps", "leave_one_out"])
