@@ -1,8 +1,9 @@
 """Segments of a batch, and the reward redistributed over them with exact return equivalence (RUDDER)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,32 +89,58 @@ class SegmentBatch:
 
     def num_tokens(self, response_mask: Tensor) -> Tensor:
         """`(bs, num_segments)` int64: tokens of each segment that the policy wrote."""
-        return written_before(response_mask).gather(1, self.segment_boundaries).diff(dim=1).long()
+        before = self.segment_boundaries.clone()
+        for rows, written in _parted(self.segment_boundaries, response_mask):
+            before[rows] = written.gather(1, before[rows]).long()
+        return before.diff(dim=1)
+
+    def last_written(self, response_mask: Tensor) -> Tensor:
+        """`(bs, num_segments + 1)` int64: where the last token that the policy wrote before each boundary stands.
+
+        Before it wrote any, where the first stands; 0 in a row without any.
+        """
+        places = self.segment_boundaries.clamp(min=1) - 1
+        for rows, written in _parted(self.segment_boundaries, response_mask):
+            # The n-th written token stands before the first offset with n of them before it.
+            ranks = written.gather(1, self.segment_boundaries[rows]).clamp(min=1)
+            found = torch.searchsorted(written, ranks).clamp(max=response_mask.size(1)) - 1
+            places[rows] = torch.where(written[:, -1:] > 0, found, 0)
+        return places
 
 
-def written_before(response_mask: Tensor) -> Tensor:
-    """`(bs, response_length + 1)` int32: how many tokens that the policy wrote stand before each offset."""
-    written = response_mask.bool().cumsum(dim=1, dtype=torch.int32)
-    return torch.cat([written.new_zeros(written.size(0), 1), written], dim=1)
+def _parted(segment_boundaries: Tensor, response_mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rows that hold tokens the policy did not write, some at a time, so that nothing is as large as the batch.
+
+    Yields:
+        Their numbers `(rows,)`, and how many tokens that the policy wrote stand before each offset: int32
+        `(rows, response_length + 1)`.
+    """
+    parted = (response_mask.sum(dim=1) < segment_boundaries[:, -1]).nonzero().flatten()
+    for rows in torch.split(parted, max(1, 2**22 // max(1, response_mask.size(1)))):
+        written = response_mask[rows].cumsum(dim=1, dtype=torch.int32)
+        yield rows, torch.nn.functional.pad(written, (1, 0))
 
 
-def expand_to_tokens(segment_quantity: Tensor, segment_boundaries: Tensor, response_length: int) -> Tensor:
-    """Give every token its segment's number, 0 after the last boundary.
+def expand_to_tokens(segment_quantity: Tensor, segment_boundaries: Tensor, response_mask: Tensor) -> Tensor:
+    """Give every token that the policy wrote its segment's number, 0 to others and after the last boundary.
 
     Args:
         segment_quantity: `(bs, num_segments)`.
         segment_boundaries: `(bs, num_segments + 1)` int64.
-        response_length: Width of the result, at least the largest boundary.
+        response_mask: `(bs, response_length)`, with a response_length of at least the largest boundary.
 
     Returns:
         `(bs, response_length)`, dtype of `segment_quantity`.
     """
-    bs = segment_quantity.size(0)
-    lengths = segment_boundaries.diff(dim=1)
+    bs, response_length = response_mask.shape
     tail = response_length - segment_boundaries[:, -1:]
-    quantity = torch.cat([segment_quantity, segment_quantity.new_zeros(bs, 1)], dim=1)
-    repeats = torch.cat([lengths, tail], dim=1)
-    return quantity.flatten().repeat_interleave(repeats.flatten(), output_size=bs * response_length).view(bs, -1)
+    quantity = torch.nn.functional.pad(segment_quantity, (0, 1))
+    repeats = torch.cat([segment_boundaries.diff(dim=1), tail], dim=1)
+    # torch's repeat_interleave makes an int64 index of all tokens first.
+    tokens = torch.from_numpy(np.repeat(quantity.flatten().numpy(), repeats.flatten().numpy())).view(bs, -1)
+    for rows, _ in _parted(segment_boundaries, response_mask):
+        tokens[rows] *= response_mask[rows]
+    return tokens
 
 
 def redistribute(segments: SegmentBatch, response_mask: Tensor, pay_start: bool = True) -> Tensor:
@@ -136,11 +163,7 @@ def redistribute(segments: SegmentBatch, response_mask: Tensor, pay_start: bool 
     rewards = torch.zeros(bs, response_length)
     if response_length == 0:
         return rewards
-    written = written_before(response_mask)
-    # The n-th written token stands before the first offset with n of them before it; a segment ends with its last one.
-    ranks = written.gather(1, segments.segment_boundaries).clamp(min=1)
-    places = torch.searchsorted(written, ranks).clamp(max=response_length) - 1
-    places = torch.where(written[:, -1:] > 0, places, 0)
+    places = segments.last_written(response_mask)
     first, last = places[:, :1], places[:, -1:]
     rewards.scatter_add_(1, places[:, 1:].maximum(first), segments.segment_rewards.float())
     rewards.scatter_add_(1, last.maximum(first), (segments.outcomes - segments.scores).float().unsqueeze(1))
@@ -150,5 +173,5 @@ def redistribute(segments: SegmentBatch, response_mask: Tensor, pay_start: bool 
 
 
 def return_error(token_level_rewards: Tensor, returns: Tensor) -> Tensor:
-    """`(bs,)` float64: |sum of the redistributed rewards - what they must sum to|, zero but for rounding."""
-    return (token_level_rewards.sum(dim=1, dtype=torch.float64) - returns.double()).abs()
+    """`(bs,)` float64: |sum of the redistributed rewards - what they must sum to|, zero but for float32 rounding."""
+    return (token_level_rewards.sum(dim=1) - returns.double()).abs()

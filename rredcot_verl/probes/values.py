@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,8 +30,7 @@ class ProbeScore:
     num_recomputed_tokens: int = 0
 
 
-@dataclass(frozen=True)
-class ProbePlace:
+class ProbePlace(NamedTuple):
     """Where the log-probabilities of one probe belong.
 
     Attributes:
@@ -66,13 +67,13 @@ def self_values(form: str, probes: Sequence[Probe], scores: Sequence[ProbeScore]
 
 
 def values_of_log_probs(
-    form: str, places: Sequence[ProbePlace], log_probs: Sequence[float], utilities: Sequence[float]
+    form: str, places: Sequence[ProbePlace] | np.ndarray, log_probs: Sequence[float], utilities: Sequence[float]
 ) -> Tensor:
     """Self-values in [0, 1] from the log-probabilities of all probes.
 
     Args:
         form: `joint`, `normalized` or `geometric`.
-        places: One a probe, boundary by boundary.
+        places: One a probe, boundary by boundary; or their numbers, `(num_probes, 3)`.
         log_probs: Probe by probe the counted tokens' log-probabilities and that of the answer's end, laid end to end.
         utilities: One an answer, in [0, 1].
 
@@ -86,7 +87,9 @@ def values_of_log_probs(
     return values_of_sums(form, total, lengths, utilities)
 
 
-def sum_by_state(places: Sequence[ProbePlace], log_probs: Sequence[float], num_answers: int) -> tuple[Tensor, Tensor]:
+def sum_by_state(
+    places: Sequence[ProbePlace] | np.ndarray, log_probs: Sequence[float], num_answers: int
+) -> tuple[Tensor, Tensor]:
     """Log-probability of each answer at each state, from its one or two probes.
 
     Args:
@@ -99,20 +102,20 @@ def sum_by_state(places: Sequence[ProbePlace], log_probs: Sequence[float], num_a
     Raises:
         ValueError: A log-probability is NaN or positive: the numbers cannot be trusted.
     """
-    shape = (places[-1].state + 1, num_answers)
-    total = torch.full(shape, float("-inf"), dtype=torch.float64)
-    lengths = torch.ones(shape, dtype=torch.int64)
-    first = 0
-    for place in places:
-        counted = log_probs[first : first + place.num_log_probs]
-        first += place.num_log_probs
-        # A sum over closing tokens may exceed log 1 by rounding only.
-        if any(value != value or value > 1e-3 for value in counted):
-            raise ValueError(f"got log-probabilities {list(counted)} for a probe of answer {place.proposal}")
-        at = place.state, place.proposal
-        total[at] = torch.logaddexp(total[at], torch.tensor(sum(counted), dtype=torch.float64))
-        lengths[at] = max(int(lengths[at]), len(counted))
-    return total, lengths
+    states, proposals, counts = np.asarray(places).T
+    shape = (states[-1] + 1, num_answers)
+    total, lengths = np.full(shape, -np.inf), np.ones(shape, dtype=np.int64)
+    counted = np.asarray(log_probs, dtype=np.float64)
+    # A sum over closing tokens may exceed log 1 by rounding only.
+    wrong = np.isnan(counted) | (counted > 1e-3)
+    if wrong.any():
+        probe = int(counts.cumsum().searchsorted(wrong.argmax(), side="right"))
+        raise ValueError(
+            f"got log-probability {counted[wrong][0]} in a probe of answer {proposals[probe]} at state {states[probe]}"
+        )
+    np.logaddexp.at(total, (states, proposals), np.add.reduceat(counted, counts.cumsum() - counts))
+    np.maximum.at(lengths, (states, proposals), counts)
+    return torch.from_numpy(total), torch.from_numpy(lengths)
 
 
 def values_of_sums(form: str, total: Tensor, lengths: Tensor, utilities: Sequence[float]) -> Tensor:

@@ -151,8 +151,9 @@ def log_likelihood(log_odds: Tensor, outcomes: Tensor) -> Tensor:
 
 def digest(labels: Iterable[Hashable]) -> Tensor:
     """`(n,)` int64: the same for a label (by its text) in every process and whatever Python's hash seed."""
-    hashes = (hashlib.blake2b(str(label).encode(), digest_size=8).digest() for label in labels)
-    return torch.tensor([int.from_bytes(value, "big", signed=True) for value in hashes], dtype=torch.int64)
+    texts = [str(label) for label in labels]
+    hashes = {text: hashlib.blake2b(text.encode(), digest_size=8).digest() for text in set(texts)}
+    return torch.tensor([int.from_bytes(hashes[text], "big", signed=True) for text in texts], dtype=torch.int64)
 
 
 def shuffled_places(prompts: Tensor, seed: int) -> Tensor:

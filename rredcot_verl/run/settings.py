@@ -168,6 +168,11 @@ def _check_run(config: DictConfig) -> None:
             "algorithm.use_kl_in_reward=True puts a KL term on every token's reward, which has no place in a "
             "redistributed outcome; use actor_rollout_ref.actor.use_kl_loss=True instead"
         )
+    if config.algorithm.get("use_pf_ppo") and config.algorithm.adv_estimator == "gae":
+        raise ValueError(
+            "algorithm.use_pf_ppo=True with algorithm.adv_estimator=gae draws rows anew, and verl's V1 trainer writes "
+            "their advantages to the rows that stood there before; set algorithm.use_pf_ppo=False"
+        )
     if OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") == "geo_mean":
         raise ValueError(
             "actor_rollout_ref.actor.policy_loss.loss_mode='geo_mean' takes the mean of a response's advantages, so "

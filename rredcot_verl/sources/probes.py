@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 
+import numpy as np
 from omegaconf import DictConfig
 
 from rredcot_verl.config.schema import PREFIX, RREDCoTConfig
@@ -233,7 +234,7 @@ class Probes(Source):
                 * min(len(probe.closing_token_ids), settings.max_closing_tokens)
                 for probe in probes
             )
-        places = [number for probe in probes for number in dataclasses.astuple(ProbePlace.of(probe))]
+        places = [number for probe in probes for number in ProbePlace.of(probe)]
         payload = {"utilities": list(utilities), "places": places}
         record = dataclasses.replace(record, payload=payload, num_probe_tokens=num_tokens)
         return Plan(record, {FIELD: encoded, **self._hidden_row(response, record.segment_boundaries)})
@@ -272,9 +273,8 @@ class Probes(Source):
         return values
 
     def _of_log_probs(self, key: str, record: Record, log_probs: list[float]) -> list[float]:
-        numbers = iter(record.payload["places"])
-        places = [ProbePlace(*three) for three in zip(numbers, numbers, numbers, strict=True)]
-        expected = sum(place.num_log_probs for place in places)
+        places = np.array(record.payload["places"]).reshape(-1, len(ProbePlace._fields))
+        expected = places[:, -1].sum()
         if len(log_probs) != expected:
             raise RuntimeError(
                 f"a pass gave {len(log_probs)} log-probabilities of the probes of {key}, expected {expected}"

@@ -181,7 +181,7 @@ def read_rewards(recorded: RecordedBatch, step: int = 0) -> Rows:
         index=np.array(as_list(data["uid"]), dtype=object),
         nested_mask=data["response_mask"],
         response_mask=data["response_mask"].to_padded_tensor(0),
-        outcomes=data["rm_scores"].to_padded_tensor(0.0).double().sum(dim=1),
+        outcomes=data["rm_scores"].to_padded_tensor(0.0).sum(dim=1).double(),
         is_padding=torch.tensor([bool(tag.get("is_padding", False)) for tag in batch.tags]),
         step=step,
     )

@@ -117,10 +117,7 @@ def compute_rredcot_advantage(
     segments = segmented.segments
     _check_rewards(token_level_rewards, segments.outcomes, index)
     segmented.credit = compute_credit(segmented, index, response_mask)
-    advantages = expand_to_tokens(
-        segmented.credit.segment_advantages, segments.segment_boundaries, response_mask.size(1)
-    )
-    advantages = advantages * response_mask
+    advantages = expand_to_tokens(segmented.credit.segment_advantages, segments.segment_boundaries, response_mask)
     return advantages, advantages.clone()
 
 

@@ -137,15 +137,16 @@ def test_values_that_are_not_finite_are_refused(value, outcome):
 def test_expand_to_tokens_golden_and_by_a_loop():
     boundaries = torch.tensor([[0, 2, 5], [0, 3, 3]])
     quantity = torch.tensor([[1.5, -2.0], [4.0, 9.0]])
-    expected = [[1.5, 1.5, -2, -2, -2, 0], [4, 4, 4, 0, 0, 0]]
-    assert expand_to_tokens(quantity, boundaries, 6).tolist() == expected
+    written = torch.tensor([[1, 0, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]])
+    expected = [[1.5, 0, -2, -2, -2, 0], [4, 4, 4, 0, 0, 0]]
+    assert expand_to_tokens(quantity, boundaries, written).tolist() == expected
     segments, mask, _, _ = random_batch(3)
     quantity = torch.randn(segments.segment_rewards.shape)
     by_loop = torch.zeros(mask.shape)
     for row, cuts in enumerate(segments.segment_boundaries.tolist()):
         for k, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False)):
-            by_loop[row, a:b] = quantity[row, k]
-    assert torch.equal(expand_to_tokens(quantity, segments.segment_boundaries, mask.size(1)), by_loop)
+            by_loop[row, a:b] = quantity[row, k] * mask[row, a:b]
+    assert torch.equal(expand_to_tokens(quantity, segments.segment_boundaries, mask), by_loop)
 
 
 # --- GRPO is the special case -----------------------------------------------------------------------------------------
@@ -518,7 +519,7 @@ def test_weights_have_mean_one_over_written_tokens_and_follow_the_sign(beta, see
     mean = (weights * num_tokens).sum(1) / num_tokens.sum(1).clamp(min=1)
     torch.testing.assert_close(mean[rows], torch.ones(int(rows.sum())), atol=1e-5, rtol=0)
     # So the mean of a response's advantage over its tokens is GRPO's.
-    tokens = expand_to_tokens(advantages.unsqueeze(1) * weights, segments.segment_boundaries, mask.size(1)) * mask
+    tokens = expand_to_tokens(advantages.unsqueeze(1) * weights, segments.segment_boundaries, mask)
     torch.testing.assert_close((tokens.sum(1) / mask.sum(1).clamp(min=1))[rows], advantages[rows], atol=1e-5, rtol=1e-5)
     drive = advantages.sign().unsqueeze(1) * segments.segment_rewards
     for row in torch.nonzero(rows & segments.scored).flatten().tolist():
@@ -628,7 +629,7 @@ def test_garbage_behind_a_rows_last_boundary_changes_nothing(form):
     advantages = compute_credit(segmented(segments, **rule), index, mask).segment_advantages
     spoilt = advantages.masked_fill(torch.arange(advantages.size(1)) >= segments.num_segments.unsqueeze(1), 1e9)
     kept = segments.segment_boundaries[:, -1] > 0
-    tokens = [expand_to_tokens(each, segments.segment_boundaries, mask.size(1))[kept] for each in (advantages, spoilt)]
+    tokens = [expand_to_tokens(each, segments.segment_boundaries, mask)[kept] for each in (advantages, spoilt)]
     assert torch.equal(*tokens)
 
 

@@ -94,6 +94,14 @@ BY_SERVER = {"algorithm__rredcot__self_value__engine": "rollout"}
         ({"actor_rollout_ref__actor__policy_loss__loss_mode": "geo_mean"}, "loss_mode='geo_mean' takes the mean"),
         (
             {
+                "algorithm__adv_estimator": "gae",
+                "algorithm__rredcot__enable": True,
+                "algorithm__use_pf_ppo": True,
+            },
+            "use_pf_ppo=True with algorithm.adv_estimator=gae draws rows anew",
+        ),
+        (
+            {
                 "algorithm__adv_estimator": "reinforce_plus_plus",
                 "algorithm__rredcot__enable": True,
                 "algorithm__rollout_correction": {"rollout_rs": "seq_mean_k3,token_k1"},

@@ -105,7 +105,7 @@ def test_numbers_that_are_no_log_probabilities():
         output.extra_fields["probe_log_probs"][1]["closing_log_prob"] = float("nan")
         return output
 
-    with pytest.raises(ValueError, match="log-probabilities"):
+    with pytest.raises(ValueError, match="got log-probability nan"):
         Agent(generate=generate).record()
 
 
@@ -336,7 +336,7 @@ PROBES = [probes_of(LENGTHS[0]), probes_of(LENGTHS[1]), [], []]
 
 
 def waiting(probes) -> Record:
-    places = [number for probe in probes for number in dataclasses.astuple(ProbePlace.of(probe))]
+    places = [number for probe in probes for number in ProbePlace.of(probe)]
     return Record(Status.SCORED, [0, 1, 2, 3], {"utilities": UTILITIES, "places": places})
 
 
