@@ -74,6 +74,7 @@ SYMBOLS: dict[str, tuple[str, ...]] = {
     "verl.utils.config:omega_conf_to_dataclass": ("config",),
     "verl.utils.import_utils:load_class_from_fqn": ("fqn",),
     # preflight
+    "verl.trainer.ppo.core_algos:ADV_ESTIMATOR_REGISTRY": (),
     "verl.utils.config:validate_config": ("config", "use_reference_policy", "use_critic"),
     "verl.utils.import_utils:load_extern_object": ("module_path", "object_name"),
     "verl.trainer.ppo.utils:need_critic": ("config",),

@@ -91,7 +91,8 @@ class HiddenStateMeasurement(Measurement):
             plain = watch.last
             with watch.measure("hidden_cost"):
                 self._read(part, [segments.boundaries(trace)[:-1] for trace in part], self.layers[:1])
-            surplus = watch.last - plain
+            # A difference of two passes: less than nothing is noise.
+            surplus = max(0.0, watch.last - plain)
             total = sum(len(trace.token_ids) for trace in part)
             for trace in part:
                 size = len(trace.token_ids)

@@ -1,6 +1,6 @@
 """Checks of the composed config: verl's own, ours, and what verl would find out only after Ray has started."""
 
-import copy
+import difflib
 import functools
 import math
 import os
@@ -8,13 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.preflight.findings import Findings
 from rredcot_verl.preflight.quiet import quiet
 from rredcot_verl.run.settings import active_settings, run_source, unread_settings
+from rredcot_verl.sources.engines import without_tokenizer
 
 _RAISED_BY_VERL = (AssertionError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, HydraException)
 _MODEL = "actor_rollout_ref.model"
@@ -46,6 +47,15 @@ _NUMBERS = (
     "trainer.test_freq",
     "trainer.save_freq",
 )
+
+_LEGACY = {
+    "custom_reward_function": "reward.custom_reward_function",
+    "sandbox_fusion": "reward.sandbox_fusion",
+    "reward_model": "reward (reward.reward_manager.name, reward.num_workers, reward.reward_model)",
+}
+"""Blocks of verl's older trainer, all null by default, and where the V1 trainer reads the same."""
+_COMPARES = ("grpo", "grpo_passk", "grpo_vectorized", "rloo", "rloo_vectorized", "opo", "gdpo")
+"""Estimators of verl's whose baseline is a prompt's other rollouts."""
 
 
 def check_values(config: DictConfig, findings: Findings) -> bool:
@@ -86,6 +96,33 @@ def check_settings(config: DictConfig, findings: Findings) -> RREDCoTConfig | No
     return settings
 
 
+def check_names(config: DictConfig, findings: Findings) -> None:
+    """What verl would find unknown at the first update, or composes and never reads."""
+    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
+
+    name = str(config.algorithm.adv_estimator)
+    if name not in ADV_ESTIMATOR_REGISTRY:
+        known = sorted(ADV_ESTIMATOR_REGISTRY)
+        close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.7)
+        meant = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+        findings.fault(f"algorithm.adv_estimator={name} is not registered; {meant}")
+    for key, place in _LEGACY.items():
+        for path in _set_leaves(config.get(key), key):
+            findings.fault(f"{path} is not read by verl's V1 trainer; set it under {place}")
+    if name in _COMPARES and config.actor_rollout_ref.rollout.n == 1:
+        findings.warn(
+            f"actor_rollout_ref.rollout.n=1 with algorithm.adv_estimator={name}, which compares the rollouts of a "
+            "prompt: there is nothing to compare with, and the advantage is the reward itself"
+        )
+
+
+def _set_leaves(node: Any, key: str) -> list[str]:
+    """Dotted keys of what is set below a node."""
+    if isinstance(node, DictConfig):
+        return [path for name in node for path in _set_leaves(node[name], f"{key}.{name}")]
+    return [] if node is None else [key]
+
+
 def check_with_verl(config: DictConfig, findings: Findings, *, with_model: bool) -> bool:
     """verl's `validate_config`, and the dataclasses its workers make of the config.
 
@@ -102,10 +139,9 @@ def check_with_verl(config: DictConfig, findings: Findings, *, with_model: bool)
 
     attempts: dict[str, Callable[[], Any]] = {"validate_config": validate}
     for key in _DATACLASSES if with_model else _DATACLASSES[:-1]:
-        node = copy.deepcopy(OmegaConf.select(config, key))
+        node = OmegaConf.select(config, key)
         if key == _MODEL:
-            with open_dict(node):
-                node.load_tokenizer = False
+            node = without_tokenizer(node)
         attempts[key] = functools.partial(omega_conf_to_dataclass, node)
     good = with_model
     for name, attempt in attempts.items():

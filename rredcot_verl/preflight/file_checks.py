@@ -10,12 +10,19 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from rredcot_verl.answers.grammar import look_up
 from rredcot_verl.config.schema import RREDCoTConfig
+from rredcot_verl.data.lengths import render
 from rredcot_verl.data.load import columns_of, num_parquet_rows, read_columns
 from rredcot_verl.data.tally import Tally
 from rredcot_verl.preflight.findings import Findings
 from rredcot_verl.preflight.probe_budget import check_budget
 from rredcot_verl.preflight.row_checks import RowFacts, RowRules, check_rows
-from rredcot_verl.preflight.verifier_checks import check_data_sources, check_verifier, plain_options, verifier_of
+from rredcot_verl.preflight.verifier_checks import (
+    check_data_sources,
+    check_prompt,
+    check_verifier,
+    plain_options,
+    verifier_of,
+)
 from rredcot_verl.run.settings import parse_block, run_source
 from rredcot_verl.sources.registry import SOURCES
 
@@ -50,7 +57,10 @@ def check_files(config: DictConfig, tokenizer: Any, findings: Findings) -> None:
         # Files elsewhere hold rows that were not counted.
         if not any("://" in path for path in files_of(config.data.train_files)):
             _check_batch(config, train, findings)
-        if settings is not None and getattr(tokenizer, "chat_template", None):
+        has_template = bool(getattr(tokenizer, "chat_template", None))
+        if has_template and train.sample_prompt is not None:
+            check_prompt(config, render(tokenizer, train.sample_prompt, rules.template_kwargs), findings)
+        if settings is not None and has_template:
             max_length, prompt = config.data.max_response_length, train.sample_prompt
             check_budget(settings, tokenizer, train.references, max_length, prompt, rules.template_kwargs, findings)
     if train is not None and val is not None:

@@ -63,6 +63,7 @@ def inspect(arguments: Sequence[str]) -> Inspection:
     if not config_checks.check_values(config, findings):
         return found
     _read_model(found)
+    config_checks.check_names(config, findings)
     found.settings = config_checks.check_settings(config, findings)
     model_is_good = config_checks.check_with_verl(config, findings, with_model=found.facts is not None)
     config_checks.check_mode(config, findings)

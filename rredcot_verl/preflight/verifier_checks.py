@@ -94,6 +94,29 @@ def _try(config: DictConfig, verifier: str, findings: Findings) -> None:
             findings.fault("verifier_cannot_run", text)
 
 
+def check_prompt(config: DictConfig, prompt: str, findings: Findings) -> None:
+    """Where the verifier is one of this package's: whether a thinking block is open where a response begins.
+
+    Args:
+        config: verl's whole config.
+        prompt: A prompt as the chat template writes it.
+        findings: Gets what was found.
+    """
+    if verifier_of(config) is None:
+        return
+    options = plain_options(OmegaConf.select(config, f"{_KEY}.reward_kwargs"))
+    tag, says = options.get("think_open", "<think>"), bool(options.get("prompt_opens_thinking", False))
+    opens, key = prompt.rstrip().endswith(tag), f"{_KEY}.reward_kwargs.prompt_opens_thinking"
+    if opens and not says:
+        text = (
+            f"the chat template ends a prompt with {tag}, so set ++{key}=true: what a truncated response only thought"
+        )
+        findings.fault("prompt_opens_thinking", f"{text} would count as its answer")
+    if says and not opens:
+        text = f"{key}=true, but no prompt ends with {tag}: a response without thinking would have no answer; remove it"
+        findings.fault("prompt_opens_thinking", text)
+
+
 def check_data_sources(config: DictConfig, data_sources: Iterable[str], findings: Findings) -> None:
     """Without a reward function of the user's, verl chooses one by data source and knows few of them."""
     own = any(OmegaConf.select(config, key) for key in (f"{_KEY}.path", "reward.reward_model.enable"))

@@ -4,10 +4,13 @@ Every problem a user can cause is a ``ReportError`` that names the file, and the
 """
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
+
+logger = logging.getLogger(__name__)
 
 
 class ReportError(ValueError):
@@ -17,21 +20,30 @@ class ReportError(ValueError):
 def json_lines(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
     """Yields the rows of a JSON-lines file with their place, ``file:line``; a large file need not fit into memory.
 
+    A last line that a stopped run left unfinished is reported and left out.
+
     Raises:
         ReportError: The file is missing, empty or not UTF-8 text, or a line is no JSON object.
     """
     is_empty = True
     try:
         # Only "\n" ends a line: JSON may hold a raw U+2028, and text a carriage return.
-        with file.open(encoding="utf-8", newline="\n") as lines:
+        with file.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    is_empty = False
-                    yield _row(line, f"{file}:{number}"), f"{file}:{number}"
+                if not line.strip():
+                    continue
+                where = f"{file}:{number}"
+                try:
+                    row = _row(line, where)
+                except ReportError as error:
+                    if is_empty or line.endswith(b"\n"):
+                        raise
+                    logger.warning("%s; the line was cut off, and is left out", error)
+                    return
+                is_empty = False
+                yield row, where
     except FileNotFoundError as error:
         raise ReportError(f"{file}: no such file") from error
-    except UnicodeDecodeError as error:
-        raise ReportError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     if is_empty:
         raise ReportError(f"{file}: the file is empty")
 
@@ -65,9 +77,11 @@ def entry(row: dict[str, Any], key: str, kind: str, where: str, *, optional: boo
     return float(value) if kind == NUMBER else value
 
 
-def _row(line: str, where: str) -> dict[str, Any]:
+def _row(line: bytes, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise ReportError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start} of the line)") from error
     except json.JSONDecodeError as error:
         raise ReportError(f"{where}: bad JSON: {error.msg} (column {error.colno})") from error
     if not isinstance(row, dict):

@@ -150,8 +150,14 @@ def check_layer(config: DictConfig, readout: ReadoutConfig) -> None:
 
 
 def hf_config(model: DictConfig) -> Any:
-    """The model's own config, without its tokenizer."""
-    without_tokenizer = copy.deepcopy(model)
-    with open_dict(without_tokenizer):
-        without_tokenizer.load_tokenizer = False
-    return omega_conf_to_dataclass(without_tokenizer).hf_config
+    """The model's own config."""
+    return omega_conf_to_dataclass(without_tokenizer(model)).hf_config
+
+
+def without_tokenizer(model: DictConfig) -> DictConfig:
+    """verl's config of a model, of which it loads no tokenizer; nor writes a chat template into the one it lacks."""
+    model = copy.deepcopy(model)
+    with open_dict(model):
+        model.load_tokenizer = False
+        model.custom_chat_template = None
+    return model

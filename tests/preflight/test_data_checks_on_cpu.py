@@ -359,7 +359,9 @@ def test_a_verifier_with_sound_options_passes_its_trial(tmp_path, tokenizer, ver
     data = CODE_DATA if verifier == CODE else {}
     # A response without a closed thinking block would be wrong.
     thinking = "+reward.custom_reward_function.reward_kwargs.prompt_opens_thinking=true"
-    report = _check_files(_config(tmp_path, verifier, *(PROGRAMS if data else []), thinking, **data), tokenizer)
+    template = "actor_rollout_ref.model.custom_chat_template='{{ messages[-1].content }}<think>'"
+    options = (*(PROGRAMS if data else []), thinking, template)
+    report = _check_files(_config(tmp_path, verifier, *options, **data), tokenizer)
     assert not report.faults
 
 

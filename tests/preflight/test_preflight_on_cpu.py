@@ -19,6 +19,9 @@ from tests.recipes.launcher import REPOSITORY
 RUN_4B = REPOSITORY / "recipes/math/run_qwen3_4b_fsdp.sh"
 RUN_8B = REPOSITORY / "recipes/code/run_qwen3_8b_megatron.sh"
 
+OPENS = "{% for m in messages %}{{ m.content }}{% endfor %}<think>"
+"""A chat template that leaves a thinking block open."""
+
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
@@ -153,12 +156,38 @@ def test_all_faults_are_told_at_once(material, monkeypatch):
         (["data.max_prompt_length=8"], "0 training rows are left"),
         (["algorithm.use_kl_in_reward=true"], "use_kl_in_reward"),
         (["actor_rollout_ref.rollout.max_model_len=50000"], "max_model_len=50000 is longer than the model's 40960"),
+        (["algorithm.adv_estimator=rredcott"], "adv_estimator=rredcott is not registered; did you mean rredcot?"),
+        (["algorithm.adv_estimator=GRPO"], "did you mean grpo?"),
+        (["algorithm.adv_estimator=mine"], "known are attention_attribution, gae, "),
+        (["custom_reward_function.path=mine.py"], "custom_reward_function.path is not read by verl's V1 trainer"),
+        (
+            ["reward_model.rollout.name=vllm"],
+            "reward_model.rollout.name is not read by verl's V1 trainer; set it under",
+        ),
+        ([f"actor_rollout_ref.model.custom_chat_template='{OPENS}'"], "prompt_opens_thinking=true"),
+        (["++reward.custom_reward_function.reward_kwargs.prompt_opens_thinking=true"], "no prompt ends with <think>"),
     ],
 )
 def test_a_fault_is_named(material, overrides, words):
     found = inspect(_arguments(material, *overrides))
     assert any(words in str(fault) for fault in found.findings.faults), found.findings.faults
     assert "not ready" in page(found)
+
+
+def test_a_chat_template_of_the_users_own(material):
+    """It is written into the tokenizer, of which a model's config read for its sizes has none."""
+    opens = f"actor_rollout_ref.model.custom_chat_template='{OPENS}'"
+    key = "++reward.custom_reward_function.reward_kwargs.prompt_opens_thinking=true"
+    found = inspect(_arguments(material, opens, key))
+    assert found.findings.faults == [] and found.choice.label == "actor, shared prefix"
+
+
+def test_an_estimator_with_nothing_to_compare_is_warned_about(material):
+    arguments = ("credit=grpo", "actor_rollout_ref.rollout.n=1")
+    assert any(
+        "rollout.n=1 with algorithm.adv_estimator=grpo" in str(w)
+        for w in inspect(_arguments(material, *arguments)).findings.warnings
+    )
 
 
 def test_a_model_folder_without_a_tokenizer_is_told(material, tmp_path):

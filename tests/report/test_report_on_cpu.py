@@ -168,8 +168,17 @@ class TestErrors:
     def test_bad_json_names_file_and_line(self, tmp_path, capsys):
         folder = write_run(tmp_path / "run")
         with (folder / "metrics.jsonl").open("a") as file:
-            file.write('{"step": 5, "da')
+            file.write('{"step": 5, "da\n')
         self.assert_fails(capsys, [folder], f"{folder / 'metrics.jsonl'}:6", "bad JSON")
+
+    def test_a_last_line_that_was_cut_off_is_left_out_and_said(self, tmp_path, caplog):
+        folder = write_run(tmp_path / "run")
+        whole = load_run(folder)
+        file = folder / "metrics.jsonl"
+        # In the middle of a character, too.
+        file.write_bytes(file.read_bytes() + '{"step": 5, "data": {"é'.encode()[:-1])
+        assert load_run(folder).metrics == whole.metrics
+        assert f"{file}:6: not UTF-8 text" in caplog.text and "cut off" in caplog.text
 
     def test_baseline_with_another_validation_metric(self, tmp_path, capsys):
         other = tmp_path / "other"
