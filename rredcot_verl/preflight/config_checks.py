@@ -119,7 +119,7 @@ def check_names(config: DictConfig, findings: Findings) -> None:
 def _set_leaves(node: Any, key: str) -> list[str]:
     """Dotted keys of what is set below a node."""
     if isinstance(node, DictConfig):
-        return [path for name in node for path in _set_leaves(node[name], f"{key}.{name}")]
+        return [path for name in map(str, node) for path in _set_leaves(node[name], f"{key}.{name}")]
     return [] if node is None else [key]
 
 
