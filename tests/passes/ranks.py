@@ -1,7 +1,7 @@
-"""Small training engines on one rank and on two, side by side: `python -m tests.passes.ranks FOLDER`.
+"""Small training engines on one rank, on two and on four, side by side: `python -m tests.passes.ranks FOLDER`.
 
-Every rank runs all `cases`, then a training step and FSDP's first version, and writes what each gave to
-`<NUM_RANKS>-<RANK>.pt`. The ranks are forked from one process, so that verl is imported once. A sequence that is split
+Every rank runs its `cases`, then, but for the four, a training step and FSDP's first version, and writes what each gave
+to `<NUM_RANKS>-<RANK>.pt`. The ranks are forked from one process, so that verl is imported once. A sequence that is split
 over ranks has an attention of this file's own: verl's needs flash attention, hence a GPU.
 """
 
@@ -115,11 +115,14 @@ def run_pass(engine: Any, rows: Rows, settings: dict[str, Any]) -> dict[str, Any
     """What a log-probability pass gives: fields, and of each call of the model the tokens, logits and layer calls."""
     sizes: list[int] = []
     num_logits: list[int] = []
+    num_fused: list[int] = []
+    num_head_rows: list[int] = []
     layer_calls: list[int] = []
 
     def count(module: Any, args: Any, kwargs: Any, output: Any) -> None:
         sizes.append(kwargs["input_ids"].numel())
         num_logits.append(0 if output.logits is None else output.logits.shape[1])
+        num_fused.append(0 if output.get("log_probs") is None else output.log_probs.shape[1])
 
     module = engine.module
     layer = next(part for name, part in module.named_modules() if name.endswith("layers.0.self_attn"))
@@ -127,6 +130,9 @@ def run_pass(engine: Any, rows: Rows, settings: dict[str, Any]) -> dict[str, Any
     handles = [
         module.register_forward_hook(count, with_kwargs=True),
         layer.register_forward_hook(lambda *args: layer_calls.append(1)),
+        module.get_output_embeddings().register_forward_hook(
+            lambda head, args, output: num_head_rows.append(output.shape[1])
+        ),
     ]
     data = make_batch(rows, settings)
     with engine.eval_mode():
@@ -139,7 +145,8 @@ def run_pass(engine: Any, rows: Rows, settings: dict[str, Any]) -> dict[str, Any
     assert not any(value.requires_grad for value in output.values())
     assert [row.tolist() for row in data["input_ids"].unbind()] == rows.traces
     fields = {name: list(value.unbind()) for name, value in output.items()}
-    return {"fields": fields, "sizes": sizes, "num_logits": num_logits, "num_layer_calls": len(layer_calls)}
+    counts = {"num_logits": num_logits, "num_fused": num_fused, "num_head_rows": num_head_rows}
+    return {"fields": fields, "sizes": sizes, "num_layer_calls": len(layer_calls)} | counts
 
 
 def _hooks(module: Any) -> list[list[int]]:
@@ -192,14 +199,17 @@ def run_rank(folder: Path, num_ranks: int, rank: int) -> None:
     )
     engines: dict[str, Any] = {}
     results: dict[str, Any] = {}
-    for name in cases.CASES + (cases.SPLIT_CASES if num_ranks > 1 else []):
+    for name in (cases.CASES if num_ranks < 4 else []) + cases.SPLIT_CASES[num_ranks]:
         whose = cases.engine_of(name)
         if whose not in engines:
             engines[whose] = build_engine(**cases.engine_options(whose, folder))
-        results[name] = run_pass(engines[whose], cases.rows_of(name)[rank], cases.settings_of(name))
-    results["steps"] = {name: train_step(engines[name], cases.ROWS[rank]) for name in STEPPED}
-    tasks = cases.ROWS_BY_WORD["one-sided"][rank].tasks()
-    results["fsdp1"] = run_fsdp1(folder / "untied", cases.ROWS[rank], tasks)
+        results[name] = run_pass(
+            engines[whose], cases.rows_of(name)[rank // cases.num_parts(name)], cases.settings_of(name)
+        )
+    if num_ranks < 4:
+        results["steps"] = {name: train_step(engines[name], cases.ROWS[rank]) for name in STEPPED}
+        tasks = cases.ROWS_BY_WORD["one-sided"][rank].tasks()
+        results["fsdp1"] = run_fsdp1(folder / "untied", cases.ROWS[rank], tasks)
     torch.save(results, folder / f"{num_ranks}-{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -209,7 +219,8 @@ def main(folder: Path) -> int:
     for name, make in cases.MODELS.items():
         make().save_pretrained(folder / name)
     context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=run_rank, args=(folder, *numbers)) for numbers in ((1, 0), (2, 0), (2, 1))]
+    numbers = [(num_ranks, rank) for num_ranks in cases.SPLIT_CASES for rank in range(num_ranks)]
+    ranks = [context.Process(target=run_rank, args=(folder, *own)) for own in numbers]
     for rank in ranks:
         rank.start()
     for rank in ranks:
