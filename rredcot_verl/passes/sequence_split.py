@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from verl.utils.ulysses import gather_heads_scatter_seq, gather_seq_scatter_heads, slice_input_tensor
+from torch.nn.functional import pad
+from verl.utils.ulysses import gather_heads_scatter_seq, gather_seq_scatter_heads
 
 from rredcot_verl.passes.probe_pack import ProbePack
 
@@ -43,8 +44,8 @@ class SequenceSplit:
 
     def own(self, probes: Tensor) -> Tensor:
         """This rank's share of `(1, num_probe_tokens)` entries, padded with 0."""
-        share: Tensor = slice_input_tensor(probes, dim=1, group=self.group)
-        return share
+        num_ranks = self.group.size()
+        return pad(probes, (0, -probes.shape[1] % num_ranks)).tensor_split(num_ranks, dim=1)[self.rank]
 
     def here(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Of some tokens of the pack, ascending, those of this rank and where they stand among its tokens.

@@ -191,7 +191,11 @@ def check_placement(config: DictConfig, findings: Findings) -> None:
                 f"* pipeline_model_parallel_size={expert_group} of actor.megatron"
             )
     else:
-        ranks //= ulysses_size(actor)
+        group = ulysses_size(actor)
+        if num_gpus % group:
+            findings.fault(f"{num_gpus} training GPUs are no multiple of ulysses_sequence_parallel_size={group}")
+            return
+        ranks = num_gpus // group
     rows = actor.ppo_mini_batch_size * rollout.n
     if ranks and rows % ranks:
         findings.fault(

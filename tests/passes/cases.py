@@ -28,6 +28,9 @@ TEMPERATURES = torch.tensor([0.5, 0.7, 1.0, 1.3, 2.0, 0.9])
 READOUT = (1, 5, 11)
 """Layer, features, seed."""
 NUM_STEPS = 3
+SPLIT_TRACES = random_traces([21, 8])
+SPLIT_PROBES = [random_probes(len(trace), 1, seed) for seed, trace in enumerate(SPLIT_TRACES)]
+"""Of every architecture by itself."""
 GARBAGE_ROW = 3
 PLANS = [
     AttributionPlan(28, (), (3, 9, 9, 20), 23, 28),

@@ -1,8 +1,9 @@
 """Small training engines on one rank, on two and on four, side by side: `python -m tests.passes.ranks FOLDER`.
 
-Every rank runs its `cases`, then, but for the four, a training step and FSDP's first version, and writes what each gave
-to `<NUM_RANKS>-<RANK>.pt`. The ranks are forked from one process, so that verl is imported once. A sequence that is split
-over ranks has an attention of this file's own: verl's needs flash attention, hence a GPU.
+Every rank runs its `cases`, then a training step and FSDP's first version, but the four all architectures, and writes
+what each gave to `<NUM_RANKS>-<RANK>.pt`. The ranks are forked from one process, so that verl is imported once. Where a
+sequence is split over ranks, verl's own passes have an attention of this file's: theirs needs flash attention, hence a
+GPU.
 """
 
 import functools
@@ -31,7 +32,11 @@ from verl.workers.engine import EngineRegistry
 
 from rredcot_verl.passes.attribution import attention_attribution, gradient_attribution
 from rredcot_verl.passes.hidden_states import hidden_states
+from rredcot_verl.passes.probe_pack import ProbePack, read_probes
+from rredcot_verl.passes.sequence_split import SequenceSplit
+from rredcot_verl.passes.shared_attention import shared_prefix
 from tests.passes import cases
+from tests.passes.architectures import ARCHITECTURES, build_model
 from tests.passes.cases import Rows
 
 SPLIT = "rredcot_test_split"
@@ -189,6 +194,32 @@ def run_fsdp1(path: Path, rows: Rows, tasks: Any) -> dict[str, Any]:
     return {"states": states.collected[0], "weights": weights}
 
 
+@torch.no_grad()
+def run_split(model: Any) -> list[float]:
+    """The log-probabilities of probes by a model whose sequence is split over all ranks."""
+    group = torch.distributed.group.WORLD
+    lengths = [len(trace) for trace in cases.SPLIT_TRACES]
+    padding = -sum(lengths) % group.size()
+    pack = ProbePack.build([*lengths, padding], [*cases.SPLIT_PROBES, []])
+    split = SequenceSplit.build(pack, group)
+    traces, probes = torch.tensor([sum(cases.SPLIT_TRACES, []) + [0] * padding]), pack.probe_token_ids.unsqueeze(0)
+    positions = pack.positions.unsqueeze(0).split([traces.shape[1], probes.shape[1]], dim=1)
+    rows, places = split.here(pack.rows(all_trace_rows=False))
+    with shared_prefix(model.config, pack) as current:
+        current.split = split
+        logits = model(
+            input_ids=torch.cat([split.own(traces), split.own(probes)], dim=1),
+            attention_mask=None,
+            position_ids=torch.cat([split.own(part) for part in positions], dim=1),
+            use_cache=False,
+            logits_to_keep=places,
+        ).logits[0]
+    temperatures = torch.full((len(pack.readings),), cases.TEMPERATURE)
+    scores = torch.tensor(sum(read_probes(pack, rows, logits, temperatures), []))
+    torch.distributed.all_reduce(scores, group=group)
+    return scores.tolist()
+
+
 def run_rank(folder: Path, num_ranks: int, rank: int) -> None:
     """One rank, in a process of its own."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(num_ranks), "LOCAL_RANK": "0"}
@@ -203,10 +234,11 @@ def run_rank(folder: Path, num_ranks: int, rank: int) -> None:
         whose = cases.engine_of(name)
         if whose not in engines:
             engines[whose] = build_engine(**cases.engine_options(whose, folder))
-        results[name] = run_pass(
-            engines[whose], cases.rows_of(name)[rank // cases.num_parts(name)], cases.settings_of(name)
-        )
-    if num_ranks < 4:
+        rows = cases.rows_of(name)[rank // cases.num_parts(name)]
+        results[name] = run_pass(engines[whose], rows, cases.settings_of(name))
+    if num_ranks == 4:
+        results["architectures"] = {name: run_split(build_model(name)) for name in ARCHITECTURES}
+    else:
         results["steps"] = {name: train_step(engines[name], cases.ROWS[rank]) for name in STEPPED}
         tasks = cases.ROWS_BY_WORD["one-sided"][rank].tasks()
         results["fsdp1"] = run_fsdp1(folder / "untied", cases.ROWS[rank], tasks)
