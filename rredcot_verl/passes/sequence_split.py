@@ -68,7 +68,9 @@ class SequenceSplit:
         Returns:
             `(1, max(num_heads, num_ranks) / num_ranks, pack.num_tokens, head_dim)`.
         """
-        heads = heads.repeat_interleave(max(self.group.size() // heads.shape[1], 1), dim=1)
+        num_ranks = self.group.size()
+        if heads.shape[1] < num_ranks:
+            heads = heads.repeat_interleave(num_ranks // heads.shape[1], dim=1)
         together: Tensor = gather_seq_scatter_heads(heads, seq_dim=2, head_dim=1, group=self.group)
         return together[:, :, self.order]
 
