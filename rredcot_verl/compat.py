@@ -67,6 +67,8 @@ SYMBOLS: dict[str, tuple[str, ...]] = {
     f"{_ENGINE}.prepare_model_inputs": ("micro_batch",),
     f"{_ENGINE}.prepare_model_outputs": ("output", "output_args", "micro_batch", "logits_processor_func"),
     f"{_ENGINE}.get_data_parallel_group": (),
+    "verl.utils.ulysses:gather_seq_scatter_heads": ("x", "seq_dim", "head_dim", "group"),
+    "verl.utils.ulysses:gather_heads_scatter_seq": ("x", "seq_dim", "head_dim", "group"),
     "verl.utils.tensordict_utils:get": ("tensordict", "key"),
     "verl.utils.tensordict_utils:get_non_tensor_data": ("data", "key", "default"),
     "verl.utils.tensordict_utils:assign_non_tensor": ("tensor_dict",),

@@ -130,7 +130,7 @@ class SelfValueConfig(Block):
     share_prefix: bool = Field(
         True,
         description="actor: one pass for a trace with all its probes; false: every probe is a sequence of its own, as "
-        "it is where the engine cannot share (Megatron, Ulysses, fused kernels).",
+        "it is where the engine cannot share (Megatron).",
     )
     form: Literal["auto", "joint", "normalized", "geometric", "hidden"] = Field(
         "auto",

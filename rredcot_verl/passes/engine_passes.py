@@ -17,6 +17,8 @@ from rredcot_verl.passes.hidden_states import HiddenStates, hidden_states
 from rredcot_verl.passes.probe_codec import decode, num_probe_tokens
 from rredcot_verl.passes.probe_pack import ProbePack, read_probes
 from rredcot_verl.passes.protocol import ALONE, FIELDS, PASSES
+from rredcot_verl.passes.rows_head import RowsHead, rows_head
+from rredcot_verl.passes.sequence_split import SequenceSplit
 
 # `shared_attention` and what imports it stay inside functions: every process that trains imports this module, and
 # registers nothing with transformers.
@@ -59,8 +61,8 @@ class EnginePass:
         Args:
             data: The batch.
             rows: What stands in for its `input_ids`.
-            budget: Tokens of a micro batch, at least the longest row of any rank: every rank must come to the same
-                number of passes. None where micro batches go by rows.
+            budget: Tokens of a micro batch on a GPU, raised to hold the longest row of any rank: every rank must come
+                to the same number of passes. None where micro batches go by rows.
         """
         data = data.clone(recurse=False)
         data["input_ids"] = _jagged(rows)
@@ -68,7 +70,8 @@ class EnginePass:
             longest = torch.tensor(max(len(row) for row in rows), device=get_device_name())
             group = self.engine.get_data_parallel_group()
             torch.distributed.all_reduce(longest, op=torch.distributed.ReduceOp.MAX, group=group)
-            tu.assign_non_tensor(data, max_token_len_per_gpu=max(int(longest), budget))
+            share = -(-int(longest) // self.engine.ulysses_sequence_parallel_size)
+            tu.assign_non_tensor(data, max_token_len_per_gpu=max(share, budget))
         return data
 
     def step(self, forward: Step, micro_batch: TensorDict) -> Any:
@@ -87,6 +90,7 @@ class ProbesPass(EnginePass):
     """Reads probes: the rows' own pass, packed, with the tokens of their probes behind them; see `ProbePack`."""
 
     _shared: "SharedPrefix"
+    _head: RowsHead | None
     _pack: ProbePack
     _rows: Tensor
 
@@ -112,7 +116,10 @@ class ProbesPass(EnginePass):
             micro_batch["input_ids"] = micro_batch.pop(_ROWS)
         # Packed whatever the model does otherwise: the attention of this pass needs no other kernel for it.
         tu.assign_non_tensor(micro_batch, use_remove_padding=True)
-        with shared_prefix(self.engine.module.config) as self._shared:
+        module = self.engine.module
+        fused = tu.get(micro_batch, "use_fused_kernels", False)
+        head = rows_head(module) if fused else contextlib.nullcontext()
+        with shared_prefix(module.config) as self._shared, head as self._head:
             return forward(micro_batch)
 
     def add_inputs(self, micro_batch: TensorDict, inputs: dict[str, Any], output_args: dict[str, Any]) -> None:
@@ -122,26 +129,45 @@ class ProbesPass(EnginePass):
         if output_args["pad_size"]:
             lengths, probes = [*lengths, output_args["pad_size"]], [*probes, []]
         self._pack = pack = ProbePack.build(lengths, probes)
-        rows = pack.rows(all_trace_rows=not self.alone)
+        rows = pack.rows(all_trace_rows=not self.alone and self._head is None)
         # The model must be called all the same; one row keeps its head small.
-        self._rows = rows if len(rows) else torch.zeros(1, dtype=torch.int64)
+        self._rows = places = rows if len(rows) else torch.zeros(1, dtype=torch.int64)
         device = inputs["input_ids"].device
         self._shared.pack = pack.to(device)
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], pack.probe_token_ids.to(device).unsqueeze(0)], dim=1)
+        token_ids = pack.probe_token_ids.to(device).unsqueeze(0)
         positions = pack.positions[pack.num_trace_tokens :].to(inputs["position_ids"]).unsqueeze(0)
+        if self.engine.use_ulysses_sp:
+            self._shared.split = split = SequenceSplit.build(self._shared.pack, self.engine.ulysses_parallel_group)
+            token_ids, positions = split.own(token_ids), split.own(positions)
+            self._rows, places = split.here(self._rows)
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], token_ids], dim=1)
         inputs["position_ids"] = torch.cat([inputs["position_ids"], positions], dim=1)
-        inputs["logits_to_keep"] = self._rows.to(device)
+        places = places.to(device)
+        if self._head is None:
+            inputs["logits_to_keep"] = places
+            return
+        if self.alone:
+            # The fused forward must be called all the same.
+            inputs["shift_labels"] = inputs["shift_labels"][:, :1]
+        self._head.rows, self._head.num_tokens = places, inputs["shift_labels"].shape[1]
 
     def read_outputs(self, micro_batch: TensorDict, output: Any, output_args: dict[str, Any]) -> Tensor:
         """What `read_probes` gives; the output keeps the logits of the rows' own tokens."""
         from rredcot_verl.passes.shared_attention import WAY_OUT, kept_logits
 
-        pack = self._pack
-        logits = kept_logits(output, len(self._rows), WAY_OUT)
-        temperatures = output_args["temperature_rmpad"][list(pack.trace_starts[:-1])]
-        scores = read_probes(pack, self._rows, logits, temperatures)
-        output.logits = logits[: pack.num_trace_tokens].unsqueeze(0)
-        return _results(scores[: len(micro_batch["input_ids"])])
+        num_traces = len(micro_batch["input_ids"])
+        # Padding has none.
+        temperatures = torch.ones(len(self._pack.readings))
+        temperatures[:num_traces] = torch.as_tensor(tu.get(micro_batch, "temperature"))
+        if self._head is None:
+            logits = kept_logits(output, len(self._rows), WAY_OUT)
+            output.logits = logits[: len(output_args["temperature_rmpad"])].unsqueeze(0)
+        else:
+            logits = self._head.logits
+        results = _results(read_probes(self._pack, self._rows, logits, temperatures)[:num_traces])
+        if self._shared.split is not None:
+            torch.distributed.all_reduce(results.values(), group=self._shared.split.group)
+        return results
 
 
 class HiddenPass(EnginePass):
@@ -160,7 +186,8 @@ class HiddenPass(EnginePass):
         self._states.rows = self._places(micro_batch, packed)
         if packed and self.engine.use_ulysses_sp:
             rank = torch.distributed.get_rank(self.engine.ulysses_parallel_group)
-            self._states.shard = (rank, self.engine.ulysses_sequence_parallel_size)
+            num_tokens = len(output_args["temperature_rmpad"])
+            self._states.shard = (rank, self.engine.ulysses_sequence_parallel_size, num_tokens)
         if self.alone and "logits_to_keep" not in inputs and "logits_to_keep" in _parameters(self.engine.module):
             # Nothing is read of the logits; one row of them keeps the head small.
             inputs["logits_to_keep"] = torch.zeros(1, dtype=torch.int64, device=inputs["input_ids"].device)
@@ -172,7 +199,7 @@ class HiddenPass(EnginePass):
                 f"decoder layer {self.options[0]} was called {len(self._states.collected)} times in one pass"
             )
         (states,) = self._states.collected
-        if self._states.shard[1] > 1:
+        if self._states.shard is not None:
             torch.distributed.all_reduce(states, group=self.engine.ulysses_parallel_group)
         parts = torch.split(states, [len(own) for own in self._positions(micro_batch)])
         return _jagged([own.flatten() if len(own) else own.new_zeros(1) for own in parts])

@@ -115,15 +115,15 @@ class HiddenStates:
         seed: Of the projection.
         rows: `(num_rows,)` int64, which tokens are wanted, as indices into the pass's `(batch, length)` tokens laid end
             to end; set before the model is called.
-        shard: With sequences split over ranks, this rank's number and how many there are. A token elsewhere gives 0
-            here, so the ranks' results sum to the whole.
+        shard: With sequences split over ranks, this rank's number, how many there are and how many of the tokens each
+            has, in order. A token elsewhere gives 0 here, so the ranks' results sum to the whole.
         collected: One `(num_rows, dim)` float32 tensor for each pass, in order.
     """
 
     dim: int
     seed: int
     rows: Tensor | None = None
-    shard: tuple[int, int] = (0, 1)
+    shard: tuple[int, int, int] | None = None
     collected: list[Tensor] = field(default_factory=list)
 
     def read(self, layer: nn.Module, args: Any, output: Any) -> None:
@@ -142,8 +142,7 @@ class HiddenStates:
                 "(batch, length, hidden_size)"
             )
         batch, length, hidden_size = stream.shape
-        rank, num_ranks = self.shard
-        num_tokens = batch * length
+        rank, num_ranks, num_tokens = self.shard or (0, 1, batch * length)
         if bool(((self.rows < 0) | (self.rows >= num_ranks * num_tokens)).any()):
             raise RuntimeError(
                 f"hidden states are wanted at tokens {self.rows.tolist()} of a pass of {num_ranks * num_tokens} tokens"
@@ -154,7 +153,7 @@ class HiddenStates:
         projection = random_projection(hidden_size, self.dim, self.seed).to(stream.device)
         # Indexed, so a copy of these tokens only.
         states = project(stream.detach()[rows // length, rows % length], projection)
-        self.collected.append(states if num_ranks == 1 else states * here.unsqueeze(1))
+        self.collected.append(states if self.shard is None else states * here.unsqueeze(1))
 
 
 @contextlib.contextmanager

@@ -226,22 +226,24 @@ def read_probes(pack: ProbePack, rows: Tensor, logits: Tensor, temperatures: Ten
 
     Args:
         pack: The sequence that was computed.
-        rows: `(num_rows,)` int64, ascending: the tokens that `logits` belong to; all that `pack.readings` name.
+        rows: `(num_rows,)` int64, ascending, at least one: the tokens that `logits` belong to.
         logits: `(num_rows, vocab_size)`, at temperature 1.
         temperatures: `(num_traces,)`, the rollout temperature of each trace.
 
     Returns:
         For each trace, probe by probe: the counted tokens' log-probabilities and that of the answer's end, summed over
-        the closing tokens; nats.
+        the closing tokens; nats. 0 for what is read at none of the rows.
     """
     flat = [reading for own in pack.readings for reading in own]
     if not flat:
         return [[] for _ in pack.readings]
     device = logits.device
+    rows = rows.to(device)
     read_rows = torch.tensor([row for reading in flat for row in reading.rows], device=device)
-    unique_rows, place = read_rows.unique(return_inverse=True)
+    here = torch.isin(read_rows, rows)
+    unique_rows, place = torch.where(here, read_rows, rows[0]).unique(return_inverse=True)
     # Indexed, so a copy: what may be a gigabyte is divided in place.
-    scaled = logits[torch.searchsorted(rows.to(device), unique_rows)].float()
+    scaled = logits[torch.searchsorted(rows, unique_rows)].float()
     scaled /= temperatures.to(scaled)[pack.trace_numbers.to(device)[unique_rows]].unsqueeze(1)
     normalizer = scaled.logsumexp(dim=1)
     scores = torch.zeros(len(read_rows), device=device)
@@ -258,5 +260,6 @@ def read_probes(pack: ProbePack, rows: Tensor, logits: Tensor, temperatures: Ten
         closing = torch.tensor(sorted(set(closing_ids)), device=device)
         at = place[torch.tensor(indices, device=device)]
         scores[indices] = scaled[at.unsqueeze(1), closing].logsumexp(dim=1) - normalizer[at]
+    scores[~here] = 0.0
     values = iter(scores.tolist())
     return [list(itertools.islice(values, sum(len(reading.rows) for reading in own))) for own in pack.readings]

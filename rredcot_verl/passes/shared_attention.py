@@ -19,6 +19,7 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from rredcot_verl.passes.probe_pack import ProbePack
+from rredcot_verl.passes.sequence_split import SequenceSplit
 
 NAME = "rredcot_shared_prefix"
 """Name of the attention function in transformers' registry."""
@@ -52,12 +53,14 @@ class SharedPrefix:
 
     Attributes:
         pack: The sequence being computed; set before the model is called.
+        split: How its tokens are split over ranks, if they are.
         observe: Called in each layer with its queries, its keys and the rest of `attention_by_token`.
         num_calls: Attention layers that have asked for it.
         masks: By sliding window, FlexAttention's block mask or the tiles; made by the first layer that needs it.
     """
 
     pack: ProbePack | None = None
+    split: SequenceSplit | None = None
     observe: Callable[..., None] | None = None
     num_calls: int = 0
     masks: dict[int | None, Any] = field(default_factory=dict)
@@ -178,7 +181,7 @@ def shared_prefix_attention(
 
     Args:
         module: The attention layer.
-        query: `(1, num_heads, num_tokens, head_dim)`.
+        query: `(1, num_heads, num_tokens, head_dim)`; this rank's tokens where they are split.
         key, value: `(1, num_key_value_heads, num_tokens, head_dim)`.
         attention_mask: What `window_of_mask` gave the model; the pack says who sees whom.
         scaling: Factor of the scores.
@@ -191,6 +194,9 @@ def shared_prefix_attention(
     current = _PASS.get()
     if current is None or current.pack is None:
         raise RuntimeError(f"the attention function {NAME} was called outside `shared_prefix`")
+    split = current.split
+    if split is not None:
+        query, key, value = split.gather(query), split.gather(key), split.gather(value)
     if query.shape[0] != 1 or query.shape[2] != current.pack.num_tokens or key.shape[2] != query.shape[2]:
         raise RuntimeError(
             f"attention got queries {tuple(query.shape)} and keys {tuple(key.shape)}, expected one sequence of "
@@ -212,11 +218,13 @@ def shared_prefix_attention(
         current.masks[sliding_window] = make(current.pack, sliding_window)
     mask = current.masks[sliding_window]
     if on_gpu:
-        return flex_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)[0], None
-    refused = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
-    if refused:
-        raise ValueError(f"attention with {refused} needs FlexAttention on a GPU")
-    return _in_parts(query, key, value, mask, scaling).transpose(1, 2).contiguous(), None
+        output = flex_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)[0]
+    else:
+        refused = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
+        if refused:
+            raise ValueError(f"attention with {refused} needs FlexAttention on a GPU")
+        output = _in_parts(query, key, value, mask, scaling).transpose(1, 2).contiguous()
+    return output if split is None else split.scatter(output), None
 
 
 AttentionInterface.register(NAME, shared_prefix_attention)

@@ -15,7 +15,7 @@ from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.preflight.findings import Findings
 from rredcot_verl.preflight.quiet import quiet
 from rredcot_verl.run.settings import active_settings, run_source, unread_settings
-from rredcot_verl.sources.engines import without_tokenizer
+from rredcot_verl.sources.engines import ulysses_size, without_tokenizer
 
 _RAISED_BY_VERL = (AssertionError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, HydraException)
 _MODEL = "actor_rollout_ref.model"
@@ -226,7 +226,11 @@ def check_placement(config: DictConfig, findings: Findings) -> None:
                 f"* pipeline_model_parallel_size={expert_group} of actor.megatron"
             )
     else:
-        ranks //= max(1, actor.get("ulysses_sequence_parallel_size") or 1)
+        group = ulysses_size(actor)
+        if num_gpus % group:
+            findings.fault(f"{num_gpus} training GPUs are no multiple of ulysses_sequence_parallel_size={group}")
+            return
+        ranks = num_gpus // group
     rows = actor.ppo_mini_batch_size * rollout.n
     if ranks and rows % ranks:
         findings.fault(
@@ -264,4 +268,4 @@ def check_lengths(config: DictConfig, max_length: int | None, findings: Findings
 def _gpus_per_pass(actor: DictConfig) -> int:
     if actor.strategy == "megatron":
         return int(actor.megatron.context_parallel_size)
-    return max(1, int(actor.get("ulysses_sequence_parallel_size") or 1))
+    return ulysses_size(actor)

@@ -85,7 +85,7 @@ def training_memory(config: DictConfig, facts: ModelFacts) -> TrainingMemory:
     # A LoRA model's base weights are stored alike; only adapters have gradients.
     weights = facts.num_parameters * width / shards
     trained = facts.num_trainable_parameters * width / shards
-    tokens = actor.ppo_max_token_len_per_gpu / max(1, actor.get("ulysses_sequence_parallel_size") or 1)
+    tokens = actor.ppo_max_token_len_per_gpu
     checkpointed = config.actor_rollout_ref.model.enable_gradient_checkpointing
     reference = weights if actor.use_kl_loss and not lora_rank(config.actor_rollout_ref.model) else 0.0
     resident = (0 if engine.param_offload else weights) + (0 if engine.optimizer_offload else 2 * trained)

@@ -21,7 +21,7 @@ from rredcot_verl.passes.leave_one_out import leave_one_out_tasks, leave_one_out
 from rredcot_verl.passes.protocol import FIELDS, PassFields
 from rredcot_verl.probes.elicitation import Proposal
 from rredcot_verl.sources.base import PassRequest, Source, Workers
-from rredcot_verl.sources.engines import EngineChoice, why_not_shared
+from rredcot_verl.sources.engines import EngineChoice, ulysses_size, why_not_shared
 from rredcot_verl.sources.group import Group
 from rredcot_verl.sources.queue import RecordedBatch, Rows, put_rows, read_rows
 from rredcot_verl.sources.record import Plan, Record, Status
@@ -65,7 +65,15 @@ class Attribution(Source):
 
     def why_not_on(self, config: DictConfig) -> str | None:
         """Why the training engine of a run cannot weigh segments; None where it can."""
-        return why_not_shared(config)
+        actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
+        obstacle = why_not_shared(config)
+        if obstacle is not None:
+            return obstacle
+        if ulysses_size(actor) > 1:
+            return f"ulysses_sequence_parallel_size={ulysses_size(actor)}: its passes hold whole traces on a rank"
+        if model.get("use_fused_kernels"):
+            return "actor_rollout_ref.model.use_fused_kernels=True makes no logits"
+        return None
 
     def _said(self, choice: EngineChoice) -> EngineChoice:
         logger.warning("rredcot: %s: %s, by %s; %s", self.name, choice.what, choice.engine, choice.reason)

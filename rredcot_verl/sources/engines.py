@@ -88,14 +88,17 @@ def why_not_shared(config: DictConfig) -> str | None:
     actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
     if actor.strategy not in ("fsdp", "fsdp2"):
         return f"actor_rollout_ref.actor.strategy={actor.strategy}"
-    sizes = (actor.get("ulysses_sequence_parallel_size"), actor.fsdp_config.get("ulysses_sequence_parallel_size"))
-    if any(size and size > 1 for size in sizes):
-        return f"ulysses_sequence_parallel_size={max(size or 1 for size in sizes)} splits sequences over ranks"
-    if model.get("use_fused_kernels"):
-        return "actor_rollout_ref.model.use_fused_kernels=True makes no logits"
     if model.get("model_type", "language_model") not in ("language_model", MODEL_TYPE):
         return f"actor_rollout_ref.model.model_type={model.model_type}"
     return why_not_this_model(hf_config(model), str(config.trainer.device))
+
+
+def ulysses_size(actor: DictConfig) -> int:
+    """Over how many ranks verl's FSDP engine splits a sequence."""
+    key = "ulysses_sequence_parallel_size"
+    # As in verl, the older place counts where both say something.
+    sizes = (OmegaConf.select(actor, key), OmegaConf.select(actor, f"fsdp_config.{key}"))
+    return next((int(size) for size in sizes if size and size > 1), 1)
 
 
 def why_server_cannot_score(config: DictConfig) -> str | None:

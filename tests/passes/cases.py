@@ -28,6 +28,9 @@ TEMPERATURES = torch.tensor([0.5, 0.7, 1.0, 1.3, 2.0, 0.9])
 READOUT = (1, 5, 11)
 """Layer, features, seed."""
 NUM_STEPS = 3
+SPLIT_TRACES = random_traces([21, 8])
+SPLIT_PROBES = [random_probes(len(trace), 1, seed) for seed, trace in enumerate(SPLIT_TRACES)]
+"""Of every architecture by itself."""
 GARBAGE_ROW = 3
 PLANS = [
     AttributionPlan(28, (), (3, 9, 9, 20), 23, 28),
@@ -106,8 +109,6 @@ ROWS_BY_WORD = {
     "none": [rows.without_wishes() for rows in ROWS],
     "garbage": [with_garbage(rows) for rows in ROWS],
     "uneven": [uneven_rows(rank) for rank in range(2)],
-    # Both ranks hold the same rows, and each computes half of their tokens.
-    "split": [ROWS[0], ROWS[0]],
 }
 PLAIN = {
     "calculate_entropy": True,
@@ -132,7 +133,8 @@ SETTINGS_BY_WORD: dict[str, dict[str, Any]] = {
     "alone": WEIGHING,
     "packed": PACKED,
     "padded": PACKED,
-    "split": PACKED,
+    "halves": PACKED,
+    "quarters": PACKED,
     "kernels": PACKED | {"use_fused_kernels": True},
     "small": {"max_token_len_per_gpu": SMALL_BUDGET},
     "smaller": {"max_token_len_per_gpu": SMALL_BUDGET // 2},
@@ -142,16 +144,18 @@ SETTINGS_BY_WORD: dict[str, dict[str, Any]] = {
     "at-1": {"temperature": 1.0},
     "last-layer": {PASSES: (("hidden", (-1, *READOUT[1:])),)},
 }
-ENGINE_WORDS = ("padded", "half", "lora", "kernels", "checkpointed", "split")
+NUM_PARTS = {"halves": 2, "quarters": 4}
+"""Ranks that split their rows' tokens among them."""
+ENGINE_WORDS = (*NUM_PARTS, "padded", "half", "lora", "kernels", "checkpointed")
 # Of each first word the others, the plain case first.
 VARIANTS = {
     "verl": "| packed | small | fixed | by-row | at-1 | uneven | lora | half | padded | kernels",
     "plain": "",
     "probes": "| packed | small | fixed | by-row | at-1 | uneven | lora | half | padded | one-sided | none"
-    "| alone | alone small | alone fixed | alone fixed one-sided | alone none",
+    "| alone | alone small | alone fixed | alone fixed one-sided | alone none | kernels | alone kernels",
     "hidden": "| packed | small | fixed | lora | half | padded | kernels | one-sided | none | last-layer | garbage"
     "| garbage packed | alone | alone packed | alone small | alone lora | alone kernels",
-    "both": "| small | fixed | padded | lora | garbage | alone",
+    "both": "| small | fixed | padded | lora | garbage | alone | kernels",
     "both-turned": "| alone",
     "attention": "| small | fixed | one-sided | none | lora | half | checkpointed",
     "attention-last": "",
@@ -161,7 +165,20 @@ VARIANTS = {
     "gradient-again": "",
 }
 CASES = [f"{first} {words.strip()}".strip() for first, variants in VARIANTS.items() for words in variants.split("|")]
-SPLIT_CASES = ["hidden split", "hidden split smaller", "hidden split alone"]
+SPLIT_CASES = {
+    1: [],
+    2: [
+        *("hidden halves", "hidden halves smaller", "hidden halves alone", "both halves", "both halves alone"),
+        *("probes halves", "probes halves by-row", "probes halves smaller", "probes halves uneven"),
+        *("probes halves padded", "probes halves none", "probes halves alone", "probes halves kernels"),
+    ],
+    # Four ranks that hold two pairs' rows, and the rows of one.
+    4: [
+        *("probes halves", "probes halves one-sided", "both halves smaller", "probes quarters", "both quarters"),
+        *("both quarters alone", "both quarters kernels"),
+    ],
+}
+"""By number of ranks."""
 
 
 def select(*first_words: str, without: str = "half lora kernels last-layer by-row at-1") -> list[str]:
@@ -170,8 +187,13 @@ def select(*first_words: str, without: str = "half lora kernels last-layer by-ro
     return [name for name, own in words.items() if own[0] in first_words and not set(own) & set(without.split())]
 
 
+def num_parts(name: str) -> int:
+    """Ranks that split their rows' tokens in a case."""
+    return next((NUM_PARTS[word] for word in name.split() if word in NUM_PARTS), 1)
+
+
 def rows_of(name: str) -> list[Rows]:
-    """The rows of each rank in a case."""
+    """The rows of each rank in a case; of each group of ranks, where they split their rows' tokens."""
     return next((ROWS_BY_WORD[word] for word in name.split() if word in ROWS_BY_WORD), ROWS)
 
 
@@ -242,8 +264,9 @@ def engine_options(name: str, models: Path) -> dict[str, Any]:
             "max_token_len_per_gpu": SMALL_BUDGET,
             "micro_batch_size_per_gpu": 1,
         },
-        "split": {"model": options["model"] | PACKED, "ulysses_sequence_parallel_size": 2},
     }
+    for word, parts in NUM_PARTS.items():
+        by_word[word] = {"model": options["model"] | PACKED, "ulysses_sequence_parallel_size": parts}
     for word in words:
         options |= by_word[word]
     return options

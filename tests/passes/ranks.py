@@ -1,8 +1,9 @@
-"""Small training engines on one rank and on two, side by side: `python -m tests.passes.ranks FOLDER`.
+"""Small training engines on one rank, on two and on four, side by side: `python -m tests.passes.ranks FOLDER`.
 
-Every rank runs all `cases`, then a training step and FSDP's first version, and writes what each gave to
-`<NUM_RANKS>-<RANK>.pt`. The ranks are forked from one process, so that verl is imported once. A sequence that is split
-over ranks has an attention of this file's own: verl's needs flash attention, hence a GPU.
+Every rank runs its `cases`, and a training step and FSDP's first version, but the four all architectures, and writes
+what each gave to `<NUM_RANKS>-<RANK>.pt`. The ranks are forked from one process, so that verl is imported once. Where a
+sequence is split over ranks, verl's own passes have an attention of this file's: theirs needs flash attention, hence a
+GPU.
 """
 
 import functools
@@ -31,7 +32,11 @@ from verl.workers.engine import EngineRegistry
 
 from rredcot_verl.passes.attribution import attention_attribution, gradient_attribution
 from rredcot_verl.passes.hidden_states import hidden_states
+from rredcot_verl.passes.probe_pack import ProbePack, read_probes
+from rredcot_verl.passes.sequence_split import SequenceSplit
+from rredcot_verl.passes.shared_attention import shared_prefix
 from tests.passes import cases
+from tests.passes.architectures import ARCHITECTURES, build_model
 from tests.passes.cases import Rows
 
 SPLIT = "rredcot_test_split"
@@ -115,11 +120,14 @@ def run_pass(engine: Any, rows: Rows, settings: dict[str, Any]) -> dict[str, Any
     """What a log-probability pass gives: fields, and of each call of the model the tokens, logits and layer calls."""
     sizes: list[int] = []
     num_logits: list[int] = []
+    num_fused: list[int] = []
+    num_head_rows: list[int] = []
     layer_calls: list[int] = []
 
     def count(module: Any, args: Any, kwargs: Any, output: Any) -> None:
         sizes.append(kwargs["input_ids"].numel())
         num_logits.append(0 if output.logits is None else output.logits.shape[1])
+        num_fused.append(0 if output.get("log_probs") is None else output.log_probs.shape[1])
 
     module = engine.module
     layer = next(part for name, part in module.named_modules() if name.endswith("layers.0.self_attn"))
@@ -127,6 +135,9 @@ def run_pass(engine: Any, rows: Rows, settings: dict[str, Any]) -> dict[str, Any
     handles = [
         module.register_forward_hook(count, with_kwargs=True),
         layer.register_forward_hook(lambda *args: layer_calls.append(1)),
+        module.get_output_embeddings().register_forward_hook(
+            lambda head, args, output: num_head_rows.append(output.shape[1])
+        ),
     ]
     data = make_batch(rows, settings)
     with engine.eval_mode():
@@ -139,7 +150,8 @@ def run_pass(engine: Any, rows: Rows, settings: dict[str, Any]) -> dict[str, Any
     assert not any(value.requires_grad for value in output.values())
     assert [row.tolist() for row in data["input_ids"].unbind()] == rows.traces
     fields = {name: list(value.unbind()) for name, value in output.items()}
-    return {"fields": fields, "sizes": sizes, "num_logits": num_logits, "num_layer_calls": len(layer_calls)}
+    counts = {"num_logits": num_logits, "num_fused": num_fused, "num_head_rows": num_head_rows}
+    return {"fields": fields, "sizes": sizes, "num_layer_calls": len(layer_calls)} | counts
 
 
 def _hooks(module: Any) -> list[list[int]]:
@@ -182,6 +194,32 @@ def run_fsdp1(path: Path, rows: Rows, tasks: Any) -> dict[str, Any]:
     return {"states": states.collected[0], "weights": weights}
 
 
+@torch.no_grad()
+def run_split(model: Any) -> list[float]:
+    """The log-probabilities of probes by a model whose sequence is split over all ranks."""
+    group = torch.distributed.group.WORLD
+    lengths = [len(trace) for trace in cases.SPLIT_TRACES]
+    padding = -sum(lengths) % group.size()
+    pack = ProbePack.build([*lengths, padding], [*cases.SPLIT_PROBES, []])
+    split = SequenceSplit.build(pack, group)
+    traces, probes = torch.tensor([sum(cases.SPLIT_TRACES, []) + [0] * padding]), pack.probe_token_ids.unsqueeze(0)
+    positions = pack.positions.unsqueeze(0).split([traces.shape[1], probes.shape[1]], dim=1)
+    rows, places = split.here(pack.rows(all_trace_rows=False))
+    with shared_prefix(model.config, pack) as current:
+        current.split = split
+        logits = model(
+            input_ids=torch.cat([split.own(traces), split.own(probes)], dim=1),
+            attention_mask=None,
+            position_ids=torch.cat([split.own(part) for part in positions], dim=1),
+            use_cache=False,
+            logits_to_keep=places,
+        ).logits[0]
+    temperatures = torch.full((len(pack.readings),), cases.TEMPERATURE)
+    scores = torch.tensor(sum(read_probes(pack, rows, logits, temperatures), []))
+    torch.distributed.all_reduce(scores, group=group)
+    return scores.tolist()
+
+
 def run_rank(folder: Path, num_ranks: int, rank: int) -> None:
     """One rank, in a process of its own."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(num_ranks), "LOCAL_RANK": "0"}
@@ -192,14 +230,19 @@ def run_rank(folder: Path, num_ranks: int, rank: int) -> None:
     )
     engines: dict[str, Any] = {}
     results: dict[str, Any] = {}
-    for name in cases.CASES + (cases.SPLIT_CASES if num_ranks > 1 else []):
+    if num_ranks == 4:
+        # First: fused kernels replace the forward of a class.
+        results["architectures"] = {name: run_split(build_model(name)) for name in ARCHITECTURES}
+    for name in (cases.CASES if num_ranks < 4 else []) + cases.SPLIT_CASES[num_ranks]:
         whose = cases.engine_of(name)
         if whose not in engines:
             engines[whose] = build_engine(**cases.engine_options(whose, folder))
-        results[name] = run_pass(engines[whose], cases.rows_of(name)[rank], cases.settings_of(name))
-    results["steps"] = {name: train_step(engines[name], cases.ROWS[rank]) for name in STEPPED}
-    tasks = cases.ROWS_BY_WORD["one-sided"][rank].tasks()
-    results["fsdp1"] = run_fsdp1(folder / "untied", cases.ROWS[rank], tasks)
+        rows = cases.rows_of(name)[rank // cases.num_parts(name)]
+        results[name] = run_pass(engines[whose], rows, cases.settings_of(name))
+    if num_ranks < 4:
+        results["steps"] = {name: train_step(engines[name], cases.ROWS[rank]) for name in STEPPED}
+        tasks = cases.ROWS_BY_WORD["one-sided"][rank].tasks()
+        results["fsdp1"] = run_fsdp1(folder / "untied", cases.ROWS[rank], tasks)
     torch.save(results, folder / f"{num_ranks}-{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -209,7 +252,8 @@ def main(folder: Path) -> int:
     for name, make in cases.MODELS.items():
         make().save_pretrained(folder / name)
     context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=run_rank, args=(folder, *numbers)) for numbers in ((1, 0), (2, 0), (2, 1))]
+    numbers = [(num_ranks, rank) for num_ranks in cases.SPLIT_CASES for rank in range(num_ranks)]
+    ranks = [context.Process(target=run_rank, args=(folder, *own)) for own in numbers]
     for rank in ranks:
         rank.start()
     for rank in ranks:

@@ -1,4 +1,4 @@
-"""verl's FSDP2 engine with our passes, on one rank and on two: against verl's own, and the plain ways to compute each.
+"""verl's FSDP2 engine with our passes, on one rank and more: against verl's own, and the plain ways to compute each.
 
 Probes against a sequence for each, hidden states against transformers' own, attributions against the plain functions,
 one row at a time on the whole model.
@@ -19,7 +19,7 @@ from rredcot_verl.passes.probe_pack import ProbePack
 from rredcot_verl.passes.protocol import ALONE, FIELDS, PASSES
 from rredcot_verl.probes.elicitation import Probe
 from tests.passes import cases
-from tests.passes.architectures import build_model, naive_scores
+from tests.passes.architectures import ARCHITECTURES, build_model, naive_scores
 from tests.passes.test_hidden_on_cpu import expected as expected_states
 
 REPOSITORY = Path(__file__).parents[2]
@@ -38,16 +38,28 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def by_size(folder):
+    """By number of ranks, of every rank what each case gave."""
+    return {
+        size: [torch.load(folder / f"{size}-{rank}.pt", weights_only=False) for rank in range(size)]
+        for size in cases.SPLIT_CASES
+    }
+
+
 @pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])
-def results(request, folder):
-    """Of every rank what each case gave."""
-    paths = [folder / f"{request.param}-{rank}.pt" for rank in range(request.param)]
-    return [torch.load(path, weights_only=False) for path in paths]
+def results(request, by_size):
+    return by_size[request.param]
 
 
 @pytest.fixture(scope="module")
 def model():
     return build_model("qwen3-untied")
+
+
+@pytest.fixture(scope="module")
+def kernel_model():
+    return cases.kernel_model()
 
 
 def read(rank, name: str, what: str) -> list[torch.Tensor]:
@@ -62,9 +74,9 @@ def assert_equal(rank, name: str, other: str, *fields: str) -> None:
             assert torch.equal(row, before), (name, other, field)
 
 
-def assert_close(rank, name: str, other: str) -> None:
+def assert_close(rank, name: str, other: str, other_rank=None) -> None:
     for field in ("log_probs", "entropy"):
-        for row, before in zip(read(rank, name, field), read(rank, other, field), strict=True):
+        for row, before in zip(read(rank, name, field), read(other_rank or rank, other, field), strict=True):
             # The last token of a row predicts the next row's first one: verl cuts it off.
             torch.testing.assert_close(row[:-1], before[:-1], atol=2e-5, rtol=1e-5)
             assert row.dtype == before.dtype and row.shape == before.shape
@@ -83,6 +95,10 @@ def assert_probes(found, model, rows: cases.Rows, temperatures=TEMPERATURE_OF_RO
 
 def states_of(model, trace, positions) -> torch.Tensor:
     return expected_states(model, trace, positions, *cases.READOUT)
+
+
+def pack_of(rows: cases.Rows) -> ProbePack:
+    return ProbePack.build([len(trace) for trace in rows.traces], rows.probes)
 
 
 def assert_states(found, model, rows: cases.Rows) -> None:
@@ -203,7 +219,8 @@ def test_the_first_version_of_fsdp(results, model):
 
 @pytest.mark.parametrize("name", cases.select("probes", "both", without="half garbage alone"))
 def test_probes_leave_verls_own_numbers(results, name):
-    other = " ".join(["verl", *(word for word in name.split() if word in ("by-row", "at-1", "uneven", "lora"))])
+    kept = ("by-row", "at-1", "uneven", "lora", "kernels")
+    other = " ".join(["verl", *(word for word in name.split() if word in kept)])
     for rank in results:
         assert_close(rank, name, other)
 
@@ -224,7 +241,7 @@ def test_every_row_has_its_temperature(results, model):
 
 def test_logits_are_made_where_they_are_read(results):
     for rank, rows in zip(results, cases.ROWS, strict=False):
-        pack = ProbePack.build([len(trace) for trace in rows.traces], rows.probes)
+        pack = pack_of(rows)
         for name in ("probes alone", "both alone", "both-turned alone"):
             assert rank[name]["num_logits"] == [len(pack.rows(all_trace_rows=False))]
         assert rank["probes"]["num_logits"] == [len(pack.rows(all_trace_rows=True))]
@@ -284,24 +301,72 @@ def test_garbage_in_another_row_changes_nothing(results):
             assert changed == [cases.GARBAGE_ROW]
 
 
-def test_fused_kernels(results):
-    """They make no logits; the states do not need any."""
-    model = cases.kernel_model()
+# --- fused kernels
+
+
+def test_fused_kernels(results, kernel_model):
+    """They make no logits: states need none, and the head makes those of the probes' rows alone."""
     for rank, rows in zip(results, cases.ROWS, strict=False):
-        for name in ("hidden kernels", "hidden alone kernels"):
+        for name in ("hidden kernels", "hidden alone kernels", "both kernels"):
+            assert_states(read(rank, name, "hidden"), kernel_model, rows)
+        pack = pack_of(rows)
+        for name in ("probes kernels", "both kernels", "probes alone kernels"):
+            assert_probes(read(rank, name, "probes"), kernel_model, rows)
+            assert rank[name]["num_logits"] == [0]
+            assert rank[name]["num_head_rows"] == [len(pack.rows(all_trace_rows=False))]
+            assert rank[name]["num_fused"] == [1 if "alone" in name else pack.num_trace_tokens]
+
+
+# --- sequences split over ranks
+
+SPLIT = [(size, name) for size, names in cases.SPLIT_CASES.items() for name in names]
+
+
+@pytest.mark.parametrize("size, name", SPLIT)
+def test_a_sequence_split_over_ranks(by_size, model, kernel_model, size, name):
+    """verl's Ulysses: every rank has the results of the whole sequence, of tokens it did not compute too."""
+    first, *words = name.split()
+    model = kernel_model if "kernels" in words else model
+    other = " ".join(["verl", *(word for word in words if word in ("by-row", "uneven", "kernels"))])
+    temperatures = cases.TEMPERATURES.tolist() if "by-row" in words else TEMPERATURE_OF_ROWS
+    for number, rank in enumerate(by_size[size]):
+        group = number // cases.num_parts(name)
+        rows = cases.rows_of(name)[group]
+        if first in ("probes", "both"):
+            assert_probes(read(rank, name, "probes"), model, rows, temperatures)
+        if first in ("hidden", "both"):
             assert_states(read(rank, name, "hidden"), model, rows)
+        if "alone" not in words:
+            assert_close(rank, name, other, by_size[2][group])
 
 
-def test_a_sequence_split_over_ranks(results, model):
-    """verl's Ulysses: every rank has all states, of tokens it did not compute too."""
-    if len(results) == 1:
-        pytest.skip("needs two ranks")
-    for rank in results:
-        for name in ("hidden split", "hidden split smaller", "hidden split alone"):
-            assert_states(read(rank, name, "hidden"), model, cases.ROWS[0])
-        rows = zip(read(rank, "hidden split", "log_probs"), read(results[0], "verl", "log_probs"), strict=True)
-        for row, before in rows:
-            torch.testing.assert_close(row[:-1], before[:-1], **TOLERANCE)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_split_sequence_of_every_architecture(by_size, name):
+    """Key-value heads, where there are fewer of them than ranks, are repeated."""
+    model, pairs = build_model(name), zip(cases.SPLIT_TRACES, cases.SPLIT_PROBES, strict=True)
+    expected = [score for trace, own in pairs for score in naive_scores(model, trace, own, cases.TEMPERATURE)]
+    for rank in by_size[4]:
+        assert rank["architectures"][name] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("size, name", [(2, "probes halves"), (4, "probes quarters"), (2, "probes halves alone")])
+def test_tokens_and_logits_are_split(by_size, size, name):
+    """No token and no row is computed twice; what pads traces and probes is less than the ranks."""
+    pack = pack_of(cases.ROWS[0])
+    (num_tokens,) = {tuple(rank[name]["sizes"]) for rank in by_size[size]}
+    assert 0 <= size * num_tokens[0] - pack.num_tokens <= 2 * (size - 1)
+    num_logits = sum(rank[name]["num_logits"][0] for rank in by_size[size])
+    padding = 0 if "alone" in name else -pack.num_trace_tokens % size
+    assert num_logits == len(pack.rows(all_trace_rows="alone" not in name)) + padding
+
+
+def test_the_budget_is_of_one_rank(by_size):
+    rows = cases.rows_of("probes uneven")[0]
+    payloads = rows.fields()[FIELDS["probes"].payload]
+    needed = [len(trace) + num_probe_tokens(own) for trace, own in zip(rows.traces, payloads, strict=True)]
+    for rank in by_size[2]:
+        sizes = rank["probes halves uneven"]["sizes"]
+        assert max(sizes) <= max(cases.BUDGET, max(needed) / 2) + 2 and len(sizes) < len(rank["probes uneven"]["sizes"])
 
 
 # --- attributions

@@ -133,7 +133,10 @@ def test_nothing_of_the_sequence_is_kept():
 
 
 def test_shards_of_a_sequence_sum_to_the_whole():
-    """As sequence parallelism cuts it: every rank has its stretch of the tokens, the others' states are 0 there."""
+    """As sequence parallelism cuts it: every rank has its stretch of the tokens, the others' states are 0 there.
+
+    Whatever stands behind a stretch, as probes do.
+    """
     stream = torch.randn(1, 12, 32)
     model = build_model("qwen3-untied")
     rows = torch.tensor([0, 5, 6, 11])
@@ -144,10 +147,12 @@ def test_shards_of_a_sequence_sum_to_the_whole():
             collected.read(nn.Identity(), (), part)
         return collected.collected[0]
 
-    whole = read(stream, (0, 1))
-    parts = [read(stream[:, 4 * rank : 4 * rank + 4], (rank, 3)) for rank in range(3)]
-    torch.testing.assert_close(sum(parts), whole)
-    assert [int((part != 0).any(dim=1).sum()) for part in parts] == [1, 2, 1]
+    whole, probes = read(stream, None), torch.randn(1, 3, 32)
+    for behind in (probes[:, :0], probes):
+        stretches = [torch.cat([stretch, behind], dim=1) for stretch in stream.split(4, dim=1)]
+        parts = [read(stretch, (rank, 3, 4)) for rank, stretch in enumerate(stretches)]
+        torch.testing.assert_close(sum(parts), whole)
+        assert [int((part != 0).any(dim=1).sum()) for part in parts] == [1, 2, 1]
 
 
 def test_the_scale_of_a_state_does_not_count():

@@ -76,6 +76,9 @@ def test_the_states_of_fsdp_are_sixteen_bytes_a_parameter_over_all_gpus(fsdp):
     # One byte too few would hide an out-of-memory error: 27648 tokens, 512 words, 4 bytes.
     assert memory.logits * GIB == pytest.approx(4 * 27648 * 512)
     actor = fsdp.actor_rollout_ref.actor
+    # The budget of a pass is a GPU's share of it.
+    actor.ulysses_sequence_parallel_size = 2
+    assert training_memory(fsdp, facts) == memory
     actor.fsdp_config.param_offload = actor.fsdp_config.optimizer_offload = True
     assert training_memory(fsdp, facts).resident == 0.0
     fsdp.actor_rollout_ref.model.enable_gradient_checkpointing = False

@@ -149,6 +149,10 @@ def test_all_faults_are_told_at_once(material, monkeypatch):
         (["actor_rollout_ref.rollout.name=???"], "actor_rollout_ref.rollout.name is not set"),
         (["trainer.default_local_dir=${no.such.key}"], "no.such.key"),
         (["trainer.n_gpus_per_node=3"], "256 responses are no multiple of the 3 data-parallel ranks"),
+        (
+            ["actor_rollout_ref.actor.ulysses_sequence_parallel_size=3"],
+            "no multiple of ulysses_sequence_parallel_size=3",
+        ),
         (["data.train_batch_size=16"], "not one update a step"),
         (["data.max_prompt_length=many"], "data.max_prompt_length='many': expected a positive whole number"),
         (["actor_rollout_ref.rollout.tensor_model_parallel_size=0"], "tensor_model_parallel_size=0"),
@@ -188,6 +192,15 @@ def test_an_estimator_with_nothing_to_compare_is_warned_about(material):
         "rollout.n=1 with algorithm.adv_estimator=grpo" in str(w)
         for w in inspect(_arguments(material, *arguments)).findings.warnings
     )
+
+
+def test_ulysses_shares_prefixes_and_a_pass_over_its_ranks(material):
+    keys = ("actor.ppo_max_token_len_per_gpu", "rollout.log_prob_max_token_len_per_gpu")
+    small = [f"actor_rollout_ref.{key}=14000" for key in keys]
+    assert len(inspect(_arguments(material, *small)).findings.faults) == 2
+    split = "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=2"
+    found = inspect(_arguments(material, *small, split))
+    assert found.findings.faults == [] and found.choice.label == "actor, shared prefix"
 
 
 def test_a_model_folder_without_a_tokenizer_is_told(material, tmp_path):

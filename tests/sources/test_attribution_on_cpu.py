@@ -253,6 +253,7 @@ def config(tmp_path_factory):
 OBSTACLES = [
     ("actor_rollout_ref.actor.strategy", "megatron", SOURCES[:2]),
     ("actor_rollout_ref.actor.ulysses_sequence_parallel_size", 2, SOURCES[:2]),
+    ("actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size", 4, SOURCES[:2]),
     ("actor_rollout_ref.model.use_fused_kernels", True, SOURCES[:2]),
     ("actor_rollout_ref.model.enable_activation_offload", True, SOURCES[1:2]),
 ]

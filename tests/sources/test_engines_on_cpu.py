@@ -53,16 +53,21 @@ OBSTACLES = [
     ({f"{ACTOR}.strategy": "megatron"}, f"{ACTOR}.strategy=megatron"),
     ({f"{ACTOR}.strategy": "veomni"}, f"{ACTOR}.strategy=veomni"),
     ({f"{ACTOR}.strategy": "fsdp_turbo"}, f"{ACTOR}.strategy=fsdp_turbo"),
-    ({f"{ACTOR}.ulysses_sequence_parallel_size": 2}, "ulysses_sequence_parallel_size=2"),
-    ({f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size": 4}, "ulysses_sequence_parallel_size=4"),
-    ({f"{MODEL}.use_fused_kernels": True}, "use_fused_kernels=True"),
     ({f"{MODEL}.model_type": "value_model"}, f"{MODEL}.model_type=value_model"),
 ]
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "fsdp2"])
-def test_a_plain_run_shares(config, strategy):
-    put(config, {f"{ACTOR}.strategy": strategy})
+@pytest.mark.parametrize(
+    "values",
+    [
+        {f"{ACTOR}.strategy": "fsdp"},
+        {f"{ACTOR}.strategy": "fsdp2"},
+        {f"{ACTOR}.ulysses_sequence_parallel_size": 2},
+        {f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size": 4, f"{MODEL}.use_fused_kernels": True},
+    ],
+)
+def test_a_run_with_fsdp_shares(config, values):
+    put(config, values)
     assert why_not_shared(config) is None
     for asked in ("auto", "actor"):
         assert choose(config, engine=asked) == SHARED
