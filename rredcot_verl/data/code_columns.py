@@ -5,7 +5,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rredcot_verl.answers.grammar import FENCE, PROGRAM, look_up
+from rredcot_verl.answers.grammar import PROGRAM, look_up
+from rredcot_verl.answers.program import FENCE
 from rredcot_verl.data.code_cases import (
     call_cases,
     call_tests,

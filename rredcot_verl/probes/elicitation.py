@@ -17,9 +17,9 @@ from rredcot_verl.answers.grammar import (
     canonical_form,
     find_answer,
     formats_of,
-    inside_fence,
     reference_answers,
 )
+from rredcot_verl.answers.program import inside_fence
 from rredcot_verl.answers.thinking import Thinking
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.probes.vocabulary import Vocabulary

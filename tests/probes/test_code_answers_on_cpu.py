@@ -4,15 +4,8 @@ import time
 
 import pytest
 
-from rredcot_verl.answers.grammar import (
-    PROGRAM,
-    canonical_program,
-    find_answer,
-    formats_of,
-    inside_fence,
-    look_up,
-    reference_answers,
-)
+from rredcot_verl.answers.grammar import PROGRAM, find_answer, formats_of, look_up, reference_answers
+from rredcot_verl.answers.program import canonical_program, inside_fence
 from rredcot_verl.config.blocks import GROUND_TRUTH
 from rredcot_verl.config.schema import parse
 from rredcot_verl.probes.elicitation import Elicitation, Proposal, build_proposals
