@@ -90,10 +90,13 @@ def find_program(text: str) -> tuple[int, int, int] | None:
     return block.opening.start, block.opening.content, block.end
 
 
-def inside_fence(text: str, think_close: str) -> bool:
-    """Whether a text ends inside a fenced block. One that was left open while thinking ends with the thinking."""
+def open_fence(text: str, think_close: str) -> str:
+    """The fence that closes the block in which a text ends, "" outside of any.
+
+    A block that was left open while thinking ends with the thinking.
+    """
     blocks = list(_blocks(text.rpartition(think_close)[2]))
-    return bool(blocks) and blocks[-1].end is None
+    return blocks[-1].opening.fence if blocks and blocks[-1].end is None else ""
 
 
 def without_margin(block: str) -> str:

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from rredcot_verl.answers.grammar import find_answer, formats_of
-from rredcot_verl.answers.program import find_program, inside_fence, without_margin
+from rredcot_verl.answers.program import find_program, open_fence, without_margin
 from rredcot_verl.config.blocks import ElicitationConfig
 
 ONE = "def f(x):\n    return x + 1\n"
@@ -86,9 +86,9 @@ def test_a_fence_in_a_string_or_comment_is_the_programs_own(program, margin):
         assert without_margin(text[block[1] : block[2]]) == program == found(text)
         # At every line, the block is open until the line that closes it.
         lines = text.splitlines(keepends=True)
-        num_inside = [inside_fence("".join(lines[:k]), "</think>") for k in range(len(lines) + 1)]
+        fences = [open_fence("".join(lines[:k]), "</think>") for k in range(len(lines) + 1)]
         num_lines = len(program.splitlines()) + 2
-        assert num_inside[1:num_lines] == [True] * (num_lines - 1) and not num_inside[num_lines]
+        assert fences[1:num_lines] == ["```"] * (num_lines - 1) and fences[num_lines] == ""
 
 
 def test_quotes_that_are_never_closed_hide_no_fence():
@@ -96,7 +96,7 @@ def test_quotes_that_are_never_closed_hide_no_fence():
     assert found(f"```python\n{broken}```\nOh no.\n") == broken
     assert found(f"```python\n{broken}```\n```\n3\n```\n") == broken
     # While it is written nobody knows: the string may go on.
-    assert inside_fence(f"```python\n{broken}```\n", "</think>")
+    assert open_fence(f"```python\n{broken}```\n", "</think>") == "```"
 
 
 def test_a_program_that_ends_on_its_last_line_of_code_is_complete():
@@ -175,7 +175,7 @@ def test_closed_blocks_are_commonmarks():
             assert without_margin(named[-1].content) == found(text), text
             first_line, _ = named[-1].map
             assert (text.count("\n", 0, start), text.count("\n", 0, content)) == (first_line, first_line + 1)
-        assert not inside_fence(text, "</think>")
+        assert not open_fence(text, "</think>")
     assert num_found > 500
 
 
@@ -190,6 +190,6 @@ def test_odd_texts_are_searched_quickly():
     texts += ["".join(rng.choices(pieces, k=10_000)) for _ in range(5)]
     for text in texts:
         started = time.process_time()
-        find_program(text), inside_fence(text, "</think>")
+        find_program(text), open_fence(text, "</think>")
         # Tens of milliseconds; quadratic search takes minutes.
         assert time.process_time() - started < 2.0, text[:40]
