@@ -2,6 +2,7 @@
 
 - `thinking.py`: where what counts begins, after a thinking block.
 - `boxed.py`: boxes, nested and in a row.
+- `program.py`: programs in fenced blocks.
 - `grammar.py`: the formats (`\\boxed{}`, `####`, `Answer:`, a fenced program, one's own), where an answer starts and
   ends in each, its canonical form, and the reference answers that a data row names.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rredcot_verl.answers.boxed import find_box, find_boxes_in_a_row
+from rredcot_verl.answers.program import FENCE, canonical_program, find_program, without_margin
 from rredcot_verl.answers.thinking import Thinking, final_part_start
 from rredcot_verl.config.blocks import ElicitationConfig
 
@@ -15,7 +16,7 @@ class FoundAnswer:
     """The final answer of a response.
 
     Attributes:
-        text: The answer as written.
+        text: The answer as written; a program without the indentation of its block.
         start: Character offset where its opening starts (the reasoning ends there).
         answer_start: Character offset of the answer itself.
         end: Character offset after the answer; what stands there ended it.
@@ -41,6 +42,7 @@ class AnswerFormat:
         closing: Texts that end an answer; a token that starts with one of them ends it.
         ends_at_eos: Whether an end-of-sequence token ends an answer.
         find: `text -> (opening start, answer start, answer end)` of the last answer, or None.
+        clean: What stands there to the answer.
         fence: Text of a line that closes a block; a prefix that stands inside one closes it before it opens the answer.
     """
 
@@ -51,6 +53,7 @@ class AnswerFormat:
     closing: tuple[str, ...]
     ends_at_eos: bool
     find: Callable[[str], tuple[int, int, int] | None]
+    clean: Callable[[str], str] = str
     fence: str = ""
 
 
@@ -79,37 +82,6 @@ PLAIN = AnswerFormat(
     True,
     _find_pattern(re.compile(r"(?<![A-Za-z])[Aa]nswer:[ \t*]*([^\s*][^\n]*)")),
 )
-FENCE = "```"
-# Looked ahead first: a line with another backtick is given up at once, not once for each of its characters.
-_FENCE_LINE = re.compile(rf"^ {{0,3}}{FENCE}(?=[^\n`]*$)[ \t]*([^\s`]*)[^\n`]*", re.MULTILINE)
-_PROGRAM_LANGUAGES = ("python", "py", "python3", "")
-
-
-def _find_program(text: str) -> tuple[int, int, int] | None:
-    """The last complete and non-empty fenced block of Python (or of no named language)."""
-    found = opened = None
-    for line in _FENCE_LINE.finditer(text):
-        language = line.group(1).lower()
-        if opened is not None and not language:
-            # The block ends with the newline before its last fence: the program's own.
-            start, end = opened.end() + 1, line.start()
-            if opened.group(1).lower() in _PROGRAM_LANGUAGES and text[start:end].strip():
-                found = opened.start(), start, end
-            opened = None
-        else:
-            # A named language always opens: whoever opens a block inside another has given the first one up.
-            opened = line
-    return found
-
-
-def inside_fence(text: str, think_close: str) -> bool:
-    """Whether a text ends inside a fenced block. One that was left open while thinking ends with the thinking."""
-    inside = False
-    for line in _FENCE_LINE.finditer(text.rpartition(think_close)[2]):
-        inside = bool(line.group(1)) or not inside
-    return inside
-
-
 PROGRAM = AnswerFormat(
     "code",
     f"\n\n{FENCE}python\n",
@@ -118,7 +90,8 @@ PROGRAM = AnswerFormat(
     # Some tokenizers write a fence in pieces. No line of Python starts with a backtick.
     ("`",),
     False,
-    _find_program,
+    find_program,
+    clean=without_margin,
     fence=FENCE,
 )
 # In the order in which `auto` looks: "Answer: \boxed{4}" is a boxed answer.
@@ -173,7 +146,7 @@ def find_answer(text: str, formats: dict[str, AnswerFormat], thinking: Thinking 
         span = answer_format.find(final_part)
         if span is not None and final_part[span[1] : span[2]].strip():
             start, answer_start, end = (offset + place for place in span)
-            return FoundAnswer(text[answer_start:end], start, answer_start, end, name)
+            return FoundAnswer(answer_format.clean(text[answer_start:end]), start, answer_start, end, name)
     return None
 
 
@@ -205,15 +178,6 @@ def look_up(row: Mapping[str, Any], path: str) -> Any:
             return None
         entry = entry.get(key)
     return entry
-
-
-def canonical_program(program: str) -> str:
-    """A program as it stands in its block: no blanks at the ends of lines, one newline at its end, "" for an empty one.
-
-    Indentation and inner blank lines stay: the text is forced as it is.
-    """
-    text = "\n".join(line.rstrip() for line in program.splitlines()).strip("\n")
-    return text + "\n" if text.strip() else ""
 
 
 def canonical_form(config: ElicitationConfig) -> Callable[[str], str]:

@@ -3,6 +3,7 @@
 import ast
 import base64
 import binascii
+import builtins
 import io
 import json
 import pickle
@@ -125,27 +126,52 @@ def _loads(statement: ast.stmt) -> set[str]:
 
 def preamble(prompt: str, entry_point: str) -> str:
     """What stands before a function in the code to start from: imports and helpers that a program may leave out."""
-    try:
-        module = ast.parse(prompt)
-    except (SyntaxError, ValueError):
-        return ""
     before = []
-    for node in module.body:
+    for node in _parsed(prompt).body:
         if isinstance(node, ast.FunctionDef) and node.name == entry_point:
             break
         before.append(ast.unparse(node))
     return "\n".join(before)
 
 
-def called_name(test: str) -> str | None:
-    """The function that an assert calls first, None where it cannot be told."""
-    try:
-        tree = ast.parse(test)
-    except (SyntaxError, ValueError):
+def called_name(test: str, programs: Sequence[str] = ()) -> str | None:
+    """The function that a test calls, None where it cannot be told.
+
+    Of the names it calls, the first that a reference program defines, else the first that is not Python's own. A test
+    without any other name than Python's own is of use only where the program defines one of them, as `sum`.
+
+    Raises:
+        Unusable: Only functions of Python's own are called, and more than one.
+    """
+    tree = _parsed(test)
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    calls = list(dict.fromkeys(name.id for name in names if id(name) in called))
+    defined = set().union(*map(_defined_names, programs))
+    foreign = [name for name in calls if not hasattr(builtins, name)]
+    for known in ([name for name in calls if name in defined], foreign):
+        if known:
+            return known[0]
+    if not calls or any(not hasattr(builtins, name.id) for name in names):
         return None
-    known = {"set", "sorted", "list", "tuple", "dict", "str", "int", "float", "round", "len", "abs", "sum", "all"}
-    calls = [node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
-    return next((name for name in calls if name not in known | {"any", "isinstance", "max", "min"}), None)
+    if len(calls) > 1:
+        raise Unusable("the tests call functions of Python's own names only; say which is the program's: entry_point")
+    return calls[0]
+
+
+def _parsed(source: str) -> ast.Module:
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError):
+        return ast.Module([], [])
+
+
+def _defined_names(program: str) -> set[str]:
+    """Names that a program defines at its top."""
+    body = _parsed(program).body
+    assigned = (_stores(node) for node in body if isinstance(node, ast.Assign))
+    defined = (node for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef))
+    return {node.name for node in defined}.union(*assigned)
 
 
 def with_typing(source: str) -> str:
@@ -154,7 +180,10 @@ def with_typing(source: str) -> str:
     used = [name for name in names if re.search(rf"(?::|->)[^\n]*\b{name}\b", source)]
     if "typing" in source or not used:
         return source
-    return f"from typing import {', '.join(used)}\n\n{source}"
+    # Python wants `from __future__` first.
+    futures = list(re.finditer(r"^from __future__ import (?:\([^)]*\)|[^\n(]+)\n?", source, re.MULTILINE))
+    start = futures[-1].end() if futures else 0
+    return f"{source[:start]}from typing import {', '.join(used)}\n\n{source[start:]}"
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -5,7 +5,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rredcot_verl.answers.grammar import FENCE, PROGRAM, look_up
+from rredcot_verl.answers.grammar import PROGRAM, look_up
+from rredcot_verl.answers.program import FENCE
 from rredcot_verl.data.code_cases import (
     call_cases,
     call_tests,
@@ -16,9 +17,7 @@ from rredcot_verl.data.code_cases import (
     stdin_tests,
     with_typing,
 )
-from rredcot_verl.data.rows import CodeProblem, Unusable
-
-Row = Mapping[str, Any]
+from rredcot_verl.data.rows import CodeProblem, Row, Unusable, entry_of, text_of
 
 QUESTION_NAMES = ("question", "problem", "description", "prompt", "text", "instruction")
 TESTS_NAMES = ("tests", "test_list", "ground_truth", "test_cases", "unit_tests")
@@ -50,7 +49,7 @@ def mbpp(row: Row) -> CodeProblem:
     question = f"{text}\n\nYour code should pass tests such as:\n\n{_fenced(tests[0])}"
     solution = str(row["code"]).replace("\r\n", "\n").strip() + "\n"
     tests += [str(test) for test in row.get("challenge_test_list") or []]
-    ground_truth = call_tests(called_name(tests[0]), setup, tests)
+    ground_truth = call_tests(called_name(tests[0], (solution,)), setup, tests)
     return CodeProblem(question, ground_truth, (solution,), str(row["task_id"]), own_text=text)
 
 
@@ -133,25 +132,23 @@ def tests_column(
     """A mapping of named columns. `tests` holds tests as `rewards.code_tests` reads them, or a list of asserts."""
 
     def to_problem(row: Row) -> CodeProblem:
-        given = row[tests]
+        given = entry_of(row, tests)
+        known = entry_of(row, solutions) if solutions else None
+        programs = [known] if isinstance(known, str) else list(map(str, known or ()))
         if isinstance(given, list | tuple):
             asserts = [str(test) for test in given]
-            given = call_tests(called_name(asserts[0]) if asserts else None, "", asserts)
+            given = call_tests(called_name(asserts[0], programs) if asserts else None, "", asserts)
         elif isinstance(given, Mapping):
             given = json.dumps(given, ensure_ascii=False)
-        text = str(row[question] or "").strip()
+        text = text_of(entry_of(row, question), "question")
         if not text:
             raise Unusable("empty question")
         if not given:
             raise Unusable("no tests")
         kind = _json(given, "tests")
-        known = row.get(solutions) if solutions else None
-        programs = [known] if isinstance(known, str) else list(known or [])
         reads_stdin = isinstance(kind, dict) and kind.get("kind") == "stdin"
         number = row.get(id or "id")
-        return CodeProblem(
-            text, str(given), tuple(map(str, programs)), "" if number is None else str(number), reads_stdin
-        )
+        return CodeProblem(text, str(given), tuple(programs), "" if number is None else str(number), reads_stdin)
 
     return to_problem
 
@@ -160,7 +157,6 @@ def _json(text: Any, what: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, TypeError, RecursionError):
-        # ValueError holds integers of more than 4300 digits, too.
         raise Unusable(f"{what}: not JSON that Python reads") from None
 
 

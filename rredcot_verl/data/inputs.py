@@ -205,7 +205,7 @@ def _mapping_of(entry: Input, row: Row, options: Preparation) -> Callable[[Row],
             )
         return entry.source.to_problem
     roles = dict(options.columns)
-    unknown = [column for column in roles.values() if column not in row]
+    unknown = [column for column in roles.values() if column not in row and column.partition(".")[0] not in row]
     if unknown:
         raise ValueError(f"{entry.name}: --columns names {unknown}, but the rows have {sorted(row)}")
     if not roles and isinstance(row.get("reward_model"), Mapping) and "prompt" in row:

@@ -4,11 +4,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rredcot_verl.answers.boxed import find_box
-from rredcot_verl.answers.grammar import BOXED, HASH, look_up
-from rredcot_verl.data.rows import MathProblem, Unusable
-
-Row = Mapping[str, Any]
+from rredcot_verl.answers.boxed import boxes_in_a_row
+from rredcot_verl.answers.grammar import BOXED, HASH, PLAIN, AnswerFormat, find_answer, look_up
+from rredcot_verl.data.rows import MathProblem, Row, Unusable, entry_of, text_of
 
 QUESTION_NAMES = ("problem", "question", "query", "prompt", "instruction", "input")
 ANSWER_NAMES = ("answer", "final_answer", "ground_truth", "expected_answer", "target", "label", "solution", "output")
@@ -31,9 +29,12 @@ def gsm8k(row: Row) -> MathProblem:
 
 
 def boxed_solution(row: Row) -> MathProblem:
-    """MATH and NuminaMath: the answer is the last box of the worked solution."""
+    """MATH and NuminaMath: the answer is the last box of the worked solution, with those in a row before it."""
     solution = str(row["solution"] or "")
-    return _problem(row["problem"], last_box(solution), solution, row)
+    answer = _final_answer(solution, BOXED)
+    if answer is None:
+        raise Unusable("no \\boxed{} in the solution")
+    return _problem(row["problem"], answer, solution, row)
 
 
 def problem_answer(row: Row) -> MathProblem:
@@ -59,32 +60,30 @@ def verl_row(row: Row) -> MathProblem:
 def from_columns(
     question: str, answer: str, solution: str | None = None, id: str | None = None
 ) -> Callable[[Row], MathProblem]:
-    """A mapping of named columns. The answer column may hold the answer, or a worked solution with #### or a box."""
+    """A mapping of named columns.
+
+    The answer column may hold the answer, or a worked solution with its answer in boxes, after #### or "Answer:".
+    """
 
     def to_problem(row: Row) -> MathProblem:
-        given = _first(row[answer])
-        text = "" if given is None else str(given)
-        found, worked = text, row.get(solution) if solution else ""
-        if BOXED.marker in text:
-            found, worked = last_box(text), worked or text
-        elif HASH.marker in text:
-            found, worked = text.rpartition(HASH.marker)[2].strip(), worked or text
-        return _problem(_question_of(row[question]), found, worked, {"id": row.get(id or "id")})
+        text = text_of(_first(entry_of(row, answer)), "answer")
+        worked = entry_of(row, solution) if solution else ""
+        found = _final_answer(text, BOXED)
+        if found is None and HASH.marker in text:
+            found = text.rpartition(HASH.marker)[2]
+        elif found is None:
+            found = _final_answer(text, PLAIN)
+        if found is not None:
+            text, worked = found, worked or text
+        return _problem(_question_of(entry_of(row, question)), text, worked, {"id": row.get(id or "id")})
 
     return to_problem
 
 
-def last_box(text: str) -> str:
-    """Content of the last \\boxed{} of a text.
-
-    Raises:
-        Unusable: There is none.
-    """
-    box = find_box(text)
-    if box is None:
-        raise Unusable("no \\boxed{} in the solution")
-    _, start, end = box
-    return text[start:end].strip()
+def _final_answer(solution: str, answer_format: AnswerFormat) -> str | None:
+    """The answer of a worked solution, where a response's would be found; several boxes in a row are a list."""
+    found = find_answer(solution, {answer_format.name: answer_format})
+    return None if found is None else ", ".join(boxes_in_a_row(found.text.strip()))
 
 
 def _first(entry: Any) -> Any:
@@ -95,16 +94,16 @@ def _first(entry: Any) -> Any:
     return entry
 
 
-def _question_of(entry: Any) -> str:
-    """The text of a question: a string, or the last user message of a conversation."""
+def _question_of(entry: Any) -> Any:
+    """A question as it stands, or the last user message of a conversation."""
     if isinstance(entry, Sequence) and not isinstance(entry, str):
         users = [message for message in entry if isinstance(message, Mapping) and message.get("role") == "user"]
-        entry = users[-1].get("content") if users else None
-    return "" if entry is None else str(entry)
+        return users[-1].get("content") if users else None
+    return entry
 
 
 def _problem(question: Any, answer: Any, solution: Any = "", row: Row | None = None) -> MathProblem:
-    question, answer = str(question or "").strip(), "" if answer is None else str(answer).strip()
+    question, answer = text_of(question, "question"), text_of(answer, "answer")
     if not question:
         raise Unusable("empty question")
     if not answer:

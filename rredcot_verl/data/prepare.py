@@ -16,6 +16,7 @@ from rredcot_verl.data.preparation import Preparation
 from rredcot_verl.data.rows import build_prompt, build_row, normalise, schema_of
 from rredcot_verl.data.tally import Tally
 from rredcot_verl.data.verify import num_tests, order_solutions, run_solutions, why_unusable
+from rredcot_verl.rewards.sandbox.literals import long_integers
 
 Say = Callable[[str], None]
 
@@ -29,6 +30,7 @@ class Entry:
     label: str
 
 
+@long_integers()
 def prepare(preparation: Preparation, say: Say = lambda line: None) -> dict[str, Any]:
     """Prepare data sets as parquet files in verl's schema, with a manifest.
 

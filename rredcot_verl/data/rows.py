@@ -1,10 +1,14 @@
 """Problems, and the rows of verl's schema that are made of them."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
+
+from rredcot_verl.answers.grammar import look_up
 
 MATH_INSTRUCTION = "Let's think step by step and put the final answer within \\boxed{}."
 STDIN_INSTRUCTION = (
@@ -16,6 +20,7 @@ FUNCTION_INSTRUCTION = (
     "ONE final ```python code block. Do not call the function."
 )
 _PLACEHOLDER = "{question}"
+Row = Mapping[str, Any]
 
 
 class Unusable(ValueError):
@@ -80,6 +85,25 @@ class CodeProblem:
 
 
 Problem = MathProblem | CodeProblem
+
+
+def entry_of(row: Row, column: str) -> Any:
+    """What a row holds in a column, or in an entry of one, `COLUMN.KEY`; None where it holds nothing."""
+    return row[column] if column in row else look_up(row, column)
+
+
+def text_of(entry: Any, role: str) -> str:
+    """The text of an entry, "" for None.
+
+    Raises:
+        Unusable: It is neither text nor a number; written out it would be no question and no answer.
+    """
+    if isinstance(entry, Mapping):
+        keys = ", ".join(map(str, entry))
+        raise Unusable(f"the {role} is an object with the keys {keys}; name one of them: --columns {role}=COLUMN.KEY")
+    if not isinstance(entry, str | int | float | Decimal | None):
+        raise Unusable(f"the {role} is of type {type(entry).__name__}; expected text or a number")
+    return "" if entry is None else str(entry).strip()
 
 
 @dataclass(frozen=True)

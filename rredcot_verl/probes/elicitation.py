@@ -17,9 +17,9 @@ from rredcot_verl.answers.grammar import (
     canonical_form,
     find_answer,
     formats_of,
-    inside_fence,
     reference_answers,
 )
+from rredcot_verl.answers.program import open_fence
 from rredcot_verl.answers.thinking import Thinking
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.probes.vocabulary import Vocabulary
@@ -82,13 +82,13 @@ class _Situation:
         thinking: A thinking block is open.
         new_line: The prefix ends a line.
         at_answer: An answer of the response's own is replaced.
-        fenced: A fenced block is open.
+        fence: The fence that closes an open block; "": none is open.
     """
 
     thinking: bool
     new_line: bool
     at_answer: bool
-    fenced: bool
+    fence: str
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Elicitation:
                     yes_and_no if can_think else (False,),
                     yes_and_no,
                     yes_and_no,
-                    yes_and_no if answer_format.fence else (False,),
+                    ("", answer_format.fence) if answer_format.fence else ("",),
                 )
             ]
             for name, answer_format in self.formats.items()
@@ -225,7 +225,7 @@ class Elicitation:
         """
         score_opening = self.config.self_value.score_opening
         result = []
-        fenced = self._inside_fence(response_ids, boundaries, format_name)
+        fences = self._open_fences(response_ids, boundaries, format_name)
         opened_in = {
             1 + place: name
             for name in (*self.formats, format_name)
@@ -239,7 +239,7 @@ class Elicitation:
                 new_line=boundary == 0 or self.vocabulary.ends_line(response_ids[boundary - 1]),
                 at_answer=boundary == replaced,
                 # Where the response opens its answer inside a block, it has given that one up itself.
-                fenced=fenced[state] and boundary != replaced,
+                fence="" if boundary == replaced else fences[state],
             )
             opened = None if situation.thinking else opened_in.get(boundary)
             for number, proposal in enumerate(proposals):
@@ -275,8 +275,8 @@ class Elicitation:
         elif situation.at_answer:
             # Here the response itself opened its answer: so does the probe, in as many words.
             opening = answer_format.marker
-        if situation.fenced:
-            opening = "\n" + answer_format.fence + "\n\n" + opening.lstrip("\n")
+        if situation.fence:
+            opening = "\n" + situation.fence + "\n\n" + opening.lstrip("\n")
         return opening.lstrip("\n") if situation.new_line else opening
 
     def _build_suffix(self, format_name: str, answer: str, situation: _Situation) -> _Suffix:
@@ -296,7 +296,7 @@ class Elicitation:
         """The answer alone, after an opening; None where it needs the opening's last token, or cannot be written."""
         if not self.can_append(answer, format_name):
             return None
-        suffix = self._suffix(format_name, answer, _Situation(False, False, True, False))
+        suffix = self._suffix(format_name, answer, _Situation(False, False, True, ""))
         opening = self._continue_text(self.formats[format_name].marker)
         merged = suffix.answer_from < len(opening)
         # A last token that holds the end too leaves nothing to force of an answer of one token.
@@ -342,16 +342,16 @@ class Elicitation:
         seen = self._seen_closings[format_name]
         return tuple(sorted(closing_ids, key=lambda token_id: -seen[token_id]))
 
-    def _inside_fence(self, response_ids: Sequence[int], boundaries: Sequence[int], format_name: str) -> list[bool]:
-        """Whether a fenced block is open at each boundary but the last."""
+    def _open_fences(self, response_ids: Sequence[int], boundaries: Sequence[int], format_name: str) -> list[str]:
+        """The fence that closes the block open at each boundary but the last, "" where none is."""
         if not self.formats[format_name].fence:
-            return [False] * (len(boundaries) - 1)
+            return [""] * (len(boundaries) - 1)
         # Decoded segment by segment: decoding is what costs on a long response.
         segments = [
             self.vocabulary.decode(response_ids[start:end]) for start, end in itertools.pairwise((0, *boundaries[:-1]))
         ]
         think_close = self.config.elicitation.think_close
-        return [inside_fence(text, think_close) for text in itertools.accumulate(segments)]
+        return [open_fence(text, think_close) for text in itertools.accumulate(segments)]
 
     def _in_thinking(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> bool:
         if self._think_open is None or self._think_close is None:

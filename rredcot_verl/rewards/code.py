@@ -11,6 +11,7 @@ import asyncio
 import functools
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from rredcot_verl.answers.grammar import AnswerFormat, find_answer, formats_of
@@ -117,10 +118,13 @@ class _ProgramJudge:
             self._judge = functools.partial(judge_by_service, **options.fusion_settings())
 
     def tests_used(self, tests: CodeTests) -> CodeTests:
-        return tests.first(self.options.max_tests)
+        own = tests.float_tolerance
+        tolerance = self.options.float_tolerance if own is None else own
+        return replace(tests.first(self.options.max_tests), float_tolerance=tolerance)
 
     def submit(self, program: str, tests: CodeTests) -> "Future[Verdict]":
-        source = f"{self.options.prelude}\n{program}" if self.options.prelude else program
+        # As a source of its own, that may start with `from __future__`; what the prelude has of those holds for it too.
+        source = f"{self.options.prelude}\nexec({program!r})" if self.options.prelude else program
         return self._threads.submit(self._judge, source, self.tests_used(tests))
 
     async def run(self, program: str, tests: CodeTests) -> Verdict:

@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-_SHARED_KEYS = {"kind", "time_limit_s", "memory_limit_mb"}
+from rredcot_verl.rewards.sandbox.literals import long_integers
+
+_SHARED_KEYS = {"kind", "time_limit_s", "memory_limit_mb", "float_tolerance"}
 _KEYS = {
     "stdin": _SHARED_KEYS | {"inputs", "outputs"},
     "call": _SHARED_KEYS | {"entry_point", "setup", "tests"},
 }
+OUTPUT_TOLERANCE = 1e-6
+TOLERANCES = "a number from 0 to below 1, or null"
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,9 @@ class CodeTests:
         tests: `call`: one source a test; it passes when it ends without an exception.
         time_limit_s: Seconds a test may take; None leaves it to the verifier's option.
         memory_limit_mb: MiB the program may use; None leaves it to the verifier's option.
+        float_tolerance: By how much, absolute or relative, a float of the program's may differ from the right one. A
+            test that calls the program compares so with `==`, `!=` and `in`; members of sets, keys of dicts and what
+            the test computes itself are compared exactly. None leaves it to the verifier's option.
     """
 
     kind: Literal["stdin", "call"]
@@ -37,6 +44,14 @@ class CodeTests:
     tests: tuple[str, ...] = ()
     time_limit_s: float | None = None
     memory_limit_mb: int | None = None
+    float_tolerance: float | None = None
+
+    @property
+    def tolerance(self) -> float:
+        """`float_tolerance`, or what holds where nobody has chosen one."""
+        if self.float_tolerance is not None:
+            return self.float_tolerance
+        return OUTPUT_TOLERANCE if self.kind == "stdin" else 0.0
 
     @property
     def num_tests(self) -> int:
@@ -56,8 +71,8 @@ class CodeTests:
             fields |= {"inputs": list(self.inputs), "outputs": list(self.outputs)}
         else:
             fields |= {"entry_point": self.entry_point, "setup": self.setup, "tests": list(self.tests)}
-        limits = {"time_limit_s": self.time_limit_s, "memory_limit_mb": self.memory_limit_mb}
-        fields |= {key: limit for key, limit in limits.items() if limit is not None}
+        own = {key: getattr(self, key) for key in ("time_limit_s", "memory_limit_mb", "float_tolerance")}
+        fields |= {key: choice for key, choice in own.items() if choice is not None}
         return json.dumps(fields, ensure_ascii=False)
 
 
@@ -68,7 +83,7 @@ def parse_tests(ground_truth: str | Mapping[str, Any]) -> CodeTests:
         ground_truth: JSON text, or what it decodes to:
             `{"kind": "stdin", "inputs": ["1 2\\n"], "outputs": ["3\\n"]}` or
             `{"kind": "call", "entry_point": "add", "setup": "", "tests": ["assert add(1, 2) == 3"]}`, each with
-            `time_limit_s` and `memory_limit_mb` if the problem has its own.
+            `time_limit_s`, `memory_limit_mb` and `float_tolerance` if the problem has its own.
 
     Raises:
         ValueError: It is none of these; the message says which key, what was found and what is allowed.
@@ -83,7 +98,10 @@ def parse_tests(ground_truth: str | Mapping[str, Any]) -> CodeTests:
     limits: dict[str, Any] = {
         "time_limit_s": _limit(fields, "time_limit_s"),
         "memory_limit_mb": _limit(fields, "memory_limit_mb"),
+        "float_tolerance": fields.get("float_tolerance"),
     }
+    if not is_tolerance(limits["float_tolerance"]):
+        raise ValueError(f"tests: float_tolerance={_short(limits['float_tolerance'])}; allowed: {TOLERANCES}")
     if limits["memory_limit_mb"] is not None:
         limits["memory_limit_mb"] = math.ceil(limits["memory_limit_mb"])
     if kind == "call":
@@ -143,9 +161,15 @@ def _limit(fields: Mapping[str, Any], key: str) -> float | None:
     return float(limit)
 
 
+def is_tolerance(given: Any) -> bool:
+    """Whether a value is one of `TOLERANCES`."""
+    return given is None or (isinstance(given, (int, float)) and not isinstance(given, bool) and 0 <= given < 1)
+
+
 def _compile(where: str, source: str) -> None:
     try:
-        compile(source, where, "exec", dont_inherit=True)
+        with long_integers():
+            compile(source, where, "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"tests: {where} is not Python source: {error}") from error
 

@@ -8,7 +8,7 @@ import zlib
 import pytest
 
 from rredcot_verl.data import code_cases
-from rredcot_verl.data.code_cases import decode_private_tests, split_check
+from rredcot_verl.data.code_cases import called_name, decode_private_tests, split_check, with_typing
 from rredcot_verl.data.known_sets import SOURCES, by_hub_id, known_names
 from rredcot_verl.data.rows import Unusable
 from rredcot_verl.rewards.code_tests import parse_tests
@@ -28,7 +28,10 @@ MATH_ROWS = {
         {"problem": "Q?", "solution": "s", "answer": "(3, \\frac{\\pi}{2})", "unique_id": "test/precalculus/807.json"},
         "(3, \\frac{\\pi}{2})",
     ),
-    "numina-cot": ({"source": "cn_k12", "problem": "Q?", "solution": "\\boxed{1} or \\boxed{2}", "messages": []}, "2"),
+    "numina-cot": (
+        {"source": "cn_k12", "problem": "Q?", "solution": "\\boxed{1} or \\boxed{2}", "messages": []},
+        "1, 2",
+    ),
     "open-rs": ({"problem": "Q?", "solution": "s", "answer": "7", "level": "Hard"}, "7"),
     "deepscaler": ({"problem": "Q?", "answer": "-\\frac{2}{3}", "solution": "s"}, "-\\frac{2}{3}"),
     "dapo-17k": (
@@ -155,12 +158,19 @@ def test_limits_of_a_contest_are_taken_over_with_room_for_python():
         ("math", {"solution": "a proof"}, "boxed"),
         ("numina-cot", {"solution": None}, "boxed"),
         ("open-rs", {"answer": None}, "empty answer"),
+        ("open-rs", {"answer": {"value": "7", "unit": "m"}}, "an object with the keys value, unit; name one of them"),
+        ("open-rs", {"answer": ["7"]}, "of type list; expected text or a number"),
+        ("aime24", {"problem": {"text": "Q?"}}, "the question is an object with the keys text"),
+        (
+            "dapo-17k",
+            {"reward_model": {"ground_truth": {"target": 24}}},
+            "the answer is an object with the keys t",
+        ),
         ("aime24", {"problem": " "}, "empty question"),
         ("humaneval", {"test": "def check(candidate:"}, "not valid Python"),
         ("humaneval", {"test": "x = 1"}, "no function check"),
         ("mbpp", {"test_list": []}, "no tests"),
         ("apps", {"input_output": ""}, "not JSON"),
-        ("apps", {"input_output": '{"inputs": [' + "1" * 5000 + "]}"}, "not JSON"),
         ("apps", {"input_output": '{"inputs": ["1"], "outputs": []}'}, "as many inputs as outputs"),
         ("code-contests", {"input_file": "input.txt"}, "a file"),
         ("code-contests", {"public_tests": {}, "generated_tests": {}}, "no tests"),
@@ -254,6 +264,49 @@ def test_split_tests_pass_and_fail_as_the_whole_check_does():
     problem = SOURCES["humaneval"].to_problem(HUMANEVAL)
     assert _runs(problem.ground_truth, problem.solutions[0]) == [True, True]
     assert _runs(problem.ground_truth, "def add(a, b):\n    return 3") == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("test", "programs", "name"),
+    [
+        ("assert set(shared((1, 2), (2, 3))) == set((2,))", [], "shared"),
+        ("assert list(zip(pairs([1]), [2])) == []", [], "pairs"),
+        # Named like one of Python's own.
+        ("assert sum(10, 15) == 6", ["def sum(a, b):\n    return 6"], "sum"),
+        ("assert round(max([1.04]), 1) == 1.0", ["x = 1", "max = lambda xs: xs[0]"], "max"),
+        ("assert sorted(filter([1])) == [1]", ["async def filter(xs): pass"], "filter"),
+        ("assert isclose(list([1]), 2)", ["class list: pass"], "list"),
+        ("assert sum([1, 2]) == 3", [], "sum"),
+        ("assert len(K) == 3", [], None),
+        ("assert K == 3", ["K = 3"], None),
+        ("assert f(", ["def f(): pass"], None),
+        ("assert f(1)", ["no python"], "f"),
+    ],
+)
+def test_the_function_that_a_test_calls(test, programs, name):
+    assert called_name(test, programs) == name
+
+
+def test_a_function_among_pythons_own_that_cannot_be_told_is_asked_for():
+    with pytest.raises(Unusable, match="say which is the program's: entry_point"):
+        called_name("assert sorted(set([1])) == [1]")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("def f(x: List[int]): pass", "from typing import List\n\ndef f(x: List[int]): pass"),
+        (
+            "from __future__ import division\nfrom __future__ import (\n    annotations)\n\ndef f(x: Any): pass",
+            "from __future__ import division\nfrom __future__ import (\n    annotations)\nfrom typing import Any\n\n"
+            "\ndef f(x: Any): pass",
+        ),
+        ("import typing\ndef f(x: Any): pass", "import typing\ndef f(x: Any): pass"),
+    ],
+)
+def test_hints_get_their_import_where_python_allows_it(source, expected):
+    assert with_typing(source) == expected
+    compile(expected, "program.py", "exec")
 
 
 @pytest.mark.parametrize(

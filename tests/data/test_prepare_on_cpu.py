@@ -441,6 +441,55 @@ def test_named_columns_and_other_names_for_them(tmp_path):
     assert [r["reward_model"]["ground_truth"] for r in _rows(tmp_path / "out/train.parquet")] == ["4", "5"]
 
 
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("So $\\boxed{3}$ and $\\boxed{5}$.", "3, 5"),
+        ("\\boxed{4}, said again: \\boxed{4}.", "4"),
+        ("Not \\boxed{3}, as it is odd; so \\boxed{4}.", "4"),
+        ("Two and two.\nAnswer: 4\n", "4"),
+        ("2 + 2 = 4\n#### four", "four"),
+        ("7", "7"),
+        (7, "7"),
+        (7.5, "7.5"),
+        (["7"], "7"),
+    ],
+)
+def test_the_answer_of_a_column(tmp_path, answer, gold):
+    file = _jsonl(tmp_path / "a.jsonl", [{"question": "Q?", "answer": answer}])
+    prepare(_settings(tmp_path, file))
+    (row,) = _rows(tmp_path / "out/train.parquet")
+    assert row["reward_model"]["ground_truth"] == gold
+
+
+def test_an_answer_inside_an_object_is_read_by_its_key_and_never_as_the_object(tmp_path, capsys):
+    rows = [{"question": {"text": "Q?"}, "answer": {"value": "7", "unit": "m"}, "way": {"text": "6 + 1"}}]
+    arguments = ["--source", str(_jsonl(tmp_path / "a.jsonl", rows)), "--out", str(tmp_path / "out")]
+    assert main("math", arguments) == 2
+    error = capsys.readouterr().err
+    assert "the answer is an object with the keys value, unit; name one of them: --columns answer=COLUMN.KEY" in error
+    columns = ["--columns", "question=question.text", "answer=answer.value", "solution=way.text"]
+    assert main("math", [*arguments, *columns]) == 0
+    (row,) = _rows(tmp_path / "out/train.parquet")
+    assert row["reward_model"]["ground_truth"] == "7" and row["extra_info"]["question"] == "Q?"
+    assert row["extra_info"]["solution"] == "6 + 1"
+    assert main("math", [*arguments, "--columns", "question=question.text", "answer=answer.size"]) == 2
+    assert "empty answer" in capsys.readouterr().err
+    assert main("math", [*arguments, "--columns", "answer=result.value"]) == 2
+    assert "--columns names ['result.value'], but the rows have" in capsys.readouterr().err
+
+
+def test_functions_named_like_pythons_own_and_long_numbers_are_judged(tmp_path):
+    row = CODE_ROWS[0] | {"code": "def sum(a, b):\n    return a + b", "test_list": ["assert sum(1, 2) == 3"]}
+    settings = _settings(tmp_path, _jsonl(tmp_path / "mbpp.jsonl", [row]), task="code", like="mbpp")
+    assert prepare(settings)["outputs"]["train.parquet"]["num_rows"] == 1
+    cases = '{"fn_name": "same", "inputs": [[' + "7" * 5000 + ']], "outputs": [' + "7" * 5000 + "]}"
+    row = {"problem_id": 1, "question": "Q?", "starter_code": "", "input_output": cases}
+    row["solutions"] = json.dumps(["def same(x):\n    return int(str(x))"])
+    settings = _settings(tmp_path, _jsonl(tmp_path / "apps.jsonl", [row]), task="code", like="apps")
+    assert prepare(settings)["outputs"]["train.parquet"]["num_rows"] == 1
+
+
 def test_a_prepared_file_can_be_prepared_again(tmp_path):
     file = _jsonl(tmp_path / "a.jsonl", _math_rows(3))
     prepare(_settings(tmp_path, file))

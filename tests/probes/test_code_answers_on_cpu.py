@@ -4,15 +4,8 @@ import time
 
 import pytest
 
-from rredcot_verl.answers.grammar import (
-    PROGRAM,
-    canonical_program,
-    find_answer,
-    formats_of,
-    inside_fence,
-    look_up,
-    reference_answers,
-)
+from rredcot_verl.answers.grammar import PROGRAM, find_answer, formats_of, look_up, reference_answers
+from rredcot_verl.answers.program import canonical_program, open_fence
 from rredcot_verl.config.blocks import GROUND_TRUTH
 from rredcot_verl.config.schema import parse
 from rredcot_verl.probes.elicitation import Elicitation, Proposal, build_proposals
@@ -67,17 +60,20 @@ def test_programs_are_looked_for_only_where_asked_for():
 
 
 @pytest.mark.parametrize(
-    "text, inside",
+    "text, fence",
     [
-        ("<think>```python\na</think>\nb", False),
-        ("", False),
-        ("a\n```python\nb = 1\n", True),
-        ("```python\nb\n```\n", False),
-        ("```python\nb\n```python\n", True),
+        ("<think>```python\na</think>\nb", ""),
+        ("", ""),
+        ("a\n```python\nb = 1\n", "```"),
+        ("```python\nb\n```\n", ""),
+        ("```python\nb\n```python\n", "```"),
+        ("````python\nb\n```\n", "````"),
+        ("- ~~~\n  b\n", "~~~"),
+        ("so: ```python", "```"),
     ],
 )
-def test_inside_fence(text, inside):
-    assert inside_fence(text, "</think>") == inside
+def test_open_fence(text, fence):
+    assert open_fence(text, "</think>") == fence
 
 
 def test_a_response_of_many_fences_is_searched_quickly():
@@ -90,7 +86,7 @@ def test_a_response_of_many_fences_is_searched_quickly():
         " " * 100_000 + "```",
     ):
         started = time.process_time()
-        PROGRAM.find(text), inside_fence(text, "</think>")
+        PROGRAM.find(text), open_fence(text, "</think>")
         # Milliseconds; quadratic search takes minutes.
         assert time.process_time() - started < 1.0
 
@@ -160,6 +156,12 @@ def test_a_draft_left_open_in_the_thinking_block_ends_with_it():
     assert opened(response, response.removesuffix(f"```python\n{PROGRAM_TEXT}```\n"))[0] == "```python\n"
 
 
+def test_a_block_is_closed_by_a_fence_as_it_was_opened_with():
+    response = f"Try.\n~~~~\na = 1\n~~~~\n````python\n{PROGRAM_TEXT}````\n"
+    assert opened(response, "Try.\n~~~~\na")[0] == "\n~~~~\n\n```python\n"
+    assert opened(response, "Try.\n~~~~\na = 1\n~~~~\n````python\ndef f(x):\n")[0] == "````\n\n```python\n"
+
+
 def test_a_program_opened_inside_another_block_is_asked_for_as_the_response_does():
     response = "```\nsome text\n" + f"```python\n{PROGRAM_TEXT}```\n"
     assert opened(response, "```\nsome text\n")[0] == "```python\n"
@@ -168,11 +170,11 @@ def test_a_program_opened_inside_another_block_is_asked_for_as_the_response_does
 def test_every_line_of_a_program_is_probed_as_in_a_sequence_of_its_own():
     """Boundaries decoded piece by piece know an open block as well as whole prefixes do."""
     asked = Elicitation(Vocabulary(byte_level()), parse(CODE))
-    ids = encode(byte_level(), RESPONSE + "and\n```\nmore\n```\n")
+    ids = encode(byte_level(), RESPONSE + "and\n~~~~\nmore\n~~~~\n")
     boundaries = list(range(len(ids) + 1))
-    together = asked._inside_fence(ids, boundaries, "code")
-    assert together == [inside_fence(asked.vocabulary.decode(ids[:k]), "</think>") for k in boundaries[:-1]]
-    assert True in together and False in together
+    together = asked._open_fences(ids, boundaries, "code")
+    assert together == [open_fence(asked.vocabulary.decode(ids[:k]), "</think>") for k in boundaries[:-1]]
+    assert set(together) >= {"```", "~~~~", ""}
 
 
 def programs(references, members, **self_value):

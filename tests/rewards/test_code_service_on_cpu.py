@@ -83,6 +83,16 @@ def test_call_tests(service):
     assert "AssertionError" in verdict.detail
 
 
+def test_tolerance_prelude_and_the_programs_own_names_hold_there_too(service):
+    options = {"sandbox_fusion_url": service, "float_tolerance": 1e-6, "prelude": "third = 1 / 3"}
+    program = "from __future__ import annotations\ndef sum(x):\n    return x * third + 1e-9"
+    tests = CodeTests("call", entry_point="sum", tests=("assert sum(1.0) == 0.333333333",))
+    assert run_program_sync(program, tests, **options).detail == ""
+    assert run_program_sync("pass", tests, **options).num_passed == 0
+    stdin = CodeTests("stdin", inputs=("",), outputs=("0.333333333",))
+    assert run_program_sync(f"{program}\nprint(sum(1))", stdin, **options).detail == ""
+
+
 @pytest.mark.parametrize(
     "program",
     [

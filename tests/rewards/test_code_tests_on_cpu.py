@@ -1,6 +1,7 @@
 """Ground truths of code rows: what is read, and what is refused with which words."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -20,11 +21,20 @@ def test_both_kinds_are_read():
     assert stdin == CodeTests("stdin", inputs=("1\n",), outputs=("2\n",), time_limit_s=2.0, memory_limit_mb=256)
 
 
-@pytest.mark.parametrize("fields", [CALL, STDIN, {**CALL, "entry_point": None}], ids=["call", "stdin", "no name"])
+@pytest.mark.parametrize(
+    "fields",
+    [CALL, STDIN, {**CALL, "entry_point": None}, {**CALL, "float_tolerance": 0.0}, {**STDIN, "float_tolerance": 1e-3}],
+)
 def test_text_and_back(fields):
     tests = parse_tests(fields)
     assert parse_tests(tests.to_json()) == tests
     assert why_unusable(tests.to_json()) is None
+
+
+def test_tests_may_hold_long_numbers_and_the_limit_of_this_process_stays():
+    limit = sys.get_int_max_str_digits()
+    tests = parse_tests({**CALL, "tests": [f"assert f(1) == {'7' * (limit + 1)}"]})
+    assert tests.num_tests == 1 and sys.get_int_max_str_digits() == limit
 
 
 def test_arrays_of_parquet_are_read():
@@ -53,6 +63,10 @@ def test_arrays_of_parquet_are_read():
         ({**STDIN, "time_limit_s": 0}, "time_limit_s=0; allowed: a number above 0"),
         ({**STDIN, "time_limit_s": True}, "time_limit_s"),
         ({**STDIN, "memory_limit_mb": float("nan")}, "memory_limit_mb"),
+        ({**CALL, "float_tolerance": 1}, "float_tolerance=1; allowed: a number from 0 to below 1, or null"),
+        ({**STDIN, "float_tolerance": True}, "float_tolerance"),
+        ({**CALL, "float_tolerance": "1e-6"}, "float_tolerance"),
+        ({**CALL, "float_tolerance": float("nan")}, "float_tolerance"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_reason(ground_truth, words):

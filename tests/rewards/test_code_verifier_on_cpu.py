@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,104 @@ def test_a_prelude_comes_first():
     assert run_program_sync(program, tests, prelude="from typing import *").num_passed == 1
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        "from __future__ import annotations\ndef f(x: Unknown):\n    return helper(x)",
+        '"""About it."""\n# coding: utf-8\nfrom __future__ import (\n    annotations,\n)\ndef f(x): return helper(x)',
+        "def f(x): return helper(x)",
+    ],
+)
+def test_a_prelude_comes_before_a_program_that_asks_for_the_future(program):
+    options = {"prelude": "def helper(x):\n    return 'x'"}
+    call = CodeTests("call", entry_point="f", tests=("assert f(1) == 'x'",))
+    assert run_program_sync(program, call, **options).detail == ""
+    stdin = CodeTests("stdin", inputs=("1",), outputs=("x",))
+    assert run_program_sync(f"{program}\nprint(f(input()))", stdin, **options).detail == ""
+
+
+def test_the_future_that_a_prelude_asks_for_holds_for_programs():
+    tests = CodeTests("call", entry_point="f", tests=("assert f(1) == 1",))
+    program = "def f(x: Unknown):\n    return x"
+    assert run_program_sync(program, tests, prelude="import math").num_passed == 0
+    assert run_program_sync(program, tests, prelude="from __future__ import annotations").detail == ""
+
+
+@pytest.mark.parametrize("name", ["sum", "max", "sorted", "list", "print", "__import__", "ValueError"])
+def test_an_entry_point_named_like_one_of_pythons_own_is_the_programs(name):
+    tests = CodeTests("call", entry_point=name, tests=(f"assert {name}(3) == 30", f"f = {name}\nassert f(x=2) == 20"))
+    assert run_program_sync(f"def {name}(x):\n    return 10 * x", tests).detail == ""
+    assert "NameError" in run_program_sync("def other(x):\n    return 10 * x", tests).detail
+
+
+def test_pythons_own_function_is_not_what_a_missing_entry_point_means():
+    tests = CodeTests("call", entry_point="sum", setup="import math", tests=("assert sum([1, 2]) == 3",))
+    assert run_program_sync("pass", tests).num_passed == 0
+    # Under any other name it is there, for what tests compute themselves.
+    assert run_program_sync("def f(x): return x", replace(tests, entry_point="f")).num_passed == 1
+
+
+def test_long_numbers_are_written_and_read_by_programs_as_by_tests():
+    numbers = "7" * 5000
+    stdin = CodeTests("stdin", inputs=(numbers,), outputs=(numbers,))
+    assert run_program_sync("print(int(input()))", stdin).detail == ""
+    call = CodeTests("call", entry_point="f", tests=("assert f(10**5000) == str(10**5000)",))
+    assert run_program_sync("def f(x): return str(x)", call).detail == ""
+    assert run_program_sync(f"def f(x): return str(x + {numbers} - {numbers})", call).detail == ""
+
+
+@pytest.mark.parametrize(
+    ("test", "passes"),
+    [
+        ("assert f() == 0.3", True),
+        ("assert 0.3 == f()", True),
+        ("assert not f() != 0.3", True),
+        ("assert f() in [0.2, 0.3]", True),
+        ("assert [f(), {'a': (f(),)}] == [0.3, {'a': (0.3,)}]", True),
+        ("assert f() == 0.31", False),
+        ("assert f() == 3 * 0.1 and f() == f()", True),
+        ("assert f(1e9) == 3e8", True),
+        ("assert f(1e9) == 300000001", True),
+        ("assert f(1e9) == 300000500", False),
+        ("assert f() == '0.3'", False),
+        ("assert f() == 10 ** 400", False),
+        ("assert isinstance(f(), float) and f() < 0.4", True),
+        ("assert g(f()) == 0.3", True),
+    ],
+)
+@pytest.mark.parametrize("stated_by", ["problem", "option"])
+def test_floats_within_the_stated_tolerance(test, passes, stated_by):
+    program = "def f(x=1.0):\n    return x * (0.1 + 0.2) + x * 1e-8\ndef g(x):\n    return x"
+    stated = {"float_tolerance": 1e-6}
+    tests = CodeTests("call", entry_point="f", tests=(test,), **(stated if stated_by == "problem" else {}))
+    verdict = run_program_sync(program, tests, **(stated if stated_by == "option" else {}))
+    assert (verdict.num_passed == 1) is passes, verdict.detail
+
+
+def test_floats_are_compared_exactly_where_nobody_states_a_tolerance():
+    tests = CodeTests("call", entry_point="f", tests=("assert f() == 0.3", "assert f() == 0.1 + 0.2"))
+    program = "def f(): return 0.1 + 0.2"
+    assert run_program_sync(program, tests).passed == (False, True)
+    # The problem's own stands above the option.
+    assert run_program_sync(program, replace(tests, float_tolerance=0.0), float_tolerance=0.1).passed == (False, True)
+    nan = CodeTests("call", tests=("assert f() == float('nan')", "assert f() == f()"), float_tolerance=0.1)
+    assert run_program_sync("def f(): return float('nan')", nan).num_passed == 0
+    infinite = CodeTests("call", tests=("assert f() == float('inf')", "assert f() == 1e308"), float_tolerance=0.1)
+    assert run_program_sync("def f(): return float('inf')", infinite).passed == (True, False)
+
+
+def test_the_tolerance_of_outputs_is_the_stated_one():
+    tests = CodeTests("stdin", inputs=("",), outputs=("0.5",))
+
+    def passed(tests: CodeTests, **options) -> list[int]:
+        outputs = ("0.50", "0.5000001", "0.501")
+        return [run_program_sync(f"print('{output}')", tests, **options).num_passed for output in outputs]
+
+    assert passed(tests) == [1, 1, 0]
+    assert passed(tests, float_tolerance=0) == [1, 0, 0]
+    assert passed(replace(tests, float_tolerance=0.01)) == [1, 1, 1]
+
+
 def test_hydras_own_lists_are_options():
     options = OmegaConf.create({"packages": ["numpy"], "time_limit_s": 5})
     assert _score("print(sum(map(int, input().split())))", SUMS, **options)["score"] == 1.0
@@ -210,6 +309,8 @@ def test_hydras_own_lists_are_options():
         ({"max_tests": True}, "max_tests=True; allowed: a whole number above 0, or null"),
         ({"packages": "numpy"}, "packages='numpy'; allowed: a list"),
         ({"python": 3}, "python=3; allowed"),
+        ({"prelude": "import"}, "prelude='import' is not Python source"),
+        ({"float_tolerance": -1e-6}, "float_tolerance=-1e-06; allowed: a number from 0 to below 1, or null"),
     ],
 )
 def test_options_are_checked(options, words):

@@ -20,6 +20,7 @@ from rredcot_verl.rewards.sandbox.client import Limits, SandboxConfig, SandboxEr
 from rredcot_verl.rewards.sandbox.compare import outputs_match
 from rredcot_verl.rewards.sandbox.judge import judge
 from rredcot_verl.rewards.sandbox.literals import Channel, Encoder, NotPlainError, decode
+from rredcot_verl.rewards.sandbox.options import Options
 from rredcot_verl.rewards.sandbox.syscall_numbers import numbers_of
 
 IS_ROOT = os.geteuid() == 0
@@ -166,7 +167,7 @@ def test_messages_are_bounded():
     ],
 )
 def test_outputs_match(actual, expected, same):
-    assert outputs_match(actual, expected) is same
+    assert outputs_match(actual, expected, 1e-6) is same
 
 
 def test_system_call_numbers_are_the_kernels():
@@ -215,6 +216,20 @@ def test_missing_layers_are_warned_of(caplog, monkeypatch):
     server._report_missing()
     assert "riscv64" in caplog.text
     server.close()
+
+
+def test_packages_that_are_not_installed_are_warned_of(caplog):
+    Server(SandboxConfig(packages=("no_such_package",))).close()
+    assert "['no_such_package'] not installed" in caplog.text
+
+
+def test_the_extra_installs_what_programs_may_import_by_default():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert SandboxConfig().packages == Options().packages == ("numpy", "sortedcontainers")
+    assert 'code = ["sortedcontainers' in text
+    pytest.importorskip("sortedcontainers")
+    program = "from sortedcontainers import SortedList\nprint(SortedList([2, 1])[0])"
+    assert judge(program, CodeTests("stdin", inputs=("",), outputs=("1",))).detail == ""
 
 
 def test_an_interpreter_that_is_none_is_named():

@@ -2,12 +2,20 @@
 
 import ast
 import builtins
+import functools
 import json
 import os
 from types import CodeType
 from typing import Any, NoReturn
 
-from rredcot_verl.rewards.sandbox.literals import Channel, Encoder, NotPlainError, allow_long_integers, decode
+from rredcot_verl.rewards.sandbox.literals import (
+    Channel,
+    Encoder,
+    NearFloat,
+    NotPlainError,
+    allow_long_integers,
+    decode,
+)
 
 _MAX_DETAIL = 500
 
@@ -25,13 +33,15 @@ class Peer:
 
     Args:
         channel: To the program's process.
+        float_tolerance: By how much its floats may differ from what a test compares them with, see `NearFloat`.
 
     Attributes:
         gone: Whether it ended or broke the protocol; nothing it said in that test counts.
     """
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, float_tolerance: float) -> None:
         self._channel = channel
+        self._to_float = functools.partial(_near_float, float_tolerance) if float_tolerance else float.fromhex
         self.gone = False
 
     def wait_loaded(self) -> str | None:
@@ -59,7 +69,7 @@ class Peer:
         answer = self._receive()
         try:
             if answer[0] == "value":
-                return decode(answer[1], lambda number: RemoteObject(self, number))
+                return decode(answer[1], lambda number: RemoteObject(self, number), self._to_float)
             kind, message = str(answer[1]), str(answer[2])
         except (ValueError, TypeError, IndexError, KeyError) as error:
             self.gone = True
@@ -72,6 +82,10 @@ class Peer:
         except (EOFError, ValueError, OSError) as error:
             self.gone = True
             raise ProgramGoneError(f"the program has ended or answers nonsense: {error}") from error
+
+
+def _near_float(tolerance: float, digits: str) -> float:
+    return NearFloat(float.fromhex(digits), tolerance)
 
 
 def _as_exception(kind: str, message: str) -> Exception:
@@ -143,7 +157,8 @@ class Checker:
         self._entry_point = entry_point
         self._setup = ast.parse(setup)
         self._setup_code = self._compiled(self._setup)
-        self._remote: dict[str, Any] = {}
+        # Python's own function of the entry point's name is not the program's: without it a test fails.
+        self._builtins = {name: known for name, known in vars(builtins).items() if name != entry_point}
 
     @staticmethod
     def _compiled(tree: ast.Module) -> CodeType:
@@ -155,7 +170,7 @@ class Checker:
         names = _foreign_names(self._setup) | _foreign_names(tree)
         if self._entry_point is not None:
             names.add(self._entry_point)
-        namespace: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins}
+        namespace: dict[str, Any] = {"__name__": "tests", "__builtins__": self._builtins}
         try:
             for name in sorted(names):
                 self._look_up(name, namespace)
@@ -177,14 +192,14 @@ def check(payload: dict[str, Any], reader: int, writer: int, report: int) -> Non
     """Run the tests and report on each, one JSON object a line.
 
     Args:
-        payload: `entry_point`, `setup`, `tests` and `first`, the number of the first of the tests.
+        payload: `entry_point`, `setup`, `tests`, `float_tolerance`, and `first`, the number of the first of the tests.
         reader: File descriptor of the program's answers.
         writer: File descriptor of the questions to it.
         report: File descriptor to the judge: `{"loaded": bool, "detail": text}`, then
             `{"test": number, "passed": bool, "gone": bool, "detail": text}` for each.
     """
     allow_long_integers()
-    peer = Peer(Channel(reader, writer))
+    peer = Peer(Channel(reader, writer), payload["float_tolerance"])
 
     def tell(fields: dict[str, Any]) -> None:
         data = (json.dumps(fields) + "\n").encode()

@@ -18,6 +18,7 @@ from typing import Any
 
 import rredcot_verl
 from rredcot_verl.rewards.line_reader import LineReader
+from rredcot_verl.rewards.sandbox.filesystem import package_paths
 
 logger = logging.getLogger(__name__)
 
@@ -175,9 +176,19 @@ class Server:
 
     def __init__(self, config: SandboxConfig) -> None:
         own_folder = str(Path(rredcot_verl.__file__).resolve().parents[1])
+        package_folders = list(_package_folders(config.python))
+        absent = [name for name in config.packages if not package_paths([name], package_folders)]
+        if absent:
+            logger.warning(
+                "packages=%s: %s not installed for %s, so programs that import them fail; install them (the extra "
+                "rredcot_verl[code] has those of the default), or name others",
+                list(config.packages),
+                absent,
+                config.python,
+            )
         options = {
             "packages": list(config.packages),
-            "package_folders": list(_package_folders(config.python)),
+            "package_folders": package_folders,
             "disabled": sorted(config.disabled),
             "own_folder": own_folder,
         }

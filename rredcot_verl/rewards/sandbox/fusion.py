@@ -59,7 +59,7 @@ os.close(answer)
 child.stdin.write(given["program"].encode())
 child.stdin.close()
 sandbox.literals.allow_long_integers()
-peer = sandbox.checker.Peer(sandbox.literals.Channel(answers, ask))
+peer = sandbox.checker.Peer(sandbox.literals.Channel(answers, ask), given["float_tolerance"])
 detail = peer.wait_loaded()
 passed = False
 if detail is None:
@@ -104,7 +104,7 @@ def judge_by_service(
     else:
         script = _loader() + _CHECKER_SIDE
         shared: dict[str, Any] = {"program_side": _loader() + _PROGRAM_SIDE, "program": program, "word": word}
-        shared |= {"entry_point": tests.entry_point, "setup": tests.setup}
+        shared |= {"entry_point": tests.entry_point, "setup": tests.setup, "float_tolerance": tests.tolerance}
         inputs = [json.dumps({**shared, "test": test}) for test in tests.tests]
     # An output of None: verl's client only runs; what was written is compared here, by one rule for both sandboxes.
     _, metadata = check_correctness(
@@ -119,7 +119,9 @@ def judge_by_service(
         if run["status"] in _SERVICE_FAILURES:
             raise SandboxError(f"sandbox_fusion_url={url!r}: {run['status']}: {run['api_request_error']}")
     if tests.kind == "stdin":
-        failures = [_stdin_failure(run, output) for run, output in zip(metadata, tests.outputs, strict=True)]
+        failures = [
+            _stdin_failure(run, output, tests.tolerance) for run, output in zip(metadata, tests.outputs, strict=True)
+        ]
     else:
         failures = [_call_failure(run, word) for run in metadata]
     passed = tuple(failure is None for failure in failures)
@@ -129,12 +131,12 @@ def judge_by_service(
     return Verdict(sum(passed), tests.num_tests, timed_out, detail, passed)
 
 
-def _stdin_failure(run: dict[str, Any], expected: str) -> str | None:
+def _stdin_failure(run: dict[str, Any], expected: str, tolerance: float) -> str | None:
     if run["status"] != "success":
         return f"{run['status']}: {(run['stderr'] or '').strip()[-200:]}"
     actual = (run["stdout"] or "").replace("\r\n", "\n")
     wanted = expected.replace("\r\n", "\n")
-    return None if outputs_match(actual, wanted) else first_difference(actual, wanted)
+    return None if outputs_match(actual, wanted, tolerance) else first_difference(actual, wanted, tolerance)
 
 
 def _call_failure(run: dict[str, Any], word: str) -> str | None:

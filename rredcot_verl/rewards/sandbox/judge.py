@@ -157,9 +157,10 @@ class _Session:
                 self.fail(number, f"more than {limits.output_mb} MiB of output")
                 return False
             actual = os.pread(stdout, size, 0).decode("utf-8", "replace").replace("\r\n", "\n")
-        if outputs_match(actual, expected.replace("\r\n", "\n")):
+        expected = expected.replace("\r\n", "\n")
+        if outputs_match(actual, expected, self.tests.tolerance):
             return True
-        self.fail(number, first_difference(actual, expected))
+        self.fail(number, first_difference(actual, expected, self.tests.tolerance))
         return False
 
     def run_call_tests(self) -> None:
@@ -177,6 +178,7 @@ class _Session:
         payload = {
             "entry_point": self.tests.entry_point,
             "setup": self.tests.setup,
+            "float_tolerance": self.tests.tolerance,
             "tests": self.tests.tests[first:],
             "first": first,
         }

@@ -10,6 +10,7 @@ import struct
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 MAX_MESSAGE_BYTES = 16 * 2**20
@@ -19,6 +20,38 @@ _SMALL_INT = 2**53
 _VIEWS: tuple[Any, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _COLLECTIONS = (list, tuple, set, frozenset, deque, *_VIEWS)
 _BASES: tuple[Any, ...] = (int, float, complex, str, bytes, list, tuple, dict, set, frozenset, deque)
+
+
+class NearFloat(float):
+    """A float that equals a number within `tolerance` of it, absolute or relative.
+
+    It stands for a program's result where tests are compared so; what is computed with it is a plain float.
+    """
+
+    tolerance: float
+
+    def __new__(cls, value: float, tolerance: float) -> "NearFloat":
+        near = super().__new__(cls, value)
+        near.tolerance = tolerance
+        return near
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, (int, float)):
+            return NotImplemented
+        return float.__eq__(self, other) or is_close(self, other, self.tolerance)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = float.__hash__
+
+
+def is_close(actual: float, wanted: float, tolerance: float) -> bool:
+    """Whether a number is within `tolerance` of the wanted one, absolute or relative to it."""
+    try:
+        return abs(float(actual) - float(wanted)) <= tolerance * max(1.0, abs(float(wanted)))
+    except OverflowError:  # A whole number beyond all floats.
+        return False
 
 
 class NotPlainError(TypeError):
@@ -53,7 +86,7 @@ class Encoder:
             return value
         if kind is int:
             return value if -_SMALL_INT < value < _SMALL_INT else ["int", hex(value)]
-        if kind is float:
+        if kind is float or kind is NearFloat:
             return ["float", value.hex()]
         if kind is complex:
             return ["complex", value.real.hex(), value.imag.hex()]
@@ -98,38 +131,39 @@ _CONTAINERS: dict[str, Callable[[list[Any]], Any]] = {
 }
 
 
-def decode(encoded: Any, to_object: Callable[[int], Any]) -> Any:
+def decode(encoded: Any, to_object: Callable[[int], Any], to_float: Callable[[str], float] = float.fromhex) -> Any:
     """The value that `Encoder.encode` was given.
 
     Args:
         encoded: What json.loads gave.
         to_object: Number of an object that stayed on the other side to what stands for it here.
+        to_float: Digits, as `float.hex` writes them, to what stands for a float here.
 
     Raises:
         ValueError: It is no encoded value (or holds a dictionary key or set member that cannot be hashed).
     """
     try:
-        return _decode(encoded, to_object)
+        return _decode(encoded, to_object, to_float)
     except (TypeError, KeyError, IndexError, RecursionError, OverflowError) as error:
         raise ValueError(f"no encoded value: {error}") from error
 
 
-def _decode(encoded: Any, to_object: Callable[[int], Any]) -> Any:
+def _decode(encoded: Any, to_object: Callable[[int], Any], to_float: Callable[[str], float]) -> Any:
     if not isinstance(encoded, list):
         if isinstance(encoded, (dict, float)):
             raise ValueError(f"no encoded value: {type(encoded).__name__}")
         return encoded
     tag = encoded[0]
     if tag == "dict":
-        return {_decode(key, to_object): _decode(value, to_object) for key, value in encoded[1]}
+        return {_decode(key, to_object, to_float): _decode(value, to_object, to_float) for key, value in encoded[1]}
     if tag == "range":
-        return range(*[_decode(part, to_object) for part in encoded[1]])
+        return range(*[_decode(part, to_object, to_float) for part in encoded[1]])
     if tag in _CONTAINERS:
-        return _CONTAINERS[tag]([_decode(item, to_object) for item in encoded[1]])
+        return _CONTAINERS[tag]([_decode(item, to_object, to_float) for item in encoded[1]])
     if tag == "int":
         return int(encoded[1], 16)
     if tag == "float":
-        return float.fromhex(encoded[1])
+        return to_float(encoded[1])
     if tag == "complex":
         return complex(float.fromhex(encoded[1]), float.fromhex(encoded[2]))
     if tag == "bytes":
@@ -184,6 +218,18 @@ class Channel:
 
 
 def allow_long_integers() -> None:
-    """Lift Python's limit on digits, where it has one: tests compare long numbers as text."""
+    """Lift Python's limit on digits, where it has one: programs and tests write long numbers, and have a time limit."""
     if hasattr(sys, "set_int_max_str_digits"):
         sys.set_int_max_str_digits(0)
+
+
+@contextmanager
+def long_integers() -> Iterator[None]:
+    """`allow_long_integers` for a while, in a process that is not a program's alone."""
+    limit = sys.get_int_max_str_digits() if hasattr(sys, "get_int_max_str_digits") else None
+    allow_long_integers()
+    try:
+        yield
+    finally:
+        if limit is not None:
+            sys.set_int_max_str_digits(limit)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from rredcot_verl.rewards.code_tests import TOLERANCES, is_tolerance
 from rredcot_verl.rewards.sandbox.client import Limits, SandboxConfig
 
 
@@ -25,7 +26,9 @@ class Options:
         output_limit_mb: MiB of output and of any file.
         packages: Installed packages that programs may import; all others are hidden from them.
         python: Interpreter for the programs; None: this one.
-        prelude: Source put before each program, e.g. "from typing import *".
+        prelude: Source run before each program, e.g. "from typing import *".
+        float_tolerance: By how much, absolute or relative, a float of the program's may differ from the right one; a
+            problem's own replaces it. None: 1e-6 where output is compared, not at all where a test calls the program.
         sandbox_fusion_url: Run programs on this Sandbox Fusion service instead; None: here.
         sandbox_fusion_timeout_s: Seconds a test may take there; None: `time_limit_s`.
         sandbox_fusion_memory_limit_mb: MiB there; None: `memory_limit_mb`.
@@ -43,6 +46,7 @@ class Options:
     packages: tuple[str, ...] = ("numpy", "sortedcontainers")
     python: str | None = None
     prelude: str = ""
+    float_tolerance: float | None = None
     sandbox_fusion_url: str | None = None
     sandbox_fusion_timeout_s: float | None = None
     sandbox_fusion_memory_limit_mb: int | None = None
@@ -79,6 +83,12 @@ class Options:
                 raise ValueError(f"reward_kwargs.{name}={getattr(self, name)!r}; allowed: a text, or null")
         if not isinstance(self.prelude, str):
             raise ValueError(f"reward_kwargs.prelude={self.prelude!r}; allowed: Python source")
+        try:
+            compile(self.prelude, "prelude", "exec", dont_inherit=True)
+        except (SyntaxError, ValueError) as error:
+            raise ValueError(f"reward_kwargs.prelude={self.prelude!r} is not Python source: {error}") from error
+        if not is_tolerance(self.float_tolerance):
+            raise ValueError(f"reward_kwargs.float_tolerance={self.float_tolerance!r}; allowed: {TOLERANCES}")
 
     def concurrency(self) -> int:
         """Programs that may be judged at one time."""

@@ -11,7 +11,7 @@ import traceback
 import types
 from typing import Any
 
-from rredcot_verl.rewards.sandbox.literals import Channel, Encoder, decode
+from rredcot_verl.rewards.sandbox.literals import Channel, Encoder, allow_long_integers, decode
 
 _MAX_DETAIL = 500
 
@@ -29,6 +29,7 @@ def _new_module(name: str) -> dict[str, Any]:
 def run_main(source: str) -> int:
     """Run a program as Python runs a script; its exit status."""
     status = 0
+    allow_long_integers()
     try:
         exec(compile(source, "solution.py", "exec", dont_inherit=True), _new_module("__main__"))
     except SystemExit as error:
@@ -58,6 +59,7 @@ def _exit_status(code: object) -> int:
 
 def serve(source: str, reader: int, writer: int) -> None:
     """Load a program, then answer the checker: look up a name, call an object, read an attribute of one."""
+    allow_long_integers()
     channel = Channel(reader, writer)
     namespace = _new_module("solution")
     try:
