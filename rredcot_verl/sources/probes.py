@@ -18,6 +18,7 @@ from rredcot_verl.sources.base import NOTHING_REGRESSED, PassRequest, Source, Wo
 from rredcot_verl.sources.engines import (
     EngineChoice,
     check_layer,
+    settle_fusing,
     weights_of_probes,
     why_not_shared,
     why_server_cannot_score,
@@ -64,7 +65,7 @@ class Probes(Source):
 
     def reads(self) -> frozenset[str]:
         """See `Source`."""
-        names = ["engine", "share_prefix", "form", "calibration", "proposals", "reference_key", "max_proposals"]
+        names = ["engine", "share_prefix", "fuse", "form", "calibration", "proposals", "reference_key", "max_proposals"]
         names += ["max_answer_tokens", "max_closing_tokens", "score_opening", "timeout_s", "max_concurrency"]
         readout = {"readout"} if self._regression is not None else set()
         layer = {"readout.layer", "readout.dim"} if self._reads_hidden else set()
@@ -97,9 +98,10 @@ class Probes(Source):
         return None
 
     def choose_engine(self, config: DictConfig) -> EngineChoice:
-        """Settle `self_value.engine` and `self_value.share_prefix` for a run, and say so once."""
+        """Settle `self_value.engine`, `share_prefix` and `fuse` for a run, and say so once."""
         value = self.settings.self_value
         choice = self._with_hidden_states(config) if self._reads_hidden else self._choose(config)
+        choice = settle_fusing(config, choice, value.fuse)
         logger.warning(
             "rredcot: self_value.engine=%s: probes are read by %s; %s; under %s",
             value.engine,
@@ -254,7 +256,9 @@ class Probes(Source):
 
     def passes(self, recorded: RecordedBatch) -> tuple[PassRequest, ...]:
         """See `Source`."""
-        probes = (PassRequest("probes"),) if self.settings.self_value.share_prefix and self._waiting(recorded) else ()
+        settings = self.settings.self_value
+        asked = settings.share_prefix and self._waiting(recorded)
+        probes = (PassRequest("probes", fuses=settings.fuse is True),) if asked else ()
         hidden = (hidden_request(self.settings.readout),) if self._reads_hidden else ()
         return probes + hidden
 
