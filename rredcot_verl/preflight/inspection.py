@@ -74,7 +74,10 @@ def inspect(arguments: Sequence[str]) -> Inspection:
             check_files(config, found.tokenizer, findings)
     if found.settings is not None and model_is_good:
         with quiet():
-            found.choice = run_source(config, found.settings).choose_engine(config)
+            try:
+                found.choice = run_source(config, found.settings).choose_engine(config)
+            except ValueError as error:
+                findings.fault(str(error))
     _note_missing_packages(config, findings)
     rows = summary.settings_rows(config, found.facts) + summary.credit_rows(config, found.settings, found.choice)
     found.sections.append(section("Settings", rows))

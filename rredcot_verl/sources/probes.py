@@ -28,7 +28,7 @@ from rredcot_verl.sources.queue import RecordedBatch, Rows
 from rredcot_verl.sources.record import Plan, Record, Status
 from rredcot_verl.sources.regression import HIDDEN_FIELD, Regression, hidden_positions, hidden_request
 from rredcot_verl.sources.response import AgentTools, Response
-from rredcot_verl.sources.sequences import SeparateSequences
+from rredcot_verl.sources.sequences import SeparateSequences, why_too_many
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,11 @@ class Probes(Source):
         return None
 
     def choose_engine(self, config: DictConfig) -> EngineChoice:
-        """Settle `self_value.engine`, `share_prefix` and `fuse` for a run, and say so once."""
+        """Settle `self_value.engine`, `share_prefix` and `fuse` for a run, and say so once.
+
+        Raises:
+            ValueError: Hidden states or the probes are not to be had so.
+        """
         value = self.settings.self_value
         choice = self._with_hidden_states(config) if self._reads_hidden else self._choose(config)
         choice = settle_fusing(config, choice, value.fuse)
@@ -110,6 +114,9 @@ class Probes(Source):
             weights_of_probes(config, choice.engine),
         )
         if choice.engine == "actor" and not choice.share_prefix:
+            obstacle = why_too_many(config, self.settings)
+            if obstacle is not None:
+                raise ValueError(f"{choice.reason}: {obstacle}")
             logger.warning(
                 "rredcot: every probe is a sequence of its own for compute_log_prob, and one more for each further "
                 "closing token: with K segments about K/2 forward passes over the traces for each of them "

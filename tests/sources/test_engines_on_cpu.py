@@ -200,6 +200,24 @@ def test_what_is_asked_of_the_pass_is_done_and_its_price_said(config, asked):
     assert ("the ratio of the first update is not exactly 1" in choice.reason) is asked
 
 
+SEPARATE = {"data.train_batch_size": 64, "actor_rollout_ref.rollout.n": 8, "data.max_response_length": 2048}
+
+
+@pytest.mark.parametrize(
+    "num_segments, proposals, refused", [(32, "reference", False), (33, "reference", True), (9, "union", True)]
+)
+def test_separate_sequences_are_refused_above_an_estimate(config, num_segments, proposals, refused):
+    """512 responses, 4 closing tokens and 1024 tokens each: 2**26 tokens with 32 boundaries and one answer."""
+    block = "algorithm.rredcot"
+    asked = {f"{block}.segmentation.num_segments": num_segments, f"{block}.self_value.proposals": proposals}
+    put(config, SEPARATE | asked | {f"{ACTOR}.strategy": "megatron", "trainer.v1.trainer_mode": "separate_async"})
+    if not refused:
+        assert who(choose(config)) == ("actor", False)
+        return
+    with pytest.raises(ValueError, match=f"strategy=megatron: every probe.*{num_segments} boundaries.*num_segments,"):
+        choose(config)
+
+
 def test_what_does_not_apply_is_said(config):
     put(config, {"algorithm.rollout_correction.bypass_mode": True})
     choice = choose(config, fuse=True)
