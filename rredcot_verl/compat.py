@@ -72,6 +72,7 @@ SYMBOLS: dict[str, tuple[str, ...]] = {
     "verl.utils.tensordict_utils:get": ("tensordict", "key"),
     "verl.utils.tensordict_utils:get_non_tensor_data": ("data", "key", "default"),
     "verl.utils.tensordict_utils:assign_non_tensor": ("tensor_dict",),
+    "verl.utils.tensordict_utils:index_select_tensor_dict": ("batch", "indices"),
     # configuration
     "verl.utils.config:omega_conf_to_dataclass": ("config",),
     "verl.utils.import_utils:load_class_from_fqn": ("fqn",),

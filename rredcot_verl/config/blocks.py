@@ -123,14 +123,21 @@ class SelfValueConfig(Block):
 
     engine: Literal["auto", "actor", "rollout"] = Field(
         "auto",
-        description="Who reads the log-probabilities. `actor`: the training engine, in the pass that computes "
-        "old_log_prob; `rollout`: the rollout server, while others still generate; `auto`: the actor where it can "
+        description="Who reads the log-probabilities. `actor`: the training engine, under the weights "
+        "of old_log_prob; `rollout`: the rollout server, while others still generate; `auto`: the actor where it can "
         "share prefixes, else the rollout server where that can score, else the actor with separate sequences.",
     )
     share_prefix: bool = Field(
         True,
         description="actor: one pass for a trace with all its probes; false: every probe is a sequence of its own, as "
         "it is where the engine cannot share (Megatron).",
+    )
+    fuse: Literal["auto", True, False] = Field(
+        "auto",
+        description="actor with a shared prefix: true: the pass that computes old_log_prob reads the probes too, with "
+        "an attention of ours: cheapest, but old_log_prob is of that attention; false: the probes have a pass of their "
+        "own, about a forward pass without logits more, and old_log_prob is verl's, untouched; `auto`: true where the "
+        "policy's own attention is the same kernel (sdpa off the GPU, flex_attention on it), else false.",
     )
     form: Literal["auto", "joint", "normalized", "geometric", "hidden"] = Field(
         "auto",

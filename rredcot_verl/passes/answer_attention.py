@@ -61,7 +61,6 @@ def attention_by_token(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    sinks: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of a sequence's last queries to each of its tokens.
 
@@ -71,10 +70,9 @@ def attention_by_token(
         scaling: Factor of the scores; None for 1 / sqrt(head_dim).
         sliding_window: How far back a token sees, itself included, in tokens.
         softcap: Bound of the scores, as in Gemma 2.
-        sinks: `(num_heads,)` scores of nothing at all, as in gpt-oss; they take their share.
 
     Returns:
-        `(num_tokens,)` float32: mean over heads, sum over queries. Without sinks it sums to `num_queries`.
+        `(num_tokens,)` float32: mean over heads, sum over queries. It sums to `num_queries`.
     """
     num_heads, num_queries, head_dim = query.shape
     num_tokens = key.shape[1]
@@ -95,8 +93,5 @@ def attention_by_token(
             if sliding_window is not None:
                 unseen |= at - positions >= sliding_window
             scores = scores.masked_fill(unseen, float("-inf"))
-            if sinks is not None:
-                sink = sinks.float().view(key.shape[0], -1, 1, 1).expand(*scores.shape[:3], 1)
-                scores = torch.cat([scores, sink], dim=-1)
-            total += scores.softmax(dim=-1)[..., :num_tokens].sum(dim=2).mean(dim=(0, 1))
+            total += scores.softmax(dim=-1).sum(dim=2).mean(dim=(0, 1))
     return total

@@ -38,7 +38,7 @@ def answer_attention_by_token(
         device: See `AttributionPack.build`.
 
     Returns:
-        For each task `(answer_to - 1,)` float32, which sums to 1 where the model has no attention sinks; empty for a
+        For each task `(answer_to - 1,)` float32, which sums to 1; empty for a
         task without answer.
 
     Raises:

@@ -35,9 +35,13 @@ class RREDCoTEngine(FSDPEngineWithLMHead):
 
     def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
         """See `BaseEngine.forward_backward_batch`."""
-        for each in asked_passes(self, data):
+        passes = asked_passes(self, data)
+        for each in passes:
             data = each.prepare_batch(data)
-        return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
+        output = super().forward_backward_batch(data, loss_function, forward_only=forward_only)
+        for each in passes:
+            output["model_output"] = each.finish_batch(output["model_output"])
+        return output
 
     def forward_step(self, micro_batch: TensorDict, loss_function: Any, forward_only: bool) -> Any:
         """See `FSDPEngine.forward_step`."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,10 @@ from verl.utils.device import get_device_name
 
 from rredcot_verl.passes.attribution_task import AttributionTask, decode_plan
 from rredcot_verl.passes.hidden_states import HiddenStates, hidden_states
-from rredcot_verl.passes.probe_codec import decode, num_probe_tokens
+from rredcot_verl.passes.probe_codec import decode
 from rredcot_verl.passes.probe_pack import ProbePack, read_probes
-from rredcot_verl.passes.protocol import ALONE, FIELDS, PASSES
+from rredcot_verl.passes.probe_parts import filler, parts_of_row
+from rredcot_verl.passes.protocol import ALONE, FIELDS, NOTHING, PASSES
 from rredcot_verl.passes.rows_head import RowsHead, rows_head
 from rredcot_verl.passes.sequence_split import SequenceSplit
 
@@ -67,12 +69,21 @@ class EnginePass:
         data = data.clone(recurse=False)
         data["input_ids"] = _jagged(rows)
         if budget is not None:
-            longest = torch.tensor(max(len(row) for row in rows), device=get_device_name())
-            group = self.engine.get_data_parallel_group()
-            torch.distributed.all_reduce(longest, op=torch.distributed.ReduceOp.MAX, group=group)
-            share = -(-int(longest) // self.engine.ulysses_sequence_parallel_size)
+            longest = self._most(max(len(row) for row in rows))
+            share = -(-longest // self.engine.ulysses_sequence_parallel_size)
             tu.assign_non_tensor(data, max_token_len_per_gpu=max(share, budget))
         return data
+
+    def _most(self, number: int) -> int:
+        """The largest of the ranks' numbers."""
+        most = torch.tensor(number, device=get_device_name())
+        group = self.engine.get_data_parallel_group()
+        torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX, group=group)
+        return int(most)
+
+    def finish_batch(self, results: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What all micro batches gave, a row for each of `prepare_batch`'s, as the batch's own rows."""
+        return results
 
     def step(self, forward: Step, micro_batch: TensorDict) -> Any:
         """Call `forward`, verl's step of a micro batch, or do something in its place."""
@@ -89,31 +100,67 @@ class EnginePass:
 class ProbesPass(EnginePass):
     """Reads probes: the rows' own pass, packed, with the tokens of their probes behind them; see `ProbePack`."""
 
+    _firsts: list[int]
     _shared: "SharedPrefix"
     _head: RowsHead | None
     _pack: ProbePack
     _rows: Tensor
 
     def prepare_batch(self, data: TensorDict) -> TensorDict:
-        """The token budget of a pass counts the probes' tokens."""
-        if not tu.get(data, "use_dynamic_bsz", True):
-            return data
-        rows = data["input_ids"]
-        with_room = [
-            torch.nn.functional.pad(row, (0, num_probe_tokens(probes)))
-            for row, probes in zip(rows.unbind(), data[self.payload].unbind(), strict=True)
+        """Rows have room for their probes, and are cut into parts where that goes over the token budget of a pass."""
+        budget = tu.get(data, "max_token_len_per_gpu") if tu.get(data, "use_dynamic_bsz", True) else None
+        limit = None if budget is None else budget * self.engine.ulysses_sequence_parallel_size
+        # Other passes may read all of a trace.
+        whole = not self.alone or len(tu.get(data, PASSES)) > 1
+        rows, payloads = data["input_ids"].unbind(), data[self.payload].unbind()
+        cut = [
+            parts_of_row(number, len(row), payload, limit, whole)
+            for number, (row, payload) in enumerate(zip(rows, payloads, strict=True))
         ]
-        data = self._cut_by(data, with_room, tu.get(data, "max_token_len_per_gpu"))
-        data[_ROWS] = rows
-        return data
+        # Where each row's first part stands, and after them where the last one ends.
+        self._firsts = list(itertools.accumulate(map(len, cut), initial=0))
+        parts = list(itertools.chain.from_iterable(cut))
+        if budget is not None:
+            # verl makes no more micro batches than the rank with the fewest rows can fill.
+            parts += [filler(payloads[0])] * (self._most(len(parts)) - len(parts))
+        if len(parts) > len(rows):
+            data = tu.index_select_tensor_dict(data, [part.row for part in parts])
+        data = data.clone(recurse=False)
+        for fields in FIELDS.values():
+            if fields.payload in data.keys():
+                # What other passes read is read of a row's first part.
+                firsts = set(self._firsts[:-1])
+                own = enumerate(data[fields.payload].unbind())
+                asked = [row if number in firsts else row.new_tensor(NOTHING) for number, row in own]
+                data[fields.payload] = _jagged(asked)
+        data[self.payload] = _jagged([part.payload for part in parts])
+        positions = data["position_ids"].unbind()
+        data["position_ids"] = _jagged([own[: part.num_tokens] for own, part in zip(positions, parts, strict=True)])
+        rows = [rows[part.row][: part.num_tokens] for part in parts]
+        data[_ROWS] = _jagged(rows)
+        if budget is None:
+            return data
+        with_room = [
+            torch.nn.functional.pad(row, (0, part.num_pass_tokens - len(row)))
+            for row, part in zip(rows, parts, strict=True)
+        ]
+        return self._cut_by(data, with_room, budget)
+
+    def finish_batch(self, results: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The parts of a row are one again: of its own numbers the first part's, of the probes' all."""
+        whole = {}
+        for name, values in results.items():
+            parts, spans = values.unbind(), itertools.pairwise(self._firsts)
+            own = [torch.cat(parts[first:end]) if name == self.result else parts[first] for first, end in spans]
+            whole[name] = _jagged(own)
+        return whole
 
     def step(self, forward: Step, micro_batch: TensorDict) -> Any:
         """With an attention that knows who sees whom."""
         from rredcot_verl.passes.shared_attention import shared_prefix
 
         micro_batch = micro_batch.clone(recurse=False)
-        if _ROWS in micro_batch.keys():
-            micro_batch["input_ids"] = micro_batch.pop(_ROWS)
+        micro_batch["input_ids"] = micro_batch.pop(_ROWS)
         # Packed whatever the model does otherwise: the attention of this pass needs no other kernel for it.
         tu.assign_non_tensor(micro_batch, use_remove_padding=True)
         module = self.engine.module

@@ -20,6 +20,9 @@ from torch import Tensor
 
 from rredcot_verl.probes.elicitation import Probe
 
+READ_AT_ONCE = 2**24
+"""Most logits of which there are copies in float32 at a time; they and their exponentials take 8 bytes each."""
+
 
 @dataclass(frozen=True)
 class PrefixTree:
@@ -242,24 +245,36 @@ def read_probes(pack: ProbePack, rows: Tensor, logits: Tensor, temperatures: Ten
     read_rows = torch.tensor([row for reading in flat for row in reading.rows], device=device)
     here = torch.isin(read_rows, rows)
     unique_rows, place = torch.where(here, read_rows, rows[0]).unique(return_inverse=True)
-    # Indexed, so a copy: what may be a gigabyte is divided in place.
-    scaled = logits[torch.searchsorted(rows, unique_rows)].float()
-    scaled /= temperatures.to(scaled)[pack.trace_numbers.to(device)[unique_rows]].unsqueeze(1)
-    normalizer = scaled.logsumexp(dim=1)
+    at = torch.searchsorted(rows, unique_rows)
+    scale = temperatures.to(device, torch.float32)[pack.trace_numbers.to(device)[unique_rows]].unsqueeze(1)
+    normalizer = _normalizers(logits, at, scale)
     scores = torch.zeros(len(read_rows), device=device)
     ends = torch.tensor([len(reading.rows) for reading in flat], device=device).cumsum(0)
     is_token = torch.ones(len(read_rows), dtype=torch.bool, device=device)
     is_token[ends - 1] = False
+
+    def log_prob(where: Tensor, token_ids: Tensor) -> Tensor:
+        """Of any of the tokens `(num, k)`, at places `(num,)`."""
+        own = logits[at[where].unsqueeze(1), token_ids].float() / scale[where]
+        return own.logsumexp(dim=1) - normalizer[where]
+
     tokens = torch.tensor([token for reading in flat for token in reading.token_ids], dtype=torch.int64, device=device)
-    scores[is_token] = scaled[place[is_token], tokens] - normalizer[place[is_token]]
+    scores[is_token] = log_prob(place[is_token], tokens.unsqueeze(1))
     by_closing: dict[tuple[int, ...], list[int]] = {}
     for reading, end in zip(flat, ends.tolist(), strict=True):
         by_closing.setdefault(reading.closing_token_ids, []).append(end - 1)
     for closing_ids, indices in by_closing.items():
         # A token listed twice is still one outcome.
         closing = torch.tensor(sorted(set(closing_ids)), device=device)
-        at = place[torch.tensor(indices, device=device)]
-        scores[indices] = scaled[at.unsqueeze(1), closing].logsumexp(dim=1) - normalizer[at]
+        for part in torch.tensor(indices, device=device).split(max(1, READ_AT_ONCE // len(closing))):
+            scores[part] = log_prob(place[part], closing)
     scores[~here] = 0.0
     values = iter(scores.tolist())
     return [list(itertools.islice(values, sum(len(reading.rows) for reading in own))) for own in pack.readings]
+
+
+def _normalizers(logits: Tensor, rows: Tensor, scale: Tensor) -> Tensor:
+    """`(num_rows,)` float32 normalizers of some rows of the logits over `scale`, `READ_AT_ONCE` of them at a time."""
+    parts = torch.arange(len(rows), device=logits.device).split(max(1, READ_AT_ONCE // logits.shape[1]))
+    # Indexed, so a copy: divided in place.
+    return torch.cat([logits[rows[part]].float().div_(scale[part]).logsumexp(dim=1) for part in parts])

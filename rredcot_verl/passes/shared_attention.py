@@ -6,6 +6,7 @@ sequence is ever made.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -13,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
-from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from rredcot_verl.passes.probe_pack import ProbePack
@@ -26,6 +27,9 @@ NAME = "rredcot_shared_prefix"
 
 QUERY_TILE = 64
 """Fewest queries of probes, and most queries of a sliding window, computed at once on CPU."""
+
+FLEX_DEVICE = "cuda"
+"""Type of the device on which the attention is FlexAttention."""
 
 WAY_OUT = "set algorithm.rredcot.self_value.share_prefix=false"
 """For models that cannot compute such a sequence."""
@@ -116,10 +120,10 @@ def why_not_shared(config: PreTrainedConfig, device: str) -> str | None:
     rope_types = _rope_types(text_config)
     if rope_types & {"dynamic", "longrope"}:
         return f"its rotary embedding ({sorted(rope_types)}) depends on the length of the sequence"
-    if device != "cuda" and getattr(text_config, "attn_logit_softcapping", None) is not None:
+    if device != FLEX_DEVICE and getattr(text_config, "attn_logit_softcapping", None) is not None:
         return "its attention is soft-capped, which needs FlexAttention on a GPU"
-    if device != "cuda" and text_config.model_type == "gpt_oss":
-        return "its attention has sinks, which need FlexAttention on a GPU"
+    if text_config.model_type == "gpt_oss":
+        return "its attention has sinks, whose share of each token's attention no shared pass was shown to get right"
     return None
 
 
@@ -186,7 +190,7 @@ def shared_prefix_attention(
         attention_mask: What `window_of_mask` gave the model; the pack says who sees whom.
         scaling: Factor of the scores.
         sliding_window: How far back a token sees, in tokens, as flash attention is told; must be the mask's.
-        kwargs: What else a model passes; a soft cap and sinks are refused off the GPU.
+        kwargs: What else a model passes; sinks are refused, and a soft cap off the GPU.
 
     Returns:
         `(1, num_tokens, num_heads, head_dim)`, and no weights.
@@ -209,21 +213,19 @@ def shared_prefix_attention(
             f"sliding_window={sliding_window}, so its prefixes cannot be shared; {WAY_OUT}"
         )
     current.num_calls += 1
+    softcap, on_gpu = kwargs.get("softcap"), query.device.type == FLEX_DEVICE
+    if kwargs.get("s_aux") is not None:
+        raise ValueError(f"this model's attention has sinks, so its prefixes cannot be shared; {WAY_OUT}")
+    if softcap is not None and not on_gpu:
+        raise ValueError("attention with a softcap needs FlexAttention on a GPU")
     if current.observe is not None:
-        softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
-        current.observe(query[0], key[0], scaling, sliding_window, softcap=softcap, sinks=sinks)
-    on_gpu = query.device.type == "cuda"
+        current.observe(query[0], key[0], scaling, sliding_window, softcap=softcap)
     if sliding_window not in current.masks:
         make = make_block_mask if on_gpu else make_tiles
         current.masks[sliding_window] = make(current.pack, sliding_window)
     mask = current.masks[sliding_window]
-    if on_gpu:
-        output = flex_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)[0]
-    else:
-        refused = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
-        if refused:
-            raise ValueError(f"attention with {refused} needs FlexAttention on a GPU")
-        output = _in_parts(query, key, value, mask, scaling).transpose(1, 2).contiguous()
+    output = _flex(query, key, value, mask, scaling, softcap) if on_gpu else _in_parts(query, key, value, mask, scaling)
+    output = output.transpose(1, 2).contiguous()
     return output if split is None else split.scatter(output), None
 
 
@@ -233,16 +235,40 @@ AttentionMaskInterface.register(NAME, window_of_mask)
 
 def make_block_mask(pack: ProbePack, sliding_window: int | None) -> Any:
     """FlexAttention's block mask of a pack, on the pack's device."""
-    from torch.nn.attention.flex_attention import create_block_mask
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return pack.sees(query, key, sliding_window)
 
     device = pack.positions.device
     # Compiled, the mask of the whole sequence is never in memory.
-    return create_block_mask(
-        sees, None, None, pack.num_tokens, pack.num_tokens, device=device, _compile=device.type == "cuda"
-    )
+    make = _compiled(_block_mask) if device.type == FLEX_DEVICE else _block_mask
+    return make(sees, pack.num_tokens, device)
+
+
+def _block_mask(sees: Callable[..., Tensor], num_tokens: int, device: torch.device) -> Any:
+    # A number in the code stays one when sizes are unknown.
+    return create_block_mask(sees, None, None, num_tokens, num_tokens, device=device, BLOCK_SIZE=128)
+
+
+def _flex(query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float | None, softcap: float | None) -> Tensor:
+    def capped(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    # Only the number of tokens is unknown to the kernel; the model's sizes and its scale are constants of it.
+    for each in (query, key, value):
+        torch._dynamo.mark_static(each, (0, 1, 3))
+    score_mod = None if softcap is None else capped
+    with torch._dynamo.config.patch(specialize_float=True):
+        output: Tensor = _compiled(flex_attention)(
+            query, key, value, score_mod=score_mod, block_mask=mask, scale=scaling, enable_gqa=True
+        )
+    return output
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function compiled for packs of any length, the first one's too, which torch would compile by itself first."""
+    return torch.compile(function, dynamic=True)
 
 
 def _in_parts(query: Tensor, key: Tensor, value: Tensor, tiles: list[Tile], scaling: float | None) -> Tensor:

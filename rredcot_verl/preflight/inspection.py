@@ -14,9 +14,10 @@ from rredcot_verl.preflight import config_checks, summary
 from rredcot_verl.preflight.composition import compose_as_main_ppo
 from rredcot_verl.preflight.file_checks import check_files, sample_references
 from rredcot_verl.preflight.findings import Findings
+from rredcot_verl.preflight.log_prob_memory import LogProbMemory, log_prob_memory
 from rredcot_verl.preflight.memory import ESTIMATED, ServerMemory, TrainingMemory, server_memory, training_memory
 from rredcot_verl.preflight.model_size import ModelFacts, read_facts, why_no_model
-from rredcot_verl.preflight.probe_budget import probe_budget
+from rredcot_verl.preflight.probe_budget import ProbeBudget, probe_budget
 from rredcot_verl.preflight.quiet import quiet
 from rredcot_verl.preflight.table import Row, section
 from rredcot_verl.preflight.verifier_checks import check_loads
@@ -75,7 +76,10 @@ def inspect(arguments: Sequence[str]) -> Inspection:
             check_files(config, found.tokenizer, findings)
     if found.settings is not None and model_is_good:
         with quiet():
-            found.choice = run_source(config, found.settings).choose_engine(config)
+            try:
+                found.choice = run_source(config, found.settings).choose_engine(config)
+            except ValueError as error:
+                findings.fault(str(error))
     _note_missing_packages(config, findings)
     rows = summary.settings_rows(config, found.facts) + summary.credit_rows(config, found.settings, found.choice)
     found.sections.append(section("Settings", rows))
@@ -101,41 +105,58 @@ def _estimates(found: Inspection, facts: ModelFacts) -> str:
     rows: list[Row] = []
     title = "Estimates; formulas in rredcot_verl/preflight, nothing was measured"
     strategy = str(config.actor_rollout_ref.actor.strategy)
+    budget = _probe_budget(found)
     if strategy not in ESTIMATED:
         findings.skip(f"memory: there are no formulas for actor_rollout_ref.actor.strategy={strategy}")
     elif config.trainer.device != "cpu":
         gpu = _gpu_memory(findings)
         training, server = training_memory(config, facts), server_memory(config, facts, gpu)
-        _judge_memory(config, training, server, gpu, findings)
-        rows += summary.memory_rows(training, server, config)
+        log_probs = None
+        if strategy != "megatron":
+            shares, fuses = (found.choice.share_prefix, found.choice.fuse) if found.choice else (False, False)
+            most = budget.most if budget is not None and shares else 0
+            log_probs = log_prob_memory(config, facts, training, most, fuses)
+        _judge_memory(config, training, log_probs, server, gpu, findings)
+        rows += summary.memory_rows(training, log_probs, server, config)
         title = f"{title}; GPUs of {gpu:g} GiB ({GPU_MEMORY})"
     if found.settings is not None:
         source = run_source(config, found.settings)
         generated = source.most_generated_tokens(config.data.max_response_length)
         if generated:
             rows.append(summary.continuation_row(config, generated))
-        if source.reads_probes and found.choice is not None and found.tokenizer is not None:
-            rows += _probe_rows(config, found.settings, found.choice, found.tokenizer, findings)
+        if budget is not None and found.choice is not None:
+            if budget.prefix_passes:
+                _warn_of_separate(budget, findings)
+            rows += summary.probe_rows(config, found.settings, budget, found.choice)
     return section(title, rows)
 
 
-def _probe_rows(
-    config: DictConfig, settings: RREDCoTConfig, choice: EngineChoice, tokenizer: Any, findings: Findings
-) -> list[Row]:
+def _probe_budget(found: Inspection) -> ProbeBudget | None:
+    settings, choice = found.settings, found.choice
+    if settings is None or choice is None or found.tokenizer is None:
+        return None
+    if not run_source(found.config, settings).reads_probes:
+        return None
     separate = choice.engine == "actor" and not choice.share_prefix
-    references = sample_references(config, settings.self_value.reference_key)
-    budget = probe_budget(settings, tokenizer, references, shared=choice.share_prefix, separate=separate)
-    if separate:
-        findings.warn(
-            f"probes are scored in sequences of their own, up to {budget.prefix_passes:.0f} more forward passes over "
-            "every trace; FSDP can share prefixes, and with trainer.v1.trainer_mode=sync the rollout server can read "
-            "them"
-        )
-    return summary.probe_rows(config, settings, budget, choice)
+    references = sample_references(found.config, settings.self_value.reference_key)
+    return probe_budget(settings, found.tokenizer, references, shared=choice.share_prefix, separate=separate)
+
+
+def _warn_of_separate(budget: ProbeBudget, findings: Findings) -> None:
+    findings.warn(
+        f"probes are scored in sequences of their own, up to {budget.prefix_passes:.0f} more forward passes over "
+        "every trace; FSDP can share prefixes, and with trainer.v1.trainer_mode=sync the rollout server can read "
+        "them"
+    )
 
 
 def _judge_memory(
-    config: DictConfig, training: TrainingMemory, server: ServerMemory, gpu: float, findings: Findings
+    config: DictConfig,
+    training: TrainingMemory,
+    log_probs: LogProbMemory | None,
+    server: ServerMemory,
+    gpu: float,
+    findings: Findings,
 ) -> None:
     longest = config.data.max_prompt_length + config.data.max_response_length
     if server.cache_tokens < longest:
@@ -148,6 +169,11 @@ def _judge_memory(
         findings.warn(
             f"a training pass is estimated at {training.total:.0f} GiB of {gpu:g}; take more GPUs, LoRA, more model "
             "parallelism or shorter responses"
+        )
+    if log_probs is not None and log_probs.total > 0.95 * gpu:
+        findings.warn(
+            f"a pass for log-probabilities or probes is estimated at {log_probs.total:.0f} GiB of {gpu:g}; lower "
+            "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu"
         )
     if training.resident + server.budget > 0.95 * gpu:
         findings.warn(

@@ -1,4 +1,7 @@
-"""Estimates of GPU memory from the model's size and the config. Nothing here was measured: see each formula."""
+"""Estimates of GPU memory from the model's size and the config. Nothing here was measured: see each formula.
+
+The passes for log-probabilities of FSDP are in `log_prob_memory`.
+"""
 
 from dataclasses import dataclass
 
@@ -72,7 +75,7 @@ def training_memory(config: DictConfig, facts: ModelFacts) -> TrainingMemory:
     - Activations with checkpointing: 2 S h L for layer inputs, and 2 S (12 h + 4 f) for the layer being recomputed.
       Without checkpointing the second term once for each layer.
     - Logits: 2 bytes and 2 for their gradient (FSDP); 2 and 4 (Megatron, over tensor-parallel ranks): S V times that;
-      or 2 bytes of the longer pass that only reads log-probabilities, where that is more.
+      with Megatron 2 bytes of the longer pass that only reads log-probabilities, where that is more.
 
     The reference model, if any, adds weights. Fragmentation and libraries are not in it: leave some GiB.
     """
@@ -95,7 +98,7 @@ def training_memory(config: DictConfig, facts: ModelFacts) -> TrainingMemory:
         optimizer=2 * trained / GIB,
         working=2 * (2 * facts.largest_layer + facts.num_embedding_parameters) / GIB,
         activations=_activations(facts, tokens, facts.num_layers, checkpointed) / GIB,
-        logits=max(4 * tokens, 2 * _log_prob_tokens(config)) * facts.vocab_size / GIB,
+        logits=4 * tokens * facts.vocab_size / GIB,
         resident=resident / GIB,
     )
 

@@ -5,6 +5,7 @@ from omegaconf import DictConfig
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.core.segmentation import spacing_of
 from rredcot_verl.preflight.file_checks import files_of, num_rows
+from rredcot_verl.preflight.log_prob_memory import LogProbMemory
 from rredcot_verl.preflight.memory import SERVER_OVERHEAD_GIB, ServerMemory, TrainingMemory
 from rredcot_verl.preflight.model_size import ModelFacts, lora_rank
 from rredcot_verl.preflight.probe_budget import ProbeBudget
@@ -84,11 +85,20 @@ def credit_rows(config: DictConfig, settings: RREDCoTConfig | None, choice: Engi
     return rows
 
 
-def memory_rows(training: TrainingMemory, server: ServerMemory, config: DictConfig) -> list[Row]:
-    """Memory of a training GPU and of a rollout server's GPU."""
+def memory_rows(
+    training: TrainingMemory, log_probs: LogProbMemory | None, server: ServerMemory, config: DictConfig
+) -> list[Row]:
+    """Memory of a training GPU, in its update and in its passes for log-probabilities, and of a server's GPU."""
     longest = config.data.max_prompt_length + config.data.max_response_length
     rollout = config.actor_rollout_ref.rollout
     at_once = min(server.cache_tokens // longest, rollout.max_num_seqs)
+    reading: list[Row] = []
+    if log_probs is not None:
+        text = (
+            f"{log_probs.total:.1f} GiB at its largest, old_log_prob and probes: states {log_probs.states:.1f}, and "
+            f"activations {log_probs.activations:.1f} or logits {log_probs.logits:.1f}"
+        )
+        reading.append(("its log-probabilities", text))
     return [
         (
             "training GPU",
@@ -96,6 +106,7 @@ def memory_rows(training: TrainingMemory, server: ServerMemory, config: DictConf
             f"{training.gradients:.1f}, optimizer {training.optimizer:.1f}, gathered layers {training.working:.1f}, "
             f"activations {training.activations:.1f}, logits {training.logits:.1f}",
         ),
+        *reading,
         (
             "rollout GPU",
             f"{server.budget:.1f} GiB of it: weights {server.weights:.1f}, overhead {SERVER_OVERHEAD_GIB:.1f} "

@@ -1,6 +1,7 @@
 """What the engines of a run can do, read off its config before any worker is started, and which of them measures."""
 
 import copy
+import dataclasses
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -27,12 +28,14 @@ class EngineChoice:
         share_prefix: For `actor`: passes of our engine; otherwise whole sequences through verl's own.
         reason: Why.
         what: What is measured.
+        fuse: For passes that read probes: whether the one that computes `old_log_prob` does.
     """
 
     engine: str
     share_prefix: bool
     reason: str
     what: str = "probes"
+    fuse: bool = False
 
     @property
     def label(self) -> str:
@@ -54,6 +57,7 @@ def apply_choice(config: DictConfig, choice: EngineChoice) -> None:
     with open_dict(config):
         OmegaConf.update(config, f"{PREFIX}.self_value.engine", choice.engine, force_add=True)
         OmegaConf.update(config, f"{PREFIX}.self_value.share_prefix", choice.share_prefix, force_add=True)
+        OmegaConf.update(config, f"{PREFIX}.self_value.fuse", choice.fuse, force_add=True)
         if choice.share_prefix:
             config.actor_rollout_ref.model.model_type = MODEL_TYPE
     if choice.engine == "rollout" and choice.what == "probes":
@@ -62,6 +66,34 @@ def apply_choice(config: DictConfig, choice: EngineChoice) -> None:
         use_probing_servers(config.actor_rollout_ref.rollout.name)
         if config.actor_rollout_ref.rollout.name == "vllm":
             vllm_settings.warn(config)
+
+
+def settle_fusing(config: DictConfig, choice: EngineChoice, asked: bool | str) -> EngineChoice:
+    """The choice with `fuse` settled and its reason said.
+
+    Probes are read with an attention of ours, and so is `old_log_prob` where they are read in its pass. Only with the
+    kernel that the update has is it what the update computes, up to what other micro batches change; with another the
+    ratio of the first update is not 1.
+
+    Args:
+        config: The run's.
+        choice: Who reads the probes.
+        asked: `self_value.fuse`.
+    """
+    setting = f"self_value.fuse={asked}"
+    if not choice.share_prefix:
+        unread = "" if asked == "auto" else f"; {setting} does not apply"
+        return dataclasses.replace(choice, reason=choice.reason + unread)
+    if bypasses_old_log_prob(config):
+        reason = f"{setting}: in a pass of their own, there is none for old_log_prob"
+        return dataclasses.replace(choice, reason=f"{choice.reason}; {reason}")
+    own = str(hf_config(config.actor_rollout_ref.model)._attn_implementation)
+    ours = "flex_attention" if config.trainer.device == "cuda" else "sdpa"
+    fuse = own == ours if asked == "auto" else bool(asked)
+    where = "in the pass that computes old_log_prob" if fuse else "in a pass of their own, old_log_prob is verl's"
+    same = f"both attend with {own}" if own == ours else f"the policy attends with {own}, probes with {ours}"
+    drift = ", so the ratio of the first update is not exactly 1" if fuse and own != ours else ""
+    return dataclasses.replace(choice, fuse=fuse, reason=f"{choice.reason}; {setting}: {where}: {same}{drift}")
 
 
 def weights_of_probes(config: DictConfig, engine: str) -> str:

@@ -19,6 +19,7 @@ from rredcot_verl.sources.base import NOTHING_REGRESSED, PassRequest, Source, Wo
 from rredcot_verl.sources.engines import (
     EngineChoice,
     check_layer,
+    settle_fusing,
     weights_of_probes,
     why_not_shared,
     why_server_cannot_score,
@@ -28,7 +29,7 @@ from rredcot_verl.sources.queue import RecordedBatch, Rows
 from rredcot_verl.sources.record import Plan, Record, Status
 from rredcot_verl.sources.regression import HIDDEN_FIELD, Regression, hidden_positions, hidden_request
 from rredcot_verl.sources.response import AgentTools, Response
-from rredcot_verl.sources.sequences import SeparateSequences
+from rredcot_verl.sources.sequences import SeparateSequences, why_too_many
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class Probes(Source):
 
     def reads(self) -> frozenset[str]:
         """See `Source`."""
-        names = ["engine", "share_prefix", "form", "calibration", "proposals", "reference_key", "max_proposals"]
+        names = ["engine", "share_prefix", "fuse", "form", "calibration", "proposals", "reference_key", "max_proposals"]
         names += ["max_answer_tokens", "max_closing_tokens", "score_opening", "timeout_s", "max_concurrency"]
         readout = {"readout"} if self._regression is not None else set()
         layer = {"readout.layer", "readout.dim"} if self._reads_hidden else set()
@@ -98,9 +99,14 @@ class Probes(Source):
         return None
 
     def choose_engine(self, config: DictConfig) -> EngineChoice:
-        """Settle `self_value.engine` and `self_value.share_prefix` for a run, and say so once."""
+        """Settle `self_value.engine`, `share_prefix` and `fuse` for a run, and say so once.
+
+        Raises:
+            ValueError: Hidden states or the probes are not to be had so.
+        """
         value = self.settings.self_value
         choice = self._with_hidden_states(config) if self._reads_hidden else self._choose(config)
+        choice = settle_fusing(config, choice, value.fuse)
         logger.warning(
             "rredcot: self_value.engine=%s: probes are read by %s; %s; under %s",
             value.engine,
@@ -109,6 +115,9 @@ class Probes(Source):
             weights_of_probes(config, choice.engine),
         )
         if choice.engine == "actor" and not choice.share_prefix:
+            obstacle = why_too_many(config, self.settings)
+            if obstacle is not None:
+                raise ValueError(f"{choice.reason}: {obstacle}")
             logger.warning(
                 "rredcot: every probe is a sequence of its own for compute_log_prob, and one more for each further "
                 "closing token: with K segments about K/2 forward passes over the traces for each of them "
@@ -255,7 +264,9 @@ class Probes(Source):
 
     def passes(self, recorded: RecordedBatch) -> tuple[PassRequest, ...]:
         """See `Source`."""
-        probes = (PassRequest("probes"),) if self.settings.self_value.share_prefix and self._waiting(recorded) else ()
+        settings = self.settings.self_value
+        asked = settings.share_prefix and self._waiting(recorded)
+        probes = (PassRequest("probes", fuses=settings.fuse is True),) if asked else ()
         hidden = (hidden_request(self.settings.readout),) if self._reads_hidden else ()
         return probes + hidden
 

@@ -26,7 +26,7 @@ HIDDEN = "rredcot_verl.sources.hidden:HiddenStates"
 
 SPECIFIC = (
     *("source_options", "monte_carlo", "attribution", "readout", "readout.layer", "readout.dim"),
-    *("self_value.engine", "self_value.share_prefix", "self_value.form", "self_value.calibration"),
+    *("self_value.engine", "self_value.share_prefix", "self_value.fuse", "self_value.form", "self_value.calibration"),
     *("self_value.proposals", "self_value.reference_key", "self_value.max_proposals"),
     *("self_value.max_answer_tokens", "self_value.max_closing_tokens", "self_value.score_opening"),
     *("self_value.timeout_s", "self_value.max_concurrency"),

@@ -5,16 +5,44 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from omegaconf import DictConfig
 from tensordict import TensorDict
 from torch import Tensor
 from transfer_queue import KVBatchMeta
 from verl.utils import tensordict_utils as tu
 
+from rredcot_verl.config.schema import PREFIX, RREDCoTConfig
 from rredcot_verl.passes.probe_codec import decode
 from rredcot_verl.passes.protocol import FIELDS
 from rredcot_verl.probes.elicitation import Probe
 from rredcot_verl.sources.base import Workers
 from rredcot_verl.sources.queue import put_rows, read_rows
+
+MAX_TOKENS_PER_STEP = 2**26
+"""Most tokens of separate sequences that a run may be expected to want for a step: 16 calls of the workers."""
+
+
+def why_too_many(config: DictConfig, settings: RREDCoTConfig) -> str | None:
+    """Why the probes of a run are too many for sequences of their own, with the way out; None where they are not.
+
+    Estimate, of responses of full length and without their prompts: responses of a step * boundaries * answers (one
+    reference, or `max_proposals` of a group) * `max_closing_tokens` * half of `data.max_response_length`.
+    """
+    value, cuts, data = settings.self_value, settings.segmentation, config.data
+    num_rows, length = data.train_batch_size * config.actor_rollout_ref.rollout.n, data.max_response_length
+    boundaries = min(cuts.num_segments, max(1, length // cuts.min_tokens))
+    answers = 1 if value.proposals == "reference" else value.max_proposals
+    num_tokens = num_rows * boundaries * answers * value.max_closing_tokens * length // 2
+    if num_tokens <= MAX_TOKENS_PER_STEP:
+        return None
+    return (
+        f"every probe would be a sequence of its own, about {num_tokens / 1e6:,.0f} million tokens a step "
+        f"({num_rows} responses x {boundaries} boundaries x {answers} answers x {value.max_closing_tokens} closing "
+        f"tokens x half of data.max_response_length={length}), more than {MAX_TOKENS_PER_STEP / 1e6:.0f} million; "
+        f"share prefixes (FSDP, {PREFIX}.self_value.share_prefix=true), let the server read them "
+        f"(trainer.v1.trainer_mode=sync, {PREFIX}.self_value.engine=rollout), or lower "
+        f"{PREFIX}.segmentation.num_segments, {PREFIX}.self_value.max_closing_tokens or data.train_batch_size"
+    )
 
 
 @dataclass(frozen=True)
@@ -65,8 +93,8 @@ class SeparateSequences:
             yield part
 
     def _call(self, sequences: list[Sequence[int]]) -> list[Tensor]:
-        missing = -len(sequences) % self.workers.num_ranks
-        ids = [torch.tensor(sequence) for sequence in [*sequences, *sequences[:1] * missing]]
+        order = self._dealt([len(sequence) for sequence in sequences])
+        ids = [torch.tensor(sequences[number]) for number in order]
         fields = {
             "input_ids": ids,
             "position_ids": [torch.arange(len(row)) for row in ids],
@@ -83,7 +111,18 @@ class SeparateSequences:
             max_token_len_per_gpu=max(self.workers.max_tokens, max(len(row) for row in ids)),
         )
         output = self.workers.group.compute_log_prob(data)
-        return list(output["log_probs"].unbind())[: len(sequences)]
+        of_number = dict(zip(order, output["log_probs"].unbind(), strict=True))
+        return [of_number[number] for number in range(len(sequences))]
+
+    def _dealt(self, lengths: Sequence[int]) -> list[int]:
+        """Numbers of the sequences as the ranks get them: verl gives each rank as many, in this order.
+
+        Dealt out by length, so that ranks differ by no more than the longest; the shortest again where some lack.
+        """
+        ranks = self.workers.num_ranks
+        by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
+        by_length = by_length[:1] * (-len(lengths) % ranks) + by_length
+        return [number for rank in range(ranks) for number in by_length[rank::ranks]]
 
 
 def _of_probes(probes: Sequence[Probe], log_probs: Iterator[Tensor], max_closing_tokens: int) -> list[float]:

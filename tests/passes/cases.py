@@ -152,10 +152,11 @@ VARIANTS = {
     "verl": "| packed | small | fixed | by-row | at-1 | uneven | lora | half | padded | kernels",
     "plain": "",
     "probes": "| packed | small | fixed | by-row | at-1 | uneven | lora | half | padded | one-sided | none"
-    "| alone | alone small | alone fixed | alone fixed one-sided | alone none | kernels | alone kernels",
+    "| small one-sided | alone | alone small | alone small one-sided | alone fixed | alone fixed one-sided"
+    "| alone none | kernels | alone kernels",
     "hidden": "| packed | small | fixed | lora | half | padded | kernels | one-sided | none | last-layer | garbage"
     "| garbage packed | alone | alone packed | alone small | alone lora | alone kernels",
-    "both": "| small | fixed | padded | lora | garbage | alone | kernels",
+    "both": "| small | fixed | padded | lora | garbage | alone | alone small | kernels",
     "both-turned": "| alone",
     "attention": "| small | fixed | one-sided | none | lora | half | checkpointed",
     "attention-last": "",

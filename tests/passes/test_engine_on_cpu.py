@@ -15,7 +15,8 @@ import torch
 
 from rredcot_verl.passes.attribution import attention_attribution, gradient_attribution
 from rredcot_verl.passes.probe_codec import num_probe_tokens
-from rredcot_verl.passes.probe_pack import ProbePack
+from rredcot_verl.passes.probe_pack import ProbePack, count_probe_tokens
+from rredcot_verl.passes.probe_parts import LEAST_ROOM
 from rredcot_verl.passes.protocol import ALONE, FIELDS, PASSES
 from rredcot_verl.probes.elicitation import Probe
 from tests.passes import cases
@@ -260,6 +261,23 @@ def test_the_budget_holds_with_probes(results):
         assert max(sizes) <= max(cases.BUDGET, max(needed))
 
 
+@pytest.mark.parametrize("name", ["probes small", "probes alone small", "both small"])
+def test_probes_that_do_not_fit_are_read_in_parts(results, name):
+    """With one-sided rows too, so that ranks have as many: no pass goes over the budget by more than a quarter."""
+    for rank, rows in zip(results, cases.ROWS, strict=False):
+        limit = max(map(len, rows.traces)) + cases.SMALL_BUDGET // LEAST_ROOM
+        needed = [len(trace) + count_probe_tokens(own) for trace, own in zip(rows.traces, rows.probes, strict=True)]
+        assert max(needed) > limit
+        assert max(rank[name]["sizes"]) <= max(limit, cases.SMALL_BUDGET)
+
+
+def test_a_pass_alone_computes_no_more_of_traces_than_probes_see(results):
+    for rank, rows in zip(results, cases.ROWS, strict=False):
+        seen = [max((probe.position for probe in own), default=1) for own in rows.probes]
+        assert rank["probes alone"]["sizes"] == [sum(seen) + sum(map(count_probe_tokens, rows.probes))]
+        assert rank["probes alone none"]["sizes"] == [cases.NUM_ROWS]
+
+
 def test_padded_passes_have_whole_buckets_of_trace_tokens(results):
     for rank, rows in zip(results, cases.ROWS, strict=False):
         padding = -sum(len(trace) for trace in rows.traces) % cases.BUCKET
@@ -287,7 +305,9 @@ def test_probes_and_states_do_not_know_of_each_other(results):
     """Nor of the order in which they are asked for."""
     for rank in results:
         assert_equal(rank, "both", "probes", "probes", "log_probs", "entropy")
-        assert_equal(rank, "both alone", "probes alone", "probes")
+        # For probes alone, no more of the traces is computed than they see.
+        for both, alone in zip(read(rank, "both alone", "probes"), read(rank, "probes alone", "probes"), strict=True):
+            torch.testing.assert_close(both, alone, atol=2e-5, rtol=1e-5)
         assert rank["both"]["num_logits"] == rank["probes"]["num_logits"]
         assert_equal(rank, "both-turned", "both", "probes", "hidden", "log_probs", "entropy")
         assert_equal(rank, "both-turned alone", "both alone", "probes", "hidden")
@@ -352,7 +372,12 @@ def test_a_split_sequence_of_every_architecture(by_size, name):
 @pytest.mark.parametrize("size, name", [(2, "probes halves"), (4, "probes quarters"), (2, "probes halves alone")])
 def test_tokens_and_logits_are_split(by_size, size, name):
     """No token and no row is computed twice; what pads traces and probes is less than the ranks."""
-    pack = pack_of(cases.ROWS[0])
+    rows = cases.ROWS[0]
+    pack = pack_of(rows)
+    if "alone" in name:
+        # No more of a trace than its probes see.
+        lengths = [max((probe.position for probe in own), default=1) for own in rows.probes]
+        pack = ProbePack.build(lengths, rows.probes)
     (num_tokens,) = {tuple(rank[name]["sizes"]) for rank in by_size[size]}
     assert 0 <= size * num_tokens[0] - pack.num_tokens <= 2 * (size - 1)
     num_logits = sum(rank[name]["num_logits"][0] for rank in by_size[size])

@@ -7,11 +7,13 @@ import pytest
 import torch
 import torch._dynamo.testing
 
+from rredcot_verl.passes import probe_pack
 from rredcot_verl.passes.probe_codec import decode, encode, num_probe_tokens
 from rredcot_verl.passes.probe_pack import PrefixTree, ProbePack, count_probe_tokens, read_probes
 from rredcot_verl.passes.protocol import NOTHING
 from rredcot_verl.probes.elicitation import Probe
 from tests.passes.architectures import random_probes
+from tests.peak_memory import peak_bytes
 
 VOCAB_SIZE = 5
 SEEDS = range(20)
@@ -201,6 +203,49 @@ def test_reading_takes_half_precision_logits_apart_in_float32():
     half = read_probes(pack, rows, logits, torch.tensor([0.7]))
     single = read_probes(pack, rows, logits.float(), torch.tensor([0.7], dtype=torch.float64))
     assert half == single
+
+
+def unchunked(pack: ProbePack, logits: torch.Tensor, temperature: float) -> list[list[float]]:
+    """All rows in float32 at once."""
+    scaled = logits.float() / temperature
+    normalizer = scaled.logsumexp(1)
+    values = []
+    for own in pack.readings:
+        rows = [row for reading in own for row in reading.rows]
+        sets = [[token] for reading in own for token in (*reading.token_ids, None)]
+        closings = iter([sorted(set(reading.closing_token_ids)) for reading in own])
+        sets = [next(closings) if ids == [None] else ids for ids in sets]
+        values.append(
+            [(scaled[row, ids].logsumexp(0) - normalizer[row]).item() for row, ids in zip(rows, sets, strict=True)]
+        )
+    return values
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("at_once", [1, 7 * 1009, 2**24])
+def test_reading_in_parts_is_reading_at_once(monkeypatch, dtype, at_once):
+    """To the bit."""
+    vocab_size = 1009
+    pack = ProbePack.build([40, 25], [random_probes(40, 8), random_probes(25, 8, seed=1)])
+    logits = (3 * torch.randn(pack.num_tokens, vocab_size, generator=torch.Generator().manual_seed(0))).to(dtype)
+    monkeypatch.setattr(probe_pack, "READ_AT_ONCE", at_once)
+    rows = pack.rows(all_trace_rows=True)
+    found = read_probes(pack, rows, logits[rows], torch.full((2,), 0.7))
+    assert found == unchunked(pack, logits, 0.7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reading_takes_no_copy_of_all_logits(monkeypatch, dtype):
+    """Eight bytes for each of the logits of a part, however many rows there are."""
+    monkeypatch.setattr(probe_pack, "READ_AT_ONCE", 2**20)
+    peaks = []
+    for num_boundaries in (20, 80):
+        pack = ProbePack.build([400], [random_probes(400, num_boundaries)])
+        rows = pack.rows(all_trace_rows=False)
+        logits = torch.randn(len(rows), 16384, dtype=dtype, generator=torch.Generator().manual_seed(0))
+        assert logits.numel() > 2 * 2**20
+        peaks.append(peak_bytes(lambda: read_probes(pack, rows, logits, torch.ones(1))))  # noqa: B023
+    assert max(peaks) < 1.05 * 8 * 2**20
 
 
 def test_reading_nothing():

@@ -1,11 +1,13 @@
 """One sequence for traces and probes gives the numbers of a sequence for each probe, on several architectures."""
 
 import copy
+import functools
 import itertools
 import math
 
 import pytest
 import torch
+import torch._dynamo.testing
 from peft import LoraConfig, get_peft_model
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import (
@@ -177,6 +179,35 @@ def test_the_tiles_are_the_mask(monkeypatch, sliding_window, tile, lengths):
     assert torch.equal(found, pack.sees(index.unsqueeze(1), index.unsqueeze(0), sliding_window))
 
 
+def capped_model():
+    """Soft-capped, with windows: which needs FlexAttention."""
+    fields = {"sliding_window": WINDOW, "attn_logit_softcapping": 5.0, "attn_implementation": "eager"}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config_of(Gemma2Config, **fields), dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("name", ["qwen3-untied", "gemma2"])
+def test_flex_attention_is_compiled_once_for_packs_of_all_lengths(monkeypatch, name):
+    """The road of a GPU, with a backend that counts: mask and attention once for each window, the first pack too.
+
+    One block of 128 tokens is a case of its own for torch.
+    """
+    counter = torch._dynamo.testing.CompileCounter()
+    torch._dynamo.reset()
+    monkeypatch.setattr(shared_attention, "FLEX_DEVICE", "cpu")
+    monkeypatch.setattr(
+        shared_attention, "_compiled", functools.cache(lambda f: torch.compile(f, dynamic=True, backend=counter))
+    )
+    model = build_model("qwen3-untied") if name != "gemma2" else capped_model()
+    for lengths in ((150,), (41, 150), (30, 220), (150, 9, 50, 33)):
+        traces, probes = cases(lengths)
+        scores, own = run(model, traces, probes, fused=True)
+        assert_same(model, traces, probes, scores, 1e-4)
+        torch.testing.assert_close(own[0], plain_log_probs(model, traces[0], TEMPERATURE), atol=1e-4, rtol=0)
+    assert counter.frame_count == 2 * (1 if name != "gemma2" else 2)
+
+
 def test_a_window_keeps_the_masks_small():
     """A long trace under a short window: strips, and no mask of trace by trace."""
     pack = ProbePack.build([4096], [random_probes(4096, 4)])
@@ -243,7 +274,7 @@ def rope(kind: str, **fields):
         ),
         (config_of(Gemma2Config), "soft-capped", None),
         (config_of(Gemma2Config, attn_logit_softcapping=None), None, None),
-        (config_of(GptOssConfig, num_local_experts=4), "sinks", None),
+        (config_of(GptOssConfig, num_local_experts=4), "sinks", "sinks"),
         (config_of(Qwen3NextConfig), "interface|linear_attention", "interface|linear_attention"),
         (config_of(MiniMaxConfig), "linear_attention", "linear_attention"),
         (MambaConfig(), "interface", "interface"),

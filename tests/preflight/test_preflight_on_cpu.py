@@ -93,6 +93,11 @@ def test_megatron_reads_probes_by_the_server_or_is_warned_about(material):
     assert any("megatron is not installed" in note.message for note in found.findings.unchecked)
     assert found.findings.warnings == []
     found = inspect(_arguments(material, "mode=colocate_async", **config))
+    (fault,) = found.findings.faults
+    assert "every probe would be a sequence of its own" in fault.message and "share prefixes (FSDP" in fault.message
+    fewer = ("algorithm.rredcot.segmentation.num_segments=8", "algorithm.rredcot.self_value.max_closing_tokens=1")
+    fewer = (*fewer, "data.train_batch_size=16", "actor_rollout_ref.actor.ppo_mini_batch_size=16")
+    found = inspect(_arguments(material, "mode=colocate_async", *fewer, **config))
     assert found.choice.label == "actor, separate sequences"
     assert any("sequences of their own" in warning.message for warning in found.findings.warnings)
 

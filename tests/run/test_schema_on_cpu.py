@@ -40,6 +40,7 @@ def test_the_defaults_are_the_method():
         "self_value": {
             "engine": "auto",
             "share_prefix": True,
+            "fuse": "auto",
             "form": "auto",
             "calibration": "auto",
             "proposals": "reference",

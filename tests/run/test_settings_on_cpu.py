@@ -390,6 +390,7 @@ CHANGED = {
     "readout.dim": 3,
     "self_value.engine": "actor",
     "self_value.share_prefix": False,
+    "self_value.fuse": True,
     "self_value.form": "geometric",
     "self_value.calibration": "logistic",
     "self_value.proposals": "union",

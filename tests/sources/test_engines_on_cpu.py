@@ -13,7 +13,7 @@ from rredcot_verl.run.settings import active_settings, parse_block, run_source
 from rredcot_verl.sources.engines import EngineChoice, apply_choice, why_not_shared, why_server_cannot_score
 from tests.passes.architectures import SHAPE, build_model
 
-SHARED = EngineChoice("actor", True, "the training engine can share prefixes")
+SHARED = ("actor", True)
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,10 @@ def choose(config, **self_value) -> EngineChoice:
     return run_source(config, parse_block(config)).choose_engine(config)
 
 
+def who(choice: EngineChoice) -> tuple[str, bool]:
+    return choice.engine, choice.share_prefix
+
+
 ACTOR, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.model"
 OBSTACLES = [
     ({f"{ACTOR}.strategy": "megatron"}, f"{ACTOR}.strategy=megatron"),
@@ -70,9 +74,10 @@ def test_a_run_with_fsdp_shares(config, values):
     put(config, values)
     assert why_not_shared(config) is None
     for asked in ("auto", "actor"):
-        assert choose(config, engine=asked) == SHARED
+        choice = choose(config, engine=asked)
+        assert who(choice) == SHARED and "the training engine can share prefixes; " in choice.reason
     # A run whose choice was written down is one that shares.
-    apply_choice(config, SHARED)
+    apply_choice(config, choice)
     assert why_not_shared(config) is None
 
 
@@ -107,7 +112,7 @@ CANNOT_SCORE = [
 def test_servers_that_cannot_score(config, values, reason):
     put(config, values)
     assert reason in why_server_cannot_score(config)
-    assert choose(config, engine="auto") == SHARED
+    assert who(choose(config, engine="auto")) == SHARED
     # With no one else to ask, each probe is a sequence of its own.
     put(config, {f"{ACTOR}.strategy": "megatron"})
     choice = choose(config, engine="auto")
@@ -123,7 +128,7 @@ def test_servers_that_can_score(config, name):
     assert why_server_cannot_score(config) is None
     choice = choose(config, engine="rollout")
     assert (choice.engine, choice.share_prefix) == ("rollout", False)
-    assert choose(config, engine="auto") == SHARED
+    assert who(choose(config, engine="auto")) == SHARED
     choice = choose(config, engine="auto", share_prefix=False)
     assert (choice.engine, choice.share_prefix) == ("actor", False) and "share_prefix=False" in choice.reason
 
@@ -168,6 +173,67 @@ def test_the_choice_is_written_where_the_workers_read_it(config, asked, model_ty
     assert config.actor_rollout_ref.model.get("model_type", "language_model") == model_type
 
 
+ATTENTION = f"{MODEL}.override_config.attn_implementation"
+APART = "in a pass of their own, old_log_prob is verl's: the policy attends with "
+FUSED = "in the pass that computes old_log_prob: "
+
+
+@pytest.mark.parametrize(
+    "device, attention, fuse, words",
+    [
+        # verl's default.
+        ("cuda", None, False, f"{APART}flash_attention_2, probes with flex_attention"),
+        ("cuda", "sdpa", False, f"{APART}sdpa, probes with flex_attention"),
+        ("cuda", "flex_attention", True, f"{FUSED}both attend with flex_attention"),
+        ("cpu", "sdpa", True, f"{FUSED}both attend with sdpa"),
+        ("cpu", "eager", False, f"{APART}eager, probes with sdpa"),
+    ],
+)
+def test_probes_join_a_pass_of_the_same_attention(config, caplog, device, attention, fuse, words):
+    put(config, {"trainer.device": device} | ({} if attention is None else {ATTENTION: attention}))
+    choice = choose(config)
+    assert choice.fuse is fuse and choice.reason.endswith(f"self_value.fuse=auto: {words}")
+    assert words in caplog.text
+    apply_choice(config, choice)
+    assert parse_block(config).self_value.fuse is fuse
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_is_asked_of_the_pass_is_done_and_its_price_said(config, asked):
+    choice = choose(config, fuse=asked)
+    assert choice.fuse is asked and f"self_value.fuse={asked}: in " in choice.reason
+    assert ("the ratio of the first update is not exactly 1" in choice.reason) is asked
+
+
+SEPARATE = {"data.train_batch_size": 64, "actor_rollout_ref.rollout.n": 8, "data.max_response_length": 2048}
+
+
+@pytest.mark.parametrize(
+    "num_segments, proposals, refused", [(32, "reference", False), (33, "reference", True), (9, "union", True)]
+)
+def test_separate_sequences_are_refused_above_an_estimate(config, num_segments, proposals, refused):
+    """512 responses, 4 closing tokens and 1024 tokens each: 2**26 tokens with 32 boundaries and one answer."""
+    block = "algorithm.rredcot"
+    asked = {f"{block}.segmentation.num_segments": num_segments, f"{block}.self_value.proposals": proposals}
+    put(config, SEPARATE | asked | {f"{ACTOR}.strategy": "megatron", "trainer.v1.trainer_mode": "separate_async"})
+    if not refused:
+        assert who(choose(config)) == ("actor", False)
+        return
+    with pytest.raises(ValueError, match=f"strategy=megatron: every probe.*{num_segments} boundaries.*num_segments,"):
+        choose(config)
+
+
+def test_what_does_not_apply_is_said(config):
+    put(config, {"algorithm.rollout_correction.bypass_mode": True})
+    choice = choose(config, fuse=True)
+    assert not choice.fuse and choice.reason.endswith(
+        "fuse=True: in a pass of their own, there is none for old_log_prob"
+    )
+    choice = choose(config, share_prefix=False)
+    assert not choice.fuse and choice.reason.endswith("self_value.fuse=True does not apply")
+    assert "fuse" not in choose(config, fuse="auto").reason
+
+
 def test_the_choice_can_be_written_where_the_block_is_not_declared(config):
     with open_dict(config):
         del config.algorithm["rredcot"]
@@ -183,7 +249,7 @@ def test_probes_and_hidden_states_come_from_one_pass(config):
     put(config, WITH_HIDDEN)
     choice = choose(config)
     assert (choice.engine, choice.share_prefix, choice.label) == ("actor", True, "actor, shared prefix")
-    assert choice.reason == "hidden states are read in the same pass"
+    assert choice.reason.startswith("hidden states are read in the same pass; ")
 
 
 @pytest.mark.parametrize(

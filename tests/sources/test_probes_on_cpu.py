@@ -389,6 +389,26 @@ def test_probes_as_sequences_of_their_own(world, model, monkeypatch, num_ranks, 
     assert highs[1] == [values[1][0], max(values[1][:2]), max(values[1])]
 
 
+def test_ranks_get_sequences_of_equal_length(monkeypatch):
+    """As many each, the longest spread; results in the order asked."""
+    lengths = [900, 10, 800, 20, 700, 30, 5, 600, 40, 50, 15]
+
+    class Workers(SequenceWorkers):
+        def compute_log_prob(self, data):
+            rows = list(data["input_ids"].unbind())
+            per_rank = len(rows) // self.num_ranks
+            self.tokens = [sum(map(len, rows[first : first + per_rank])) for first in range(0, len(rows), per_rank)]
+            return {"log_probs": torch.nested.as_nested_tensor([row.float() for row in rows], layout=torch.jagged)}
+
+    workers = Workers(None, 4)
+    sequences = [[number] * length for number, length in enumerate(lengths)]
+    found = list(SeparateSequences(workers.as_workers()).log_probs(sequences))
+    assert [row.tolist() for row in found] == sequences
+    assert max(workers.tokens) - min(workers.tokens) <= max(lengths)
+    # In the order they came, the first rank would have had 1710 of them and the last 65.
+    assert max(workers.tokens) < 1000
+
+
 def test_fewer_closing_tokens_give_a_lower_bound(world, model):
     rows = []
     for count in (64, 2, 1):
@@ -404,7 +424,9 @@ def test_fewer_closing_tokens_give_a_lower_bound(world, model):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_the_training_engine_is_asked_for(world, monkeypatch, name):
-    assert source_of(name, self_value=RANGE).passes(world.recorded()) == (PassRequest("probes"),)
+    assert source_of(name, self_value=RANGE).passes(world.recorded()) == (PassRequest("probes", fuses=False),)
+    fused = source_of(name, self_value=RANGE | {"fuse": True})
+    assert fused.passes(world.recorded()) == (PassRequest("probes", fuses=True),)
     # Nothing of a pass where every probe is a sequence of its own, and nothing at all where nothing waits.
     assert source_of(name, **SETTINGS).passes(world.recorded()) == ()
     done = World(monkeypatch, DONE)
@@ -427,7 +449,7 @@ def test_with_a_hidden_feature_one_pass_reads_both(monkeypatch):
     assert plan.rows["rredcot_hidden_positions"] == starts
     hidden = PassRequest("hidden", (1, 6, 0))
     recorded = World(monkeypatch, [plan.record, None]).recorded()
-    assert agent.source.passes(recorded) == (PassRequest("probes"), hidden)
+    assert agent.source.passes(recorded) == (PassRequest("probes", fuses=False), hidden)
     # Hidden states are read of what the server has valued, too.
     assert agent.source.passes(World(monkeypatch, DONE).recorded()) == (hidden,)
 

@@ -18,18 +18,22 @@ MODES = {
     "colocate_async": PPOTrainerColocateAsync,
     "separate_async": PPOTrainerSeparateAsync,
 }
-ACTOR = {"engine": "actor"}
+ACTOR = {"engine": "actor", "fuse": True}
 PROBES, HIDDEN = ("probes", ()), ("hidden", (-2, 64, 0))
 ATTENTION, GRADIENT = ("attention", ("all",)), ("gradient", ("input_x_gradient", 8))
 SHARED = ("rredcot", {"self_value": ACTOR})
+APART = ("rredcot", {"self_value": ACTOR | {"fuse": False}})
 SEPARATE = ("rredcot", {"self_value": ACTOR | {"share_prefix": False}})
 BOTH = ("rredcot", {"self_value": ACTOR | {"calibration": "logistic"}, "readout": {"use_hidden": True}})
+BOTH_APART = ("rredcot", BOTH[1] | {"self_value": BOTH[1]["self_value"] | {"fuse": False}})
 # A run's source, what is asked for in verl's pass or before it, and what is where there is none.
 RUNS = [
     (SHARED, [((PROBES,), False)], [((PROBES,), True)]),
+    (APART, [((PROBES,), True), OWN], [((PROBES,), True)]),
     (SEPARATE, [SEQUENCES, OWN], [SEQUENCES]),
     (("rredcot", {"self_value": {"form": "hidden"}}), [((HIDDEN,), False)], [((HIDDEN,), True)]),
     (BOTH, [((PROBES, HIDDEN), False)], [((PROBES, HIDDEN), True)]),
+    (BOTH_APART, [((PROBES, HIDDEN), True), OWN], [((PROBES, HIDDEN), True)]),
     (("attention_attribution", {}), [((ATTENTION,), True), OWN], [((ATTENTION,), True)]),
     (("gradient_attribution", {}), [((GRADIENT,), True), OWN], [((GRADIENT,), True)]),
     (("leave_one_out", {}), [SEQUENCES, OWN], [SEQUENCES]),

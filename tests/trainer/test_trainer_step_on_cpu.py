@@ -276,8 +276,9 @@ def test_who_measures_is_settled_with_the_tokenizer(monkeypatch, tmp_path, caplo
     monkeypatch.setattr(PPOTrainer, "__init__", init)
     monkeypatch.setattr(PPOTrainer, "_init_tokenizer", lambda self: setattr(self, "tokenizer", byte_level()))
     trainer = TRAINER_REGISTRY["sync"](config)
-    assert trainer._engine == EngineChoice("actor", True, "the training engine can share prefixes")
+    assert (trainer._engine.engine, trainer._engine.share_prefix, trainer._engine.fuse) == ("actor", True, False)
     assert trainer._source.settings.self_value.engine == config.algorithm.rredcot.self_value.engine == "actor"
+    assert trainer._source.settings.self_value.fuse is False
     assert config.actor_rollout_ref.model.model_type == MODEL_TYPE
     assert "credit.form=critic (lambda 1.0, gamma 1.0) on values with self_value.calibration=logistic" in caplog.text
     config.algorithm.adv_estimator = "grpo"
