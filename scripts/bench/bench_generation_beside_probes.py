@@ -25,36 +25,30 @@ from typing import Any
 import vllm
 from plumbing import machine, parser, save
 
-from rredcot_verl.servers.probe_queue import ProbeQueue, Turns
+from rredcot_verl.servers.probe_queue import ProbeQueue
+from tests.servers.simulated_engine import Unbounded
 from tests.servers.vllm_server import LocalServer, make_model, serve
 
 NUM_PROMPT, NUM_TRACE, OPENING, CLOSING = 40, 200, (33, 34, 35), tuple(range(10, 98))
 ANSWERS = ((5, 6, 7), (5, 9, 9))
 
 
-class Unbounded(ProbeQueue):
-    """No rule but a number of requests."""
-
-    def __init__(self, max_requests: int) -> None:
-        super().__init__(max_requests)
-        self._traces = Turns(lambda: sys.maxsize)
-
-    def _request_limit(self) -> int:
-        return self._max_requests
-
-
 def cpu_seconds() -> float:
-    """Of this process and of those it started, user and system."""
-    own, total = os.getpid(), 0
+    """Of this process and all that come from it, user and system."""
+    parents, ticks = {}, {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
                 fields = (folder / "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue
-            if int(folder.name) == own or int(fields[1]) == own:
-                total += int(fields[11]) + int(fields[12])
-    return total / os.sysconf("SC_CLK_TCK")
+            parents[int(folder.name)] = int(fields[1])
+            ticks[int(folder.name)] = int(fields[11]) + int(fields[12])
+
+    def is_ours(process: int) -> bool:
+        return process == os.getpid() or (process in parents and is_ours(parents[process]))
+
+    return sum(ticks[process] for process in ticks if is_ours(process)) / os.sysconf("SC_CLK_TCK")
 
 
 async def generate(server: LocalServer, rows: int, tokens: int, with_text: bool) -> None:

@@ -7,6 +7,7 @@ waits for what is decided by our own server and client.
 import asyncio
 import functools
 import random
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import Any
 from rredcot_verl.probes.elicitation import Probe
 from rredcot_verl.servers import vllm_tree
 from rredcot_verl.servers.client import ProbeReader
-from rredcot_verl.servers.probe_queue import ProbeQueue
+from rredcot_verl.servers.probe_queue import FULL_LOAD, ProbeQueue, Turns
 from rredcot_verl.servers.probe_requests import parse_probes
 from rredcot_verl.servers.probing_server import ProbingServerMixin
 from rredcot_verl.servers.vllm_requests import read_probes
@@ -265,10 +266,34 @@ class Server(ProbingServerMixin, Generation):
         return SimpleNamespace(outputs=[completion], num_cached_tokens=row.num_cached)
 
 
+class Unbounded(ProbeQueue):
+    """No rule but a number of requests: what is measured against."""
+
+    def __init__(self, max_requests: int) -> None:
+        super().__init__(max_requests)
+        self._traces = Turns(lambda: sys.maxsize)
+
+    def _request_limit(self) -> int:
+        return self._max_requests
+
+
 @dataclass
 class Outcome:
-    """A simulated step: seconds, tokens, traces."""
+    """A simulated step.
 
+    Attributes:
+        loaded: Until when at least `FULL_LOAD` responses were generated, seconds.
+        generated: When the last response was there, seconds.
+        read: When the last probe was read, seconds.
+        num_preempted: Rows that the engine put back.
+        num_traces: Responses.
+        num_recomputed_traces: Those of whose prefix something was computed again.
+        num_recomputed_tokens: Tokens that were.
+        waits: Of each trace, seconds.
+        longest: From a response to its last probe, seconds.
+    """
+
+    loaded: float = 0.0
     generated: float = 0.0
     read: float = 0.0
     num_preempted: int = 0
@@ -321,6 +346,9 @@ def simulate(
         async def roll_out(trace: int, length: int) -> None:
             await server.generate([trace] * num_prompt, {"max_tokens": length}, f"{trace}")
             outcome.generated = finished = loop.time()
+            left.remove(trace)
+            if len(left) >= FULL_LOAD:
+                outcome.loaded = finished
             if make_queue is None:
                 return
             probes = probes_of(length, num_prompt, num_segments)
@@ -331,6 +359,7 @@ def simulate(
             outcome.waits.append(reading.waiting_seconds)
             outcome.longest = max(outcome.longest, loop.time() - finished)
 
+        left = set(range(len(lengths)))
         stepping = asyncio.create_task(engine.run())
         await asyncio.gather(*[roll_out(trace, length) for trace, length in enumerate(lengths)])
         stepping.cancel()
