@@ -116,7 +116,10 @@ async def bench(args: argparse.Namespace) -> list[dict[str, Any]]:
                 ]
                 report(
                     {"rows": rows, "way": way}
-                    | {key: statistics.median(mine[key] / alone[key] for mine, alone in pairs) for key in ("wall", "cpu")}
+                    | {
+                        key: statistics.median(mine[key] / alone[key] for mine, alone in pairs)
+                        for key in ("wall", "cpu")
+                    }
                 )
     return results
 
