@@ -165,8 +165,8 @@ class SelfValueConfig(Block):
         ge=1,
         le=64,
         description="actor with separate sequences only: most closing tokens summed, one sequence each. A shared "
-        "prefix and the rollout servers sum all of them; vLLM without our logits processor 128 at least and all that ever "
-        "had probability (see rredcot/lost_closing_mass).",
+        "prefix and the rollout servers sum all of them; vLLM without our logits processor 128 at least and all that "
+        "ever had probability (see rredcot/lost_closing_mass).",
     )
     score_opening: bool = Field(
         False,
@@ -193,8 +193,8 @@ class SelfValueConfig(Block):
     max_concurrency: int = Field(
         64,
         ge=1,
-        description="rollout: traces sent to the servers at once, per agent loop worker. A server reads four at a time; "
-        "beside 64 responses or more it sends one request at a time to its engine, and more as fewer are generated.",
+        description="rollout: traces sent to the servers at once, per agent loop worker. A server reads four at a "
+        "time; beside 64 responses or more it has one request of theirs under way, and more as fewer are generated.",
     )
 
     @model_validator(mode="after")

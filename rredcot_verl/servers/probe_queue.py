@@ -94,8 +94,8 @@ class Progress:
 class ProbeQueue:
     """What one rollout server does at once of what it is asked.
 
-    The more responses are generated, the fewer requests of probes are under way. Traces wait for their turn, the last to
-    come first: its prefix is the one most likely to be in the cache still.
+    The more responses are generated, the fewer requests of probes are under way. Traces wait for their turn, the last
+    to come first: its prefix is the one most likely to be in the cache still.
 
     Args:
         max_requests: Most requests of probes under way.

@@ -4,9 +4,9 @@ Owner: the core maintainers. Makes a table of docs/results/rollout_scoring.md. L
 
     PYTHONPATH=. python scripts/bench/simulate_probing.py [--responses 1024 --median 1500 --longest 8192 --blocks 20000]
 
-Log-normal lengths (sigma 0.8, cut at the longest), eight workers, ten segments a trace, two answers a segment that share
-their opening: 30 requests a trace. The engine is `tests/servers/simulated_engine.py`: vLLM's scheduler and prefix cache
-over a formula for a step's seconds; the waiting is that of our server and client themselves.
+Log-normal lengths (sigma 0.8, cut at the longest), eight workers, ten segments a trace, two answers a segment that
+share their opening: 30 requests a trace. The engine is `tests/servers/simulated_engine.py`: vLLM's scheduler and prefix
+cache over a formula for a step's seconds; the waiting is that of our server and client themselves.
 """
 
 import argparse

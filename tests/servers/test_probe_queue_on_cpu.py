@@ -149,16 +149,15 @@ def test_an_engine_that_stands_still_fails_the_traces_that_wait_and_takes_later_
 
 def test_a_step_under_memory_pressure():
     """1024 responses, eight workers, a cache of an eighth of what they write."""
-    lengths = lengths_of(1024, median=150, longest=1500)
+    lengths = lengths_of(1024, median=120, longest=1200)
     size = Size(num_blocks=sum(lengths) // 8 // 16)
     alone = simulate(lengths, size, None)
     # Far less than a trace waits: what counts is that something is finished.
-    ours = simulate(lengths, size, lambda: ProbeQueue(64), timeout_s=20.0)
+    ours = simulate(lengths, size, lambda: ProbeQueue(64), timeout_s=20.0, num_segments=4)
     assert len(ours.waits) == 1024 and ours.longest > 20.0
-    assert alone.num_preempted > 0
-    loaded = simulate(lengths, size, lambda: Unbounded(64), timeout_s=10**6)
-    # While 64 responses or more were left; the rest is where the backlog is read.
-    assert ours.loaded < 1.05 * alone.loaded < loaded.loaded
-    # Each prefix that was lost is computed about once, and not for request after request.
-    assert ours.num_recomputed_tokens < 1.2 * sum(lengths) < loaded.num_recomputed_tokens
-    assert ours.read < loaded.read
+    unbounded = simulate(lengths, size, lambda: Unbounded(64), timeout_s=10**6, num_segments=4)
+    # While 64 responses or more were left, of which some were put back for want of room.
+    assert alone.num_preempted > 0 and ours.loaded < 1.05 * alone.loaded
+    # A prefix that was lost is computed about once, and not for request after request.
+    assert ours.num_recomputed_tokens < 1.2 * sum(lengths) < unbounded.num_recomputed_tokens
+    assert ours.generated < unbounded.generated and ours.read < unbounded.read
