@@ -158,6 +158,7 @@ def test_a_step_under_memory_pressure():
     unbounded = simulate(lengths, size, lambda: Unbounded(64), timeout_s=10**6, num_segments=4)
     # While 64 responses or more were left, of which some were put back for want of room.
     assert alone.num_preempted > 0 and ours.loaded < 1.05 * alone.loaded
-    # A prefix that was lost is computed about once, and not for request after request.
-    assert ours.num_recomputed_tokens < 1.2 * sum(lengths) < unbounded.num_recomputed_tokens
+    # A prefix that was lost is computed once, and not for request after request.
+    num_tokens = sum(length + 100 for length in lengths)
+    assert ours.num_recomputed_tokens < num_tokens < unbounded.num_recomputed_tokens / 5
     assert ours.generated < unbounded.generated and ours.read < unbounded.read
