@@ -1,7 +1,8 @@
 """The contract with verl: the version it was read from, and every symbol relied on.
 
 One table, checked by the doctor and by a test; another test checks that the package imports nothing of verl that is not
-in it. Attribute paths are followed from the module; parameters are those we pass or override.
+in it. Attribute paths are followed from the module; parameters are those we pass or override. What only instances have
+is looked for in the code of their class's methods.
 """
 
 import importlib
@@ -142,7 +143,9 @@ CPU_SYMBOLS: dict[str, tuple[str, ...]] = {
 SERVER_SYMBOLS: dict[str, tuple[str, ...]] = {
     "verl.workers.rollout.replica:RolloutReplicaRegistry.register": ("name", "loader"),
     "verl.workers.rollout.replica:RolloutReplicaRegistry.get": ("name",),
+    "verl.workers.rollout.replica:RolloutReplica.max_concurrency": (),
     "verl.workers.rollout.replica:TokenOutput": ("token_ids", "stop_reason", "extra_fields"),
+    "verl.workers.config:RolloutConfig": ("max_num_seqs", "max_model_len", "scheduling_policy"),
 }
 """What the rollout servers that read probes rely on besides, whichever backend is installed."""
 
@@ -150,6 +153,7 @@ _VLLM_SERVER = "verl.workers.rollout.vllm_rollout.vllm_async_server"
 
 VLLM_SYMBOLS: dict[str, tuple[str, ...]] = {
     f"{_VLLM_SERVER}:vLLMReplica": ("replica_rank", "config", "model_config"),
+    f"{_VLLM_SERVER}:vLLMReplica.server_class": (),
     f"{_VLLM_SERVER}:vLLMHttpServer": ("config", "model_config"),
     f"{_VLLM_SERVER}:vLLMHttpServer.generate": (
         "prompt_ids",
@@ -159,22 +163,52 @@ VLLM_SYMBOLS: dict[str, tuple[str, ...]] = {
         "video_data",
     ),
     f"{_VLLM_SERVER}:vLLMHttpServer._park_until_admitted": ("request_id",),
+    f"{_VLLM_SERVER}:vLLMHttpServer._admitting": (),
+    f"{_VLLM_SERVER}:vLLMHttpServer.config": (),
+    f"{_VLLM_SERVER}:vLLMHttpServer.engine": (),
+    f"{_VLLM_SERVER}:vLLMHttpServer.global_steps": (),
     f"{_VLLM_SERVER}:vLLMHttpServer.lora_as_adapter": (),
     "verl.workers.rollout.vllm_rollout.utils:VLLM_LORA_INT_ID": (),
     "verl.workers.rollout.vllm_rollout.utils:VLLM_LORA_NAME": (),
     "verl.workers.rollout.vllm_rollout.utils:VLLM_LORA_PATH": (),
-    "vllm:SamplingParams": ("max_tokens", "temperature", "top_p", "top_k", "logprob_token_ids", "detokenize"),
-    "vllm.config:VllmConfig": (),
+    "vllm:SamplingParams": (
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "stop",
+        "ignore_eos",
+        "logprob_token_ids",
+        "detokenize",
+        "output_kind",
+        "extra_args",
+    ),
+    "vllm.config:VllmConfig": ("model_config", "cache_config"),
+    "vllm.config:ModelConfig": ("logits_processors", "logprobs_mode"),
+    "vllm.config:ModelConfig.get_vocab_size": (),
+    "vllm.config:CacheConfig": ("block_size",),
     "vllm.inputs:TokensPrompt": (),
     "vllm.lora.request:LoRARequest": ("lora_name", "lora_int_id", "lora_path"),
     "vllm.sampling_params:MAX_LOGPROB_TOKEN_IDS": (),
     "vllm.sampling_params:RequestOutputKind.FINAL_ONLY": (),
     "vllm.outputs:RequestOutput": ("outputs", "num_cached_tokens"),
-    "vllm.outputs:CompletionOutput": ("logprobs", "finish_reason"),
-    "vllm.v1.engine.async_llm:AsyncLLM.generate": ("sampling_params", "request_id", "lora_request", "priority"),
+    "vllm.outputs:CompletionOutput": ("token_ids", "logprobs", "finish_reason"),
+    "vllm.logprobs:Logprob": ("logprob",),
+    "vllm.v1.engine.async_llm:AsyncLLM.generate": (
+        "prompt",
+        "sampling_params",
+        "request_id",
+        "lora_request",
+        "priority",
+    ),
     "vllm.v1.engine.async_llm:AsyncLLM.list_loras": (),
+    "vllm.v1.engine.async_llm:AsyncLLM.model_config": (),
+    "vllm.v1.engine.async_llm:AsyncLLM.vllm_config": (),
     "vllm.v1.sample.logits_processor:BatchUpdate": (),
     "vllm.v1.sample.logits_processor:LogitsProcessor": ("vllm_config", "device", "is_pin_memory"),
+    "vllm.v1.sample.logits_processor:LogitsProcessor.apply": ("logits",),
+    "vllm.v1.sample.logits_processor:LogitsProcessor.is_argmax_invariant": (),
+    "vllm.v1.sample.logits_processor:LogitsProcessor.update_state": ("batch_update",),
     "vllm.v1.sample.logits_processor:process_dict_updates": ("req_entries", "batch_update", "new_state"),
 }
 """What our vLLM server relies on. Can be looked up only where vllm is installed."""
@@ -188,6 +222,10 @@ SGLANG_SYMBOLS: dict[str, tuple[str, ...]] = {
         "image_data",
         "video_data",
     ),
+    "verl.workers.rollout.sglang_rollout.async_sglang_server:SGLangHttpServer._disaggregation_role": (),
+    "verl.workers.rollout.sglang_rollout.async_sglang_server:SGLangHttpServer.global_steps": (),
+    "verl.workers.rollout.sglang_rollout.async_sglang_server:SGLangHttpServer.lora_as_adapter": (),
+    "verl.workers.rollout.sglang_rollout.async_sglang_server:SGLangHttpServer.tokenizer_manager": (),
     "verl.workers.rollout.sglang_rollout.utils:SGLANG_LORA_NAME": (),
     "sglang.srt.managers.io_struct:GenerateReqInput": (
         "input_ids",
@@ -214,6 +252,8 @@ def _check_symbol(name: str, parameters: tuple[str, ...]) -> str | None:
     try:
         found = importlib.import_module(module_name)
         for attribute in path.split("."):
+            if _is_of_instances(found, attribute):
+                return None
             found = getattr(found, attribute)
     except (ImportError, AttributeError) as error:
         return f"{name}: {error}"
@@ -223,3 +263,11 @@ def _check_symbol(name: str, parameters: tuple[str, ...]) -> str | None:
         known = set(inspect.signature(found).parameters)
     missing = [parameter for parameter in parameters if parameter not in known]
     return f"{name}: has no {', '.join(missing)}" if missing else None
+
+
+def _is_of_instances(found: object, attribute: str) -> bool:
+    """Whether a class has an attribute only when it is made: some method of it names it."""
+    if not inspect.isclass(found) or hasattr(found, attribute):
+        return False
+    methods = [method for base in found.__mro__ for method in vars(base).values() if inspect.isfunction(method)]
+    return any(attribute in method.__code__.co_names for method in methods)

@@ -17,7 +17,7 @@ from rredcot_verl.passes.protocol import NOTHING
 from rredcot_verl.probes.elicitation import Elicitation
 from rredcot_verl.probes.vocabulary import Vocabulary
 from rredcot_verl.run.settings import max_sequence_length, parse_block, reward_penalty, run_source
-from rredcot_verl.servers.client import ProbingTimeout
+from rredcot_verl.servers.probe_queue import ProbingTimeout
 from rredcot_verl.sources.group import Group
 from rredcot_verl.sources.record import KEY, Plan, Record, Status
 from rredcot_verl.sources.response import AgentTools, Response

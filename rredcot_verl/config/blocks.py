@@ -172,7 +172,8 @@ class SelfValueConfig(Block):
         ge=1,
         le=64,
         description="actor with separate sequences only: most closing tokens summed, one sequence each. A shared "
-        "prefix and the rollout servers sum all of them; vLLM the 128 likeliest, or all with our logits processor.",
+        "prefix and the rollout servers sum all of them; vLLM without our logits processor 128 at least and all that "
+        "ever had probability (see rredcot/lost_closing_mass).",
     )
     score_opening: bool = Field(
         False,
@@ -191,13 +192,16 @@ class SelfValueConfig(Block):
         "verl's DAPO score. verl's own penalty for overlong responses may go below it.",
     )
     timeout_s: float = Field(
-        600.0, gt=0, description="rollout: seconds after which the scoring of a trace that is under way has failed."
+        600.0,
+        gt=0,
+        description="rollout: a trace has failed when its server has finished no request of any kind, responses among "
+        "them, for so many seconds. Waiting for a turn is no failure.",
     )
     max_concurrency: int = Field(
         64,
         ge=1,
-        description="rollout: traces being scored at once, per agent loop worker. A vLLM server gives their requests "
-        "at most a quarter of max_num_seqs.",
+        description="rollout: traces sent to the servers at once, per agent loop worker. A server reads four at a "
+        "time; beside 64 responses or more it has one request of theirs under way, and more as fewer are generated.",
     )
 
     @model_validator(mode="after")

@@ -15,7 +15,8 @@ from verl.workers.rollout.replica import TokenOutput
 
 from rredcot_verl.cpu.language_model import RolloutModel
 from rredcot_verl.cpu.sampling import SamplingParams, parse_sampling_params
-from rredcot_verl.servers.probe_requests import parse_probes, refuse_media
+from rredcot_verl.servers.probe_queue import Progress
+from rredcot_verl.servers.probe_requests import parse_probes, refuse_media, timeout_of
 
 # Requests of a step come one by one over some tenths of a second, as their sender gets to them. A batch is taken when
 # none came for the first of these, or at the latest after the second: a pass over many sequences costs little more
@@ -81,6 +82,7 @@ class RolloutServer:
         self._queue: asyncio.Queue[_Request] = asyncio.Queue()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollout-model")
         self._dispatcher: asyncio.Task | None = None
+        self._progress = Progress()
         self._in_flight: set[asyncio.Future] = set()
         self._asleep: set[str] = set()
         self._admitting = asyncio.Event()
@@ -115,6 +117,7 @@ class RolloutServer:
         Raises:
             ValueError: The request asks for what this server cannot do.
             RuntimeError: The server is asleep, or closed to new requests.
+            ProbingTimeout: No batch was done within the `timeout_s` of `read_probes`.
         """
         refuse_media("the CPU rollout server", {"image_data": image_data, "video_data": video_data, **kwargs})
         prompt_ids = [int(token) for token in prompt_ids]
@@ -220,7 +223,9 @@ class RolloutServer:
         if longest > self._limits.context_length:
             raise ValueError(f"a probe ends at token {longest}, the model has {self._limits.context_length} positions")
         read = functools.partial(self._model.read_probes, temperature=temperature)
-        return self._output([], probe_log_probs=await self._submit(read, prompt_ids, probes, ("probes", temperature)))
+        submitted = self._submit(read, prompt_ids, probes, ("probes", temperature))
+        results = await self._progress.watch(submitted, timeout_of(sampling_params))
+        return self._output([], probe_log_probs=results)
 
     def _output(
         self, token_ids: list[int], log_probs: list[float] | None = None, aborted: bool = False, **fields: Any
@@ -269,6 +274,7 @@ class RolloutServer:
         running = asyncio.get_running_loop().run_in_executor(self._executor, batch[0].compute, prompts, arguments)
         # Whatever goes wrong belongs to the requests that caused it; the server goes on.
         await asyncio.wait([running])
+        self._progress.made()
         error = running.exception()
         for number, request in enumerate(batch):
             # The caller may have gone (its Ray call was cancelled): the future is done then.

@@ -22,12 +22,14 @@ class ProbeScore:
         closing_log_prob: Log-probability that the answer ends there, nats, summed over the closing tokens.
         num_forward_tokens: Tokens computed for it that the trace itself had not computed.
         num_recomputed_tokens: Tokens of the trace computed once more, because the server's cache had lost them.
+        lost_closing_mass: Probability of the closing tokens that the server leaves out, where it measured it; else 0.
     """
 
     token_log_probs: Sequence[float]
     closing_log_prob: float
     num_forward_tokens: int
     num_recomputed_tokens: int = 0
+    lost_closing_mass: float = 0.0
 
 
 class ProbePlace(NamedTuple):

@@ -51,7 +51,7 @@ def parse_probes(sampling_params: Mapping[str, Any], num_prompt_tokens: int) -> 
 
     Args:
         sampling_params: `read_probes` (a list of dicts `position`, `token_ids` and, if wanted, `closing_token_ids`
-            and `scored_from`), and `temperature` and `max_tokens` if given. Nothing is generated.
+            and `scored_from`), and `temperature`, `max_tokens` and `timeout_s` if given. Nothing is generated.
         num_prompt_tokens: Length of the trace, tokens.
 
     Returns:
@@ -60,14 +60,19 @@ def parse_probes(sampling_params: Mapping[str, Any], num_prompt_tokens: int) -> 
     Raises:
         ValueError: A field is unknown, missing or out of range.
     """
-    unknown = sorted(sampling_params.keys() - {"read_probes", "temperature", "max_tokens"})
+    unknown = sorted(sampling_params.keys() - {"read_probes", "temperature", "max_tokens", "timeout_s"})
     if unknown:
-        raise ValueError(f"read_probes takes temperature and max_tokens beside it, got {', '.join(unknown)}")
+        raise ValueError(f"read_probes takes temperature, max_tokens and timeout_s beside it, got {', '.join(unknown)}")
     temperature = float(sampling_params.get("temperature", 1.0))
     if temperature <= 0:
         raise ValueError(f"read_probes needs a positive temperature, got {temperature}")
     given = enumerate(sampling_params["read_probes"])
     return [_parse_probe(f"read_probes[{index}]", probe, num_prompt_tokens) for index, probe in given], temperature
+
+
+def timeout_of(sampling_params: Mapping[str, Any]) -> float:
+    """Seconds after which a server that finishes nothing has failed; without end where not given."""
+    return float(sampling_params.get("timeout_s", math.inf))
 
 
 def _parse_probe(name: str, probe: Mapping[str, Any], num_prompt_tokens: int) -> Probe:

@@ -3,7 +3,6 @@
 Written against the interface of SGLang 0.5.12 and of verl 0.9.1's server for it; not run with SGLang.
 """
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from sglang.srt.managers.io_struct import GenerateReqInput
 from verl.workers.rollout.sglang_rollout.async_sglang_server import SGLangHttpServer, SGLangReplica
 from verl.workers.rollout.sglang_rollout.utils import SGLANG_LORA_NAME
 
+from rredcot_verl.servers.probe_queue import ProbeQueue
 from rredcot_verl.servers.probing_server import ProbingServerMixin
 from rredcot_verl.servers.sglang_requests import parse_request, read_probes
 
@@ -27,7 +27,7 @@ class ProbingSGLangHttpServer(ProbingServerMixin, SGLangHttpServer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._probe_slots = asyncio.Semaphore(MAX_PROBES_UNDER_WAY)
+        self.probe_queue = ProbeQueue(MAX_PROBES_UNDER_WAY)
 
     async def _read_probes(
         self, trace_ids: list[int], sampling_params: dict[str, Any], request_id: str
@@ -35,13 +35,14 @@ class ProbingSGLangHttpServer(ProbingServerMixin, SGLangHttpServer):
         if self._disaggregation_role != "null":
             raise ValueError("read_probes needs one engine that prefills and decodes: set disaggregation.enabled=false")
         probes = parse_request(sampling_params, len(trace_ids))
-        return await read_probes(self._send, trace_ids, probes, self._probe_slots)
+        return await read_probes(self._send, trace_ids, probes)
 
     async def _send(self, fields: dict[str, Any]) -> Mapping[str, Any]:
         request = GenerateReqInput(**fields)
         if self.lora_as_adapter:
             request.lora_path = SGLANG_LORA_NAME
-        return await self.tokenizer_manager.generate_request(request, None).__anext__()
+        async with self.probe_queue.request():
+            return await self.tokenizer_manager.generate_request(request, None).__anext__()
 
 
 class ProbingSGLangReplica(SGLangReplica):
@@ -50,3 +51,8 @@ class ProbingSGLangReplica(SGLangReplica):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.server_class = ray.remote(ProbingSGLangHttpServer)
+
+    @property
+    def max_concurrency(self) -> int:
+        """See `ProbingVLLMReplica`."""
+        return 2 * super().max_concurrency

@@ -13,7 +13,6 @@ A probe is one request without generation. With s = `logprob_start_len` and n in
 - reads input log-probabilities at temperature 1, whatever the request's temperature.
 """
 
-import asyncio
 import functools
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -121,9 +120,7 @@ def _numbers(entries: Sequence[Sequence[Any]]) -> list[float]:
     return values
 
 
-async def read_probes(
-    send: Send, trace_ids: Sequence[int], probes: Sequence[Probe], slots: asyncio.Semaphore
-) -> list[dict[str, Any]]:
+async def read_probes(send: Send, trace_ids: Sequence[int], probes: Sequence[Probe]) -> list[dict[str, Any]]:
     """Reads the probes of a trace, one request each.
 
     The probe with the longest prefix goes first, alone: what the cache has lost of the trace is computed once, for
@@ -133,7 +130,6 @@ async def read_probes(
         send: Sends a request.
         trace_ids: Prompt and response, tokens.
         probes: In any order.
-        slots: Bounds the requests under way, over all traces.
 
     Returns:
         One `read_answer` a probe, in the order given.
@@ -144,8 +140,6 @@ async def read_probes(
     """
 
     async def read(probe: Probe) -> dict[str, Any]:
-        async with slots:
-            answer = await send(probe_request(trace_ids, probe))
-        return read_answer(probe, answer)
+        return read_answer(probe, await send(probe_request(trace_ids, probe)))
 
     return await longest_prefix_first([(probe.position, functools.partial(read, probe)) for probe in probes])

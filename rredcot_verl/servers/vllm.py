@@ -1,6 +1,6 @@
 """verl's vLLM server, able to read the probes of a trace inside the server. Importing this module imports vllm."""
 
-import asyncio
+import functools
 import itertools
 from typing import Any
 
@@ -13,11 +13,12 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 
 from rredcot_verl.servers import vllm_forced, vllm_tree
+from rredcot_verl.servers.probe_queue import ProbeQueue
 from rredcot_verl.servers.probing_server import ProbingServerMixin
 from rredcot_verl.servers.vllm_requests import ReadPlaces, parse_request, read_probes
 
-GENERATION_SHARE = 4
-"""Requests of probes take at most one in so many of the engine's `max_num_seqs` places; the rest is generation's."""
+SHARE_OF_SEQUENCES = 4
+"""When nothing is generated, requests of probes take one in so many of the engine's `max_num_seqs` places."""
 
 PROBE_PRIORITY = 1
 """vLLM takes lower numbers first, generation has 0. Used with `rollout.scheduling_policy=priority`."""
@@ -28,7 +29,19 @@ class ProbingVLLMHttpServer(ProbingServerMixin, vLLMHttpServer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._probe_slots = asyncio.Semaphore(max(1, self.config.max_num_seqs // GENERATION_SHARE))
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self.probe_queue = ProbeQueue(max(1, self.config.max_num_seqs // SHARE_OF_SEQUENCES))
+        self._closing_mass = vllm_tree.ClosingMass()
+
+    def _generation_params(self, sampling_params: dict[str, Any]) -> dict[str, Any]:
+        """Without text where none is needed: verl takes tokens.
+
+        One request of probes makes vLLM widen the log-probabilities of every row of its step to as many as the probe
+        asked for, and a row with text then decodes each of them.
+        """
+        return {"detokenize": bool(sampling_params.get("stop")), **sampling_params}
 
     async def _read_probes(
         self, trace_ids: list[int], sampling_params: dict[str, Any], request_id: str
@@ -48,7 +61,7 @@ class ProbingVLLMHttpServer(ProbingServerMixin, vLLMHttpServer):
                 own_id = f"{request_id}-probe-{next(numbers)}"
                 prompt = TokensPrompt(prompt_token_ids=prompt_ids)
                 params = SamplingParams(**fields, output_kind=RequestOutputKind.FINAL_ONLY)
-                async with self._probe_slots:
+                async with self.probe_queue.request():
                     outputs = self.engine.generate(prompt, params, own_id, lora_request=lora_request, priority=priority)
                     return ([output async for output in outputs] or [None])[-1]
 
@@ -64,7 +77,7 @@ class ProbingVLLMHttpServer(ProbingServerMixin, vLLMHttpServer):
         forces = (
             vllm_forced.PROCESSOR in (model.logits_processors or ()) and model.logprobs_mode == "processed_logprobs"
         )
-        return vllm_forced.read_places if forces else vllm_tree.read_places
+        return vllm_forced.read_places if forces else functools.partial(vllm_tree.read_places, mass=self._closing_mass)
 
     async def _lora_request(self) -> LoRARequest | None:
         """The adapter that generation uses, as verl's server asks for it."""
@@ -79,3 +92,8 @@ class ProbingVLLMReplica(vLLMReplica):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.server_class = ray.remote(ProbingVLLMHttpServer)
+
+    @property
+    def max_concurrency(self) -> int:
+        """Calls that Ray lets into the server at once: traces that wait there must not keep generation out."""
+        return 2 * super().max_concurrency

@@ -30,12 +30,15 @@ class Readings:
         closings: By place and list of closing tokens, the log of their summed probability, nats.
         num_forward_tokens: By place, tokens computed after the prefix for the requests that are counted there.
         num_recomputed_tokens: By place, tokens of the prefix's whole blocks that the cache had lost, likewise.
+        lost_closing_mass: By place at which it was measured, the probability of closing tokens that elsewhere are not
+            asked for.
     """
 
     log_probs: dict[tuple[Place, int], float] = field(default_factory=dict)
     closings: dict[tuple[Place, tuple[int, ...]], float] = field(default_factory=dict)
     num_forward_tokens: Counter[Place] = field(default_factory=Counter)
     num_recomputed_tokens: Counter[Place] = field(default_factory=Counter)
+    lost_closing_mass: dict[Place, float] = field(default_factory=dict)
 
 
 Send = Callable[[list[int], dict[str, Any]], Awaitable[Any]]
@@ -107,6 +110,7 @@ def _result(probe: Probe, readings: Readings) -> dict[str, Any]:
         # A place counts for the first probe that has it.
         "num_forward_tokens": sum(readings.num_forward_tokens.pop(place, 0) for place in places),
         "num_recomputed_tokens": sum(readings.num_recomputed_tokens.pop(place, 0) for place in places),
+        "lost_closing_mass": readings.lost_closing_mass.get(probe.end, 0.0),
     }
 
 

@@ -185,7 +185,7 @@ class Probes(Source):
         """See `Source`.
 
         Raises:
-            Exception: Whatever the rollout client raises; `ProbingTimeout` for a request that took too long.
+            Exception: Whatever the rollout client raises; `ProbingTimeout` for a server that stands still.
         """
         settings, elicitation = self.settings.self_value, self.tools.elicitation
         known_members = list(group.members.values())
@@ -220,7 +220,8 @@ class Probes(Source):
         if self._reader is None:
             return self._for_the_engine(response, record, probes, utilities)
         trace_ids = response.prompt_ids + response.response_ids
-        scores = await self._reader.read(response.request_id, trace_ids, probes)
+        reading = await self._reader.read(response.request_id, trace_ids, probes)
+        scores = reading.scores
         values = from_unit(self_values(self.form, probes, scores, utilities).double(), settings.reward_range)
         return Plan(
             dataclasses.replace(
@@ -228,6 +229,8 @@ class Probes(Source):
                 payload={"values": values.tolist()},
                 num_probe_tokens=sum(score.num_forward_tokens for score in scores),
                 num_recomputed_tokens=sum(score.num_recomputed_tokens for score in scores),
+                waiting_seconds=reading.waiting_seconds,
+                lost_closing_mass=max(score.lost_closing_mass for score in scores),
             )
         )
 

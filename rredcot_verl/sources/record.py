@@ -48,7 +48,9 @@ class Record:
         num_dropped_boundaries: Boundaries left out, because what is measured there would not fit or was not paid for.
         ready_time: Unix time at which the response was generated and verified, seconds.
         recorded_time: Unix time at which this record was made, seconds.
-        measuring_seconds: Seconds that the rollout server measured for it.
+        measuring_seconds: Seconds that the rollout server measured for it, its wait among them.
+        waiting_seconds: Seconds that it waited for its turn at the rollout server.
+        lost_closing_mass: Probability of ends of an answer that the rollout server leaves out, where it was measured.
         error: What went wrong, for `FAILED`.
     """
 
@@ -65,6 +67,8 @@ class Record:
     ready_time: float = 0.0
     recorded_time: float = 0.0
     measuring_seconds: float = 0.0
+    waiting_seconds: float = 0.0
+    lost_closing_mass: float = 0.0
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:

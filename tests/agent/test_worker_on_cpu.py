@@ -13,7 +13,7 @@ from rredcot_verl.agent import worker as worker_module
 from rredcot_verl.agent.worker import RREDCoTAgentLoopWorker
 from rredcot_verl.passes.probe_codec import decode
 from rredcot_verl.passes.protocol import FIELDS, NOTHING
-from rredcot_verl.servers.client import ProbingTimeout
+from rredcot_verl.servers.probe_queue import ProbingTimeout
 from rredcot_verl.sources.record import KEY, Record, Status
 from tests.passes.table_model import FakeServer, TableModel
 from tests.probes.tiny_tokenizers import byte_level, encode

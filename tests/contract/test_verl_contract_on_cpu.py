@@ -38,11 +38,17 @@ def test_every_symbol_is_in_the_installed_verl():
         ("verl.trainer.ppo.core_algos:no_such_function", (), "no attribute"),
         ("verl.trainer.ppo.core_algos:register_adv_est", ("no_such_parameter",), "no_such_parameter"),
         ("verl.experimental.agent_loop:AgentLoopOutput", ("no_such_field",), "no_such_field"),
+        ("verl.trainer.ppo.v1.trainer_base:PPOTrainer.no_such_attribute", (), "no attribute"),
     ],
 )
 def test_a_missing_symbol_is_named(name, parameters, word):
     (fault,) = compat.check_symbols({name: parameters})
     assert name in fault and word in fault
+
+
+def test_what_only_instances_have_is_found_in_the_code_of_their_class():
+    symbols = {f"verl.trainer.ppo.v1.trainer_base:PPOTrainer.{name}": () for name in ("config", "global_steps")}
+    assert compat.check_symbols(symbols) == []
 
 
 def test_the_table_names_every_verl_import_of_the_package():

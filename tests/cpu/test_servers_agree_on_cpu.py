@@ -53,7 +53,7 @@ def score(model, trace, probes, temperature=1.0):
         async def generate(request_id, *, prompt_ids, sampling_params):
             return await server.generate(prompt_ids, sampling_params, request_id)
 
-        return await ProbeReader(generate, temperature).read("request", trace, probes)
+        return (await ProbeReader(generate, temperature, 64, 60.0).read("request", trace, probes)).scores
 
     return asyncio.run(run())
 
@@ -63,7 +63,7 @@ def score_like_vllm(model, trace, probes, temperature=1.0):
         results = await FakeVLLM(Logits(model), block_size=16).read_probes(prompt_ids, sampling_params)
         return SimpleNamespace(extra_fields={"probe_log_probs": results})
 
-    return asyncio.run(ProbeReader(generate, temperature).read("request", trace, probes))
+    return asyncio.run(ProbeReader(generate, temperature, 64, 60.0).read("request", trace, probes)).scores
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -292,7 +292,7 @@ def test_the_probability_of_an_answer_that_ends_in_a_brace_is_the_full_one(backe
     probes = asked.probes(prompt_ids, ids, [1, len(ids), 99], proposals[::-1], "boxed", 99)
     assert [(probe.state, probe.proposal) for probe in probes] == [(0, 0), (0, 1), (0, 1), (1, 0), (1, 1), (1, 1)]
     reader = make_probe_reader(backend, FakeServer(model).generate, asked.config.self_value, 1.0)
-    scores = asyncio.run(reader.read("request-1", prompt_ids + ids, probes))
+    scores = asyncio.run(reader.read("request-1", prompt_ids + ids, probes)).scores
 
     def probability(prefix: list[int], forced: list[int], start: int, ends: str) -> float:
         closing = model.any_of([*prefix, *forced], ids_starting_with(tokenizer, ends))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +29,7 @@ class FakeVLLM:
         self.model, self.block_size, self.edit = model, block_size, edit
         self.requests: list[tuple[list[int], dict[str, Any]]] = []
         self.num_computed: list[int] = []
+        self.by_tree: ReadPlaces = functools.partial(vllm_tree.read_places, mass=vllm_tree.ClosingMass())
         self.running = self.most_running = 0
         self.blocks: set[tuple[int, ...]] = set()
         self._remember((generated or [])[:-1])
@@ -85,12 +87,14 @@ class FakeVLLM:
         trace_ids: list[int],
         sampling_params: dict[str, Any],
         max_model_len: int = 10**6,
-        read_places: ReadPlaces = vllm_tree.read_places,
+        read_places: ReadPlaces | None = None,
         vocab_size: int = 10**6,
     ) -> list[dict[str, Any]]:
         """What our server does with a request that holds `read_probes`."""
         probes, temperature = parse_request(sampling_params, len(trace_ids), max_model_len, vocab_size)
-        return await read_probes(read_places, self.send, trace_ids, probes, temperature, self.block_size)
+        return await read_probes(
+            read_places or self.by_tree, self.send, trace_ids, probes, temperature, self.block_size
+        )
 
 
 def expected(

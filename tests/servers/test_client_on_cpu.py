@@ -12,7 +12,7 @@ from rredcot_verl.config.blocks import SelfValueConfig
 from rredcot_verl.config.schema import parse
 from rredcot_verl.probes.elicitation import Probe, Proposal
 from rredcot_verl.probes.values import ProbeScore, self_values
-from rredcot_verl.servers.client import PROBING_BACKENDS, ProbeReader, ProbingTimeout, make_probe_reader
+from rredcot_verl.servers.client import PROBING_BACKENDS, ProbeReader, make_probe_reader
 from tests.passes.table_model import FakeServer, TableModel, utilities
 from tests.servers.fake_vllm import expected
 
@@ -30,8 +30,12 @@ PROBES = [
 PROPOSALS = [Proposal("4", 1.0), Proposal("55", 0.5)]
 
 
+def reader_of(generate, temperature=1.0, max_concurrency=64):
+    return ProbeReader(generate, temperature, max_concurrency, timeout_s=60.0)
+
+
 def read(reader, probes=PROBES):
-    return asyncio.run(reader.read("request-1", TRACE, probes))
+    return asyncio.run(reader.read("request-1", TRACE, probes)).scores
 
 
 def directly(probe: Probe, temperature: float = 1.0) -> tuple[list[float], float]:
@@ -46,7 +50,7 @@ def directly(probe: Probe, temperature: float = 1.0) -> tuple[list[float], float
 def test_scores_equal_direct_computation(block_size, generated, temperature):
     """Whatever the server, and whatever its cache holds: also the probed answers themselves."""
     server = FakeServer(MODEL, block_size, generated)
-    found = read(ProbeReader(server.generate, temperature))
+    found = read(reader_of(server.generate, temperature))
     for probe, result in zip(PROBES, found, strict=True):
         tokens, closing = directly(probe, temperature)
         assert list(result.token_log_probs)[probe.scored_from :] == pytest.approx(tokens, abs=1e-12)
@@ -55,10 +59,11 @@ def test_scores_equal_direct_computation(block_size, generated, temperature):
 
 def test_one_request_a_trace_to_the_server_that_holds_it():
     server = FakeServer(MODEL)
-    found = read(ProbeReader(server.generate, 0.7))
+    found = read(reader_of(server.generate, 0.7))
     (request,) = server.requests
     assert request["request_id"] == "request-1" and request["prompt_ids"] == TRACE
     assert request["sampling_params"]["temperature"] == 0.7
+    assert request["sampling_params"]["timeout_s"] == 60.0
     for probe, sent in zip(PROBES, request["sampling_params"]["read_probes"], strict=True):
         assert sent == {
             "position": probe.position,
@@ -72,17 +77,17 @@ def test_one_request_a_trace_to_the_server_that_holds_it():
 
 def test_the_closing_tokens_that_probes_share_are_sent_once():
     server = FakeServer(MODEL)
-    read(ProbeReader(server.generate, 1.0))
+    read(reader_of(server.generate, 1.0))
     sent = server.requests[0]["sampling_params"]["read_probes"]
     assert all(probe["closing_token_ids"] is CLOSING for probe in sent)
 
 
 def test_computed_tokens_are_counted():
     whole = FakeServer(MODEL, block_size=2, generated=TRACE)
-    found = read(ProbeReader(whole.generate, 1.0))
+    found = read(reader_of(whole.generate, 1.0))
     assert sum(result.num_recomputed_tokens for result in found) == 0
     lost = FakeServer(MODEL, block_size=2)
-    found = read(ProbeReader(lost.generate, 1.0))
+    found = read(reader_of(lost.generate, 1.0))
     # The longest prefix was computed once, for all: six tokens, of which a request that ends there computes two anyway.
     assert [result.num_recomputed_tokens for result in found] == [0, 0, 4, 0]
 
@@ -107,21 +112,22 @@ def test_no_more_traces_at_once_than_allowed():
     assert len(server.requests) == 6 and most == 2
 
 
-def test_waiting_for_a_turn_is_no_part_of_a_requests_time():
+def test_what_a_trace_waits_for_its_turn_here_and_in_the_server_is_told():
     server = FakeServer(MODEL)
 
     async def slow(*args, **kwargs):
-        await asyncio.sleep(0.05)
-        return await server.generate(*args, **kwargs)
+        await asyncio.sleep(0.1)
+        output = await server.generate(*args, **kwargs)
+        output.extra_fields["waiting_seconds"] = 7.0
+        return output
 
-    async def run(timeout_s):
-        config = parse({"self_value": {"max_concurrency": 1, "timeout_s": timeout_s}}).self_value
-        reader = make_probe_reader("vllm", slow, config, 1.0)
-        await asyncio.gather(*[reader.read(f"request-{n}", TRACE, PROBES) for n in range(8)])
+    async def run():
+        reader = reader_of(slow, max_concurrency=1)
+        return await asyncio.gather(*[reader.read(f"request-{n}", TRACE, PROBES) for n in range(3)])
 
-    asyncio.run(run(0.3))
-    with pytest.raises(ProbingTimeout):
-        asyncio.run(run(0.01))
+    waits = [reading.waiting_seconds - 7.0 for reading in asyncio.run(run())]
+    # The first has its turn at once; of the others the last to come is the next.
+    assert 0 <= waits[0] < 0.1 <= waits[2] < 0.2 <= waits[1]
 
 
 def test_answers_that_do_not_fit_the_question_are_refused():
@@ -129,13 +135,13 @@ def test_answers_that_do_not_fit_the_question_are_refused():
         return SimpleNamespace(extra_fields={"probe_log_probs": []})
 
     with pytest.raises(RuntimeError, match="read 0 of 4 probes"):
-        read(ProbeReader(fewer, 1.0))
+        read(reader_of(fewer, 1.0))
 
     async def another_server(**kwargs):
         return SimpleNamespace(extra_fields={})
 
     with pytest.raises(RuntimeError, match="generated instead of reading"):
-        read(ProbeReader(another_server, 1.0))
+        read(reader_of(another_server, 1.0))
 
 
 @pytest.mark.parametrize("change", [-1, 1])
@@ -173,7 +179,7 @@ def test_values_from_scores_by_hand():
 
 
 def test_joint_from_both_servers_is_the_probability_of_the_texts():
-    scores = read(ProbeReader(FakeServer(MODEL).generate, 1.0))
+    scores = read(reader_of(FakeServer(MODEL).generate, 1.0))
     values = []
     for first in (0, 2):
         total = 0.0

@@ -35,7 +35,7 @@ def test_a_bad_probe_is_refused(changes, message):
     [
         ({"temperature": 0}, "positive temperature, got 0.0"),
         ({"temperature": -1.0}, "positive temperature, got -1.0"),
-        ({"top_p": 0.9}, "takes temperature and max_tokens beside it, got top_p"),
+        ({"top_p": 0.9}, "takes temperature, max_tokens and timeout_s beside it, got top_p"),
     ],
 )
 def test_bad_parameters_are_refused(params, message):

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from rredcot_verl.servers.probe_queue import ProbeQueue
 from rredcot_verl.servers.sglang_requests import parse_request, probe_request, read_answer, read_probes
 from tests.passes.table_model import TableModel
 from tests.servers.fake_vllm import check
@@ -112,13 +113,13 @@ def _shared(first: list[int], second: list[int]) -> int:
     return length
 
 
-def _read(manager: FakeTokenizerManager, trace: list[int], probes: list[dict[str, Any]], num_slots: int = 128):
+def _read(manager: FakeTokenizerManager, trace: list[int], probes: list[dict[str, Any]]):
     async def send(fields):
         return await manager.generate_request(FakeGenerateReqInput(**fields), None).__anext__()
 
     async def run():
         parsed = parse_request({"read_probes": probes}, len(trace))
-        return await read_probes(send, trace, parsed, asyncio.Semaphore(num_slots))
+        return await read_probes(send, trace, parsed)
 
     return asyncio.run(run())
 
@@ -175,11 +176,8 @@ def test_a_probe_that_was_asked_before_is_computed_from_its_first_scored_token()
     assert first["num_recomputed_tokens"] == again["num_recomputed_tokens"] == 0
 
 
-def test_no_more_requests_than_slots_are_under_way():
-    manager = FakeTokenizerManager(TableModel(VOCAB_SIZE))
-    _read(manager, TRACE, PROBES * 4, num_slots=3)
-    assert manager.most_under_way == 3
-    assert _read(manager, TRACE, []) == []
+def test_a_trace_without_probes():
+    assert _read(FakeTokenizerManager(TableModel(VOCAB_SIZE)), TRACE, []) == []
 
 
 def _shift(meta_info):
@@ -309,7 +307,9 @@ def check_server() -> None:
     manager = FakeTokenizerManager(model, (TRACE,))
     server = _make_server(ProbingSGLangHttpServer, manager)
     asyncio.run(server.set_global_steps(7))
+    server.probe_queue = ProbeQueue(2)
     output = asyncio.run(server.generate(TRACE, {"read_probes": PROBES, "temperature": 1.0}, request_id="r"))
+    assert manager.most_under_way == 2
     assert (output.token_ids, output.extra_fields["global_steps"]) == ([], 7)
     results = output.extra_fields["probe_log_probs"]
     check(model, TRACE, PROBES, results)
@@ -339,3 +339,4 @@ def check_server() -> None:
 
     replica = ProbingSGLangReplica(0, server.config, server.model_config)
     assert issubclass(replica.server_class.__ray_metadata__.modified_class, ProbingSGLangHttpServer)
+    assert replica.max_concurrency > server.config.max_num_seqs + 8 * 64

@@ -9,7 +9,7 @@ import torch
 from rredcot_verl.servers import vllm_forced, vllm_tree
 from rredcot_verl.servers.vllm_forced import NUM_CHANNELS, SHIFT, ForcedRequest, paths_of, replace_rows
 from rredcot_verl.servers.vllm_requests import completion_of, parse_request
-from rredcot_verl.servers.vllm_tree import MAX_TOKEN_IDS, questions_of
+from rredcot_verl.servers.vllm_tree import MAX_TOKEN_IDS, ClosingMass, questions_of
 from tests.passes.table_model import TableModel
 from tests.servers.fake_vllm import FakeVLLM, check
 
@@ -24,11 +24,11 @@ PROBES = [
 ]
 
 
-WAYS = [vllm_tree.read_places, vllm_forced.read_places]
+WAYS = [None, vllm_forced.read_places]
 both_ways = pytest.mark.parametrize("way", WAYS, ids=["tree", "forced"])
 
 
-def read(engine, probes=PROBES, way=vllm_tree.read_places, temperature=1.0, max_model_len=10**6):
+def read(engine, probes=PROBES, way=None, temperature=1.0, max_model_len=10**6):
     params = {"read_probes": probes, "temperature": temperature}
     return asyncio.run(engine.read_probes(TRACE, params, max_model_len, way))
 
@@ -168,16 +168,52 @@ def test_what_the_cache_lost_of_a_trace_is_computed_once(way):
 
 
 @pytest.mark.parametrize("num_closing", [1, 127, 128, 129, 400])
-def test_closing_tokens_beyond_one_request_give_a_lower_bound(num_closing):
+def test_a_place_that_is_checked_reads_every_closing_token(num_closing):
     model = TableModel(vocab_size=500)
     closing = tuple(range(100, 100 + num_closing))
     probe = {"position": 3, "token_ids": (5,), "scored_from": 0, "closing_token_ids": closing}
     engine = FakeVLLM(model)
-    (result,) = read(engine, [probe])
-    assert len(engine.requests) == 2
-    kept = list(closing[:MAX_TOKEN_IDS])
-    assert result["closing_log_prob"] == pytest.approx(model.any_of([*TRACE[:3], 5], kept), abs=1e-12)
+    found = read(engine, [probe])
+    check(model, TRACE, [probe], found)
+    assert len(engine.requests) == 1 + -(-num_closing // MAX_TOKEN_IDS)
+    # What a request without check would have left out: all that does not fit.
+    left = list(closing[MAX_TOKEN_IDS:])
+    lost = math.exp(model.any_of([*TRACE[:3], 5], left)) if left else 0.0
+    assert found[0]["lost_closing_mass"] == pytest.approx(lost, abs=1e-12)
     check(model, TRACE, [probe], read(FakeVLLM(model), [probe], vllm_forced.read_places))
+
+
+class Ending(TableModel):
+    """Answers end with tokens 450 and 300, wherever they stand in the list, and with nothing else worth a word."""
+
+    def log_probs(self, prefix, temperature=1.0):
+        return torch.full((500,), -20.0).double().index_fill(0, torch.tensor([300, 450]), 0.0).log_softmax(0)
+
+
+def test_closing_tokens_with_mass_are_asked_for_from_then_on():
+    model, closing = Ending(500), tuple(range(100, 500))
+    probes = [
+        {"position": at, "token_ids": (5,), "scored_from": 0, "closing_token_ids": closing} for at in (3, 5, 7, 9)
+    ]
+    engine = FakeVLLM(model)
+    first = read(engine, probes)
+    # Nothing was known before: the first place in the list was read in full, and says what the others lost.
+    assert first[0]["closing_log_prob"] == pytest.approx(0.0, abs=1e-5)
+    assert [result["lost_closing_mass"] > 0.99 for result in first] == [True, False, False, False]
+    engine.requests.clear()
+    again = read(engine, probes)
+    assert [result["closing_log_prob"] for result in again] == pytest.approx([0.0] * 4, abs=1e-5)
+    assert again[0]["lost_closing_mass"] < 1e-5
+    # Four places for tokens, four for ends, and three requests more for the one that is checked.
+    assert len(engine.requests) == 4 + 4 + 3
+
+
+def test_tokens_with_mass_that_are_more_than_a_request_holds_are_all_asked_for():
+    mass = ClosingMass()
+    mass.see({token: math.log(0.004) for token in range(300, 500)} | {7: -30.0})
+    assert sorted(mass.chosen(tuple(range(500)), 50)) == list(range(300, 500))
+    assert mass.chosen(tuple(range(500)), 202)[200:] == [0, 1]
+    assert ClosingMass().chosen((5, 3, 9), 2) == [5, 3]
 
 
 def test_closing_tokens_of_several_probes_at_a_place_share_its_room():
@@ -189,9 +225,10 @@ def test_closing_tokens_of_several_probes_at_a_place_share_its_room():
         {"position": 3, "token_ids": [5, 9], "closing_token_ids": (1,)},
     ]
     parsed, _ = parse_request({"read_probes": probes}, 12, 100, 500)
-    wanted = questions_of(parsed)[place].wanted()
+    asked = questions_of(parsed)[place]
     # What a probe has next is never left out; then the likeliest of each list in turn.
-    assert wanted[:5] == [9, 100, 390, 101, 391] and len(wanted) == MAX_TOKEN_IDS
+    assert list(asked.next_ids) == [9] and asked.room == MAX_TOKEN_IDS - 1
+    assert asked.closing_ids()[:4] == [100, 390, 101, 391] and len(asked.closing_ids()) == 390
 
 
 @both_ways

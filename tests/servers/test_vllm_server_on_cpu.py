@@ -161,6 +161,29 @@ def test_generation_beside_scoring_is_undisturbed(tmp_path, settings):
     asyncio.run(run())
 
 
+def test_text_is_made_only_where_a_stop_string_needs_it(tmp_path):
+    make_model(tmp_path)
+
+    async def run():
+        async with serve(tmp_path) as server:
+            asked = []
+            generate = server.engine.generate
+
+            def listening(*args, sampling_params, **kwargs):
+                asked.append(sampling_params.detokenize)
+                return generate(*args, sampling_params=sampling_params, **kwargs)
+
+            server.engine.generate = listening
+            trace, _ = await rollout(server, seed=0, num_tokens=20, top_k=1)
+            text = server.engine.get_tokenizer().decode(trace[-1:])
+            params = {**SAMPLING, "top_k": 1, "max_tokens": 20, "stop": [text]}
+            output = await server.generate(trace[:40], params, "with a stop string")
+            assert len(output.token_ids) <= 20 and text in server.engine.get_tokenizer().decode(output.token_ids[-1:])
+            assert asked == [False, True] and "detokenize" not in params
+
+    asyncio.run(run())
+
+
 @both_ways
 def test_cache_pressure_and_preemption(tmp_path, settings):
     """64 blocks for six traces of 15 each, and for three generations beside them that grow to 28 each."""

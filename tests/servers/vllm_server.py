@@ -13,7 +13,7 @@ from verl.workers.config import RolloutConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from rredcot_verl.servers.vllm import GENERATION_SHARE, ProbingVLLMHttpServer
+from rredcot_verl.servers.vllm import ProbingVLLMHttpServer
 from tests.tiny_model import make_tokenizer
 
 
@@ -60,7 +60,7 @@ class LocalServer(ProbingVLLMHttpServer):
         self._submission_paused, self._rejecting, self._admitting = False, False, 0
         self._resume_event = asyncio.Event()
         self._resume_event.set()
-        self._probe_slots = asyncio.Semaphore(max(1, config.max_num_seqs // GENERATION_SHARE))
+        self._prepare()
 
 
 @contextlib.asynccontextmanager

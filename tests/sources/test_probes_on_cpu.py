@@ -12,7 +12,6 @@ from rredcot_verl.passes.probe_codec import encode as encode_probes
 from rredcot_verl.passes.protocol import FIELDS
 from rredcot_verl.probes.elicitation import Probe, Proposal
 from rredcot_verl.probes.values import ProbePlace
-from rredcot_verl.servers.client import ProbingTimeout
 from rredcot_verl.sources.base import PassRequest
 from rredcot_verl.sources.group import Group, Member
 from rredcot_verl.sources.record import Record, Status
@@ -70,14 +69,6 @@ def test_both_servers_give_the_same_values():
     second = Agent(block=block, generate=vllm.generate, rollout_name="vllm").record()
     assert first.record.segment_boundaries == second.record.segment_boundaries
     assert values_of(second) == pytest.approx(values_of(first), abs=1e-9)
-
-
-def test_a_server_that_does_not_answer():
-    async def generate(*args, **kwargs):
-        await asyncio.sleep(60)
-
-    with pytest.raises(ProbingTimeout, match="timeout_s=0.05"):
-        Agent(block={"self_value": {"timeout_s": 0.05}}, generate=generate).record()
 
 
 def test_a_server_that_fails():

@@ -155,7 +155,8 @@ def test_the_default_form_blames_in_a_group_that_failed_as_a_whole(monkeypatch):
 
 def test_what_was_measured_and_what_it_cost(monkeypatch):
     scored = Record(Status.SCORED, num_probes=3, num_probe_tokens=30, ready_time=1.0, recorded_time=3.5)
-    scored = dataclasses.replace(scored, measuring_seconds=2.0)
+    scored = dataclasses.replace(scored, measuring_seconds=2.0, waiting_seconds=1.5)
+    scored = dataclasses.replace(scored, num_recomputed_tokens=48, lost_closing_mass=0.01)
     other = Record(Status.NO_PROPOSAL, truncated=True, num_dropped_answers=2, ready_time=2.0, recorded_time=2.0)
     world = World(monkeypatch, [scored, other, None], lengths=[10, 19, 1])
     trainer = make_trainer(engine=EngineChoice("rollout", False, ""))
@@ -169,7 +170,11 @@ def test_what_was_measured_and_what_it_cost(monkeypatch):
             "rredcot/probes/sum": 3.0,
             "rredcot/probe_tokens/sum": 30.0,
             "rredcot/probe_tokens_per_response_token/mean": 1.0,
-            "rredcot/recomputed_tokens/sum": 0.0,
+            "rredcot/recomputed_tokens/sum": 48.0,
+            "rredcot/recomputed_prefixes/sum": 1.0,
+            "rredcot/waiting_seconds/mean": 0.75,
+            "rredcot/waiting_seconds/max": 1.5,
+            "rredcot/lost_closing_mass/max": 0.01,
             "rredcot/dropped_answers/sum": 2.0,
             "rredcot/dropped_boundaries/sum": 0.0,
             "rredcot/scored_by_actor/mean": 0.0,
