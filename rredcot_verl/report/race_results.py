@@ -146,7 +146,8 @@ def _round(value: float) -> float:
 def _result(row: dict[str, Any], where: str) -> Result:
     task, arm, digest = (entry(row, key, TEXT, where) for key in ("task", "arm", "digest"))
     seed, steps = (entry(row, key, INTEGER, where) for key in ("seed", "steps"))
-    overrides = tuple(entry(row, "overrides", LIST, where))
+    # Of two of one key the last one counts.
+    overrides = tuple({text.partition("=")[0]: text for text in entry(row, "overrides", LIST, where)}.values())
     for key in ("series", "validation", "totals"):
         if not isinstance(row.get(key), dict):
             raise ReportError(f"{where}: {key!r} is missing; expected a line of scripts/race.py")
