@@ -107,24 +107,34 @@ class ProbesPass(EnginePass):
         """With an attention that knows who sees whom."""
         from rredcot_verl.passes.shared_attention import shared_prefix
 
-        micro_batch = micro_batch.clone(recurse=False)
-        if _ROWS in micro_batch.keys():
-            micro_batch["input_ids"] = micro_batch.pop(_ROWS)
+        micro_batch = self.own_rows(micro_batch)
         # Packed whatever the model does otherwise: the attention of this pass needs no other kernel for it.
         tu.assign_non_tensor(micro_batch, use_remove_padding=True)
         with shared_prefix(self.engine.module.config) as self._shared:
             return forward(micro_batch)
 
-    def add_inputs(self, micro_batch: TensorDict, inputs: dict[str, Any], output_args: dict[str, Any]) -> None:
-        """The probes follow the packed rows."""
+    @staticmethod
+    def own_rows(micro_batch: TensorDict) -> TensorDict:
+        """The micro batch with the rows' own tokens."""
+        micro_batch = micro_batch.clone(recurse=False)
+        if _ROWS in micro_batch.keys():
+            micro_batch["input_ids"] = micro_batch.pop(_ROWS)
+        return micro_batch
+
+    def lay_out(self, micro_batch: TensorDict, pad_size: int) -> tuple[ProbePack, Tensor]:
+        """The rows, padding tokens and probes as one sequence; and the tokens whose distributions are needed."""
         lengths = micro_batch["input_ids"].offsets().diff().tolist()
         probes = [decode(row.tolist()) for row in micro_batch[self.payload].unbind()]
-        if output_args["pad_size"]:
-            lengths, probes = [*lengths, output_args["pad_size"]], [*probes, []]
-        self._pack = pack = ProbePack.build(lengths, probes)
+        if pad_size:
+            lengths, probes = [*lengths, pad_size], [*probes, []]
+        pack = ProbePack.build(lengths, probes)
         rows = pack.rows(all_trace_rows=not self.alone)
         # The model must be called all the same; one row keeps its head small.
-        self._rows = rows if len(rows) else torch.zeros(1, dtype=torch.int64)
+        return pack, rows if len(rows) else torch.zeros(1, dtype=torch.int64)
+
+    def add_inputs(self, micro_batch: TensorDict, inputs: dict[str, Any], output_args: dict[str, Any]) -> None:
+        """The probes follow the packed rows."""
+        self._pack, self._rows = pack, _ = self.lay_out(micro_batch, output_args["pad_size"])
         device = inputs["input_ids"].device
         self._shared.pack = pack.to(device)
         inputs["input_ids"] = torch.cat([inputs["input_ids"], pack.probe_token_ids.to(device).unsqueeze(0)], dim=1)
@@ -141,7 +151,7 @@ class ProbesPass(EnginePass):
         temperatures = output_args["temperature_rmpad"][list(pack.trace_starts[:-1])]
         scores = read_probes(pack, self._rows, logits, temperatures)
         output.logits = logits[: pack.num_trace_tokens].unsqueeze(0)
-        return _results(scores[: len(micro_batch["input_ids"])])
+        return jagged_results(scores[: len(micro_batch["input_ids"])])
 
 
 class HiddenPass(EnginePass):
@@ -256,7 +266,7 @@ class AttributionPass(EnginePass):
         autocast = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
         with autocast:
             weights = self.weigh(tasks, temperature, device)
-        output = {"model_output": {self.result: _results(weights)}, "loss": 1.0, "metrics": {}}
+        output = {"model_output": {self.result: jagged_results(weights)}, "loss": 1.0, "metrics": {}}
         return torch.tensor(1.0, device=device), output
 
 
@@ -305,6 +315,6 @@ def _jagged(rows: Sequence[Tensor]) -> Tensor:
     return torch.nested.as_nested_tensor(list(rows), layout=torch.jagged)
 
 
-def _results(rows: Iterable[list[float]]) -> Tensor:
+def jagged_results(rows: Iterable[list[float]]) -> Tensor:
     """Jagged rows of numbers; a single 0 for none."""
     return _jagged([torch.tensor(own or [0.0], device=get_device_name()) for own in rows])

@@ -221,7 +221,21 @@ def _reading(probe: Probe, rows: Sequence[int]) -> Reading:
     )
 
 
-def read_probes(pack: ProbePack, rows: Tensor, logits: Tensor, temperatures: Tensor) -> list[list[float]]:
+class Vocabulary:
+    """Logits of every token, `(num_rows, vocab_size)`; see `megatron_model.VocabularyShard` for some of them."""
+
+    def logsumexp(self, logits: Tensor) -> Tensor:
+        """`(num_rows,)`, over all tokens."""
+        return logits.logsumexp(dim=1)
+
+    def take(self, logits: Tensor, rows: Tensor, token_ids: Tensor) -> Tensor:
+        """The logits of tokens at rows, of shapes that broadcast."""
+        return logits[rows, token_ids]
+
+
+def read_probes(
+    pack: ProbePack, rows: Tensor, logits: Tensor, temperatures: Tensor, vocabulary: Vocabulary | None = None
+) -> list[list[float]]:
     """Log-probabilities of all probes.
 
     Args:
@@ -229,6 +243,7 @@ def read_probes(pack: ProbePack, rows: Tensor, logits: Tensor, temperatures: Ten
         rows: `(num_rows,)` int64, ascending: the tokens that `logits` belong to; all that `pack.readings` name.
         logits: `(num_rows, vocab_size)`, at temperature 1.
         temperatures: `(num_traces,)`, the rollout temperature of each trace.
+        vocabulary: Which tokens the logits are of, if not all.
 
     Returns:
         For each trace, probe by probe: the counted tokens' log-probabilities and that of the answer's end, summed over
@@ -237,19 +252,19 @@ def read_probes(pack: ProbePack, rows: Tensor, logits: Tensor, temperatures: Ten
     flat = [reading for own in pack.readings for reading in own]
     if not flat:
         return [[] for _ in pack.readings]
-    device = logits.device
+    device, vocabulary = logits.device, vocabulary or Vocabulary()
     read_rows = torch.tensor([row for reading in flat for row in reading.rows], device=device)
     unique_rows, place = read_rows.unique(return_inverse=True)
     # Indexed, so a copy: what may be a gigabyte is divided in place.
     scaled = logits[torch.searchsorted(rows.to(device), unique_rows)].float()
     scaled /= temperatures.to(scaled)[pack.trace_numbers.to(device)[unique_rows]].unsqueeze(1)
-    normalizer = scaled.logsumexp(dim=1)
+    normalizer = vocabulary.logsumexp(scaled)
     scores = torch.zeros(len(read_rows), device=device)
     ends = torch.tensor([len(reading.rows) for reading in flat], device=device).cumsum(0)
     is_token = torch.ones(len(read_rows), dtype=torch.bool, device=device)
     is_token[ends - 1] = False
     tokens = torch.tensor([token for reading in flat for token in reading.token_ids], dtype=torch.int64, device=device)
-    scores[is_token] = scaled[place[is_token], tokens] - normalizer[place[is_token]]
+    scores[is_token] = vocabulary.take(scaled, place[is_token], tokens) - normalizer[place[is_token]]
     by_closing: dict[tuple[int, ...], list[int]] = {}
     for reading, end in zip(flat, ends.tolist(), strict=True):
         by_closing.setdefault(reading.closing_token_ids, []).append(end - 1)
@@ -257,6 +272,6 @@ def read_probes(pack: ProbePack, rows: Tensor, logits: Tensor, temperatures: Ten
         # A token listed twice is still one outcome.
         closing = torch.tensor(sorted(set(closing_ids)), device=device)
         at = place[torch.tensor(indices, device=device)]
-        scores[indices] = scaled[at.unsqueeze(1), closing].logsumexp(dim=1) - normalizer[at]
+        scores[indices] = vocabulary.take(scaled, at.unsqueeze(1), closing).logsumexp(dim=1) - normalizer[at]
     values = iter(scores.tolist())
     return [list(itertools.islice(values, sum(len(reading.rows) for reading in own))) for own in pack.readings]

@@ -62,6 +62,41 @@ class SharedPrefix:
     num_calls: int = 0
     masks: dict[int | None, Any] = field(default_factory=dict)
 
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Attention of one layer over the pack; see `shared_prefix_attention`.
+
+        Returns:
+            `(1, num_tokens, num_heads, head_dim)`.
+        """
+        assert self.pack is not None
+        if query.shape[0] != 1 or query.shape[2] != self.pack.num_tokens or key.shape[2] != query.shape[2]:
+            raise RuntimeError(
+                f"attention got queries {tuple(query.shape)} and keys {tuple(key.shape)}, expected one sequence of "
+                f"{self.pack.num_tokens} tokens"
+            )
+        self.num_calls += 1
+        on_gpu = query.device.type == "cuda"
+        if sliding_window not in self.masks:
+            make = make_block_mask if on_gpu else make_tiles
+            self.masks[sliding_window] = make(self.pack, sliding_window)
+        mask = self.masks[sliding_window]
+        if on_gpu:
+            output: Tensor = flex_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)[0]
+            return output
+        refused = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
+        if refused:
+            raise ValueError(f"attention with {refused} needs FlexAttention on a GPU")
+        return _in_parts(query, key, value, mask, scaling).transpose(1, 2).contiguous()
+
 
 _PASS: ContextVar[SharedPrefix | None] = ContextVar("rredcot_shared_prefix", default=None)
 
@@ -191,32 +226,16 @@ def shared_prefix_attention(
     current = _PASS.get()
     if current is None or current.pack is None:
         raise RuntimeError(f"the attention function {NAME} was called outside `shared_prefix`")
-    if query.shape[0] != 1 or query.shape[2] != current.pack.num_tokens or key.shape[2] != query.shape[2]:
-        raise RuntimeError(
-            f"attention got queries {tuple(query.shape)} and keys {tuple(key.shape)}, expected one sequence of "
-            f"{current.pack.num_tokens} tokens"
-        )
     # Some models tell only the mask of their windows, or change the mask: those have no one meaning here.
     if attention_mask != Window(sliding_window):
         raise RuntimeError(
             f"layer {getattr(module, 'layer_idx', '?')} of this model has the mask {attention_mask} and "
             f"sliding_window={sliding_window}, so its prefixes cannot be shared; {WAY_OUT}"
         )
-    current.num_calls += 1
     if current.observe is not None:
         softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
         current.observe(query[0], key[0], scaling, sliding_window, softcap=softcap, sinks=sinks)
-    on_gpu = query.device.type == "cuda"
-    if sliding_window not in current.masks:
-        make = make_block_mask if on_gpu else make_tiles
-        current.masks[sliding_window] = make(current.pack, sliding_window)
-    mask = current.masks[sliding_window]
-    if on_gpu:
-        return flex_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)[0], None
-    refused = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
-    if refused:
-        raise ValueError(f"attention with {refused} needs FlexAttention on a GPU")
-    return _in_parts(query, key, value, mask, scaling).transpose(1, 2).contiguous(), None
+    return current.attend(module, query, key, value, scaling, sliding_window, **kwargs), None
 
 
 AttentionInterface.register(NAME, shared_prefix_attention)
