@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from rredcot_verl.passes.probe_pack import ProbePack, Vocabulary
-from rredcot_verl.passes.shared_attention import WAY_OUT, SharedPrefix
+from rredcot_verl.passes.shared_attention import WAY_OUT, SharedPrefix, rope_types
 
 PLAIN: dict[str, Any] = {
     "context_parallel_size": 1,
@@ -37,6 +38,30 @@ def not_plain(settings: Any) -> list[str]:
     look_up = settings.get if hasattr(settings, "get") else lambda name: getattr(settings, name, None)
     found = {name: look_up(name) for name in PLAIN}
     return [f"{name}={value}" for name, value in found.items() if value and value != PLAIN[name]]
+
+
+def why_not_this_model(config: PreTrainedConfig) -> str | None:
+    """Why Megatron's model with the weights of one of transformers cannot compute a pack, as far as its config tells.
+
+    Args:
+        config: Of transformers' model.
+    """
+    text_config = config.get_text_config(decoder=True)
+    if getattr(config, "vision_config", None) is not None:
+        return "the model is multimodal"
+    if getattr(text_config, "kv_lora_rank", None):
+        return "its attention is latent (kv_lora_rank)"
+    others = rope_types(text_config) - {"default", "linear", "llama3"}
+    if others:
+        return f"its rotary embedding is {sorted(others)}"
+    kinds = set(getattr(text_config, "layer_types", None) or ()) - {"full_attention"}
+    if not getattr(text_config, "layer_types", None) and getattr(text_config, "sliding_window", None):
+        kinds = {f"sliding_window={text_config.sliding_window}"}
+    if kinds:
+        return f"the model has layers of other kinds: {sorted(kinds)}"
+    if getattr(text_config, "attn_logit_softcapping", None) is not None:
+        return "its attention is soft-capped"
+    return None
 
 
 def why_not_shared(stage: nn.Module) -> str | None:

@@ -145,9 +145,9 @@ def why_not_shared(config: PreTrainedConfig, device: str) -> str | None:
     other = set(getattr(text_config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if other:
         return f"the model has layers of other kinds: {sorted(other)}"
-    rope_types = _rope_types(text_config)
-    if rope_types & {"dynamic", "longrope"}:
-        return f"its rotary embedding ({sorted(rope_types)}) depends on the length of the sequence"
+    found = rope_types(text_config)
+    if found & {"dynamic", "longrope"}:
+        return f"its rotary embedding ({sorted(found)}) depends on the length of the sequence"
     if device != "cuda" and getattr(text_config, "attn_logit_softcapping", None) is not None:
         return "its attention is soft-capped, which needs FlexAttention on a GPU"
     if device != "cuda" and text_config.model_type == "gpt_oss":
@@ -155,7 +155,8 @@ def why_not_shared(config: PreTrainedConfig, device: str) -> str | None:
     return None
 
 
-def _rope_types(text_config: PreTrainedConfig) -> set[str]:
+def rope_types(text_config: PreTrainedConfig) -> set[str]:
+    """Kinds of rotary embedding of a model's layers."""
     parameters = getattr(text_config, "rope_parameters", None) or getattr(text_config, "rope_scaling", None) or {}
     # Either one set of parameters, or one for each kind of layer.
     nested = [entry for entry in parameters.values() if isinstance(entry, dict)] or [parameters]

@@ -21,7 +21,7 @@ from rredcot_verl.preflight.quiet import quiet
 from rredcot_verl.preflight.table import Row, section
 from rredcot_verl.preflight.verifier_checks import check_loads
 from rredcot_verl.run.settings import run_source
-from rredcot_verl.sources.engines import EngineChoice
+from rredcot_verl.sources.engines import EngineChoice, reads_alone
 
 GPU_MEMORY = "GPU_MEMORY_GIB"
 """Environment variable: memory of a GPU for the estimates, in GiB."""
@@ -123,12 +123,12 @@ def _probe_rows(
 ) -> list[Row]:
     separate = choice.engine == "actor" and not choice.share_prefix
     references = sample_references(config, settings.self_value.reference_key)
-    budget = probe_budget(settings, tokenizer, references, shared=choice.share_prefix, separate=separate)
+    alone = choice.share_prefix and reads_alone(config)
+    budget = probe_budget(settings, tokenizer, references, shared=choice.share_prefix, separate=separate, alone=alone)
     if separate:
         findings.warn(
             f"probes are scored in sequences of their own, up to {budget.prefix_passes:.0f} more forward passes over "
-            "every trace; FSDP can share prefixes, and with trainer.v1.trainer_mode=sync the rollout server can read "
-            "them"
+            f"every trace ({choice.reason}); with trainer.v1.trainer_mode=sync the rollout server can read them"
         )
     return summary.probe_rows(config, settings, budget, choice)
 

@@ -18,7 +18,10 @@ from rredcot_verl.sources.base import NOTHING_REGRESSED, PassRequest, Source, Wo
 from rredcot_verl.sources.engines import (
     EngineChoice,
     check_layer,
+    reads_alone,
     weights_of_probes,
+    why_no_hidden,
+    why_not_separate,
     why_not_shared,
     why_server_cannot_score,
 )
@@ -100,6 +103,12 @@ class Probes(Source):
         """Settle `self_value.engine` and `self_value.share_prefix` for a run, and say so once."""
         value = self.settings.self_value
         choice = self._with_hidden_states(config) if self._reads_hidden else self._choose(config)
+        obstacle = why_not_separate(config) if choice.engine == "actor" and not choice.share_prefix else None
+        if obstacle is not None:
+            raise ValueError(
+                f"{PREFIX}.self_value.engine={value.engine} with {choice.reason}: probes would be sequences of their "
+                f"own, but {obstacle}; set its mode to disabled, or self_value.engine=rollout"
+            )
         logger.warning(
             "rredcot: self_value.engine=%s: probes are read by %s; %s; under %s",
             value.engine,
@@ -124,7 +133,8 @@ class Probes(Source):
             return EngineChoice("actor", False, f"{PREFIX}.self_value.share_prefix=False")
         obstacle = why_not_shared(config)
         if obstacle is None:
-            return EngineChoice("actor", True, "the training engine can share prefixes")
+            where = ", in a pass of their own" if reads_alone(config) else ""
+            return EngineChoice("actor", True, f"the training engine can share prefixes{where}")
         by_server = asked == "auto" and why_server_cannot_score(config) is None
         engine = "rollout" if by_server else "actor"
         return EngineChoice(engine, False, f"the training engine cannot share prefixes: {obstacle}")
@@ -136,6 +146,12 @@ class Probes(Source):
             raise ValueError(
                 f"{PREFIX}.readout.use_hidden=True reads hidden states and probes in one pass of the training engine; "
                 f"it needs {PREFIX}.self_value.engine=auto or actor, and share_prefix=true"
+            )
+        obstacle = why_no_hidden(config)
+        if obstacle is not None:
+            raise ValueError(
+                f"{PREFIX}.readout.use_hidden=True: the training engine gives no hidden states: {obstacle}; set "
+                "readout.use_hidden=false"
             )
         obstacle = why_not_shared(config)
         if obstacle is not None:
