@@ -124,13 +124,14 @@ class SelfValueConfig(Block):
     engine: Literal["auto", "actor", "rollout"] = Field(
         "auto",
         description="Who reads the log-probabilities. `actor`: the training engine, in the pass that computes "
-        "old_log_prob; `rollout`: the rollout server, while others still generate; `auto`: the actor where it can "
-        "share prefixes, else the rollout server where that can score, else the actor with separate sequences.",
+        "old_log_prob (on Megatron in one of their own); `rollout`: the rollout server, while others still generate; "
+        "`auto`: the actor where it can share prefixes, else the rollout server where that can score, else the actor "
+        "with separate sequences.",
     )
     share_prefix: bool = Field(
         True,
         description="actor: one pass for a trace with all its probes; false: every probe is a sequence of its own, as "
-        "it is where the engine cannot share (Megatron, Ulysses, fused kernels).",
+        "it is where the engine cannot share (Ulysses, fused kernels, some of Megatron; see docs/self_value.md).",
     )
     form: Literal["auto", "joint", "normalized", "geometric", "hidden"] = Field(
         "auto",

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state as mpu
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
@@ -20,6 +21,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.functional import scaled_dot_product_attention, silu
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM
+from verl.utils.megatron_utils import unwrap_model
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.megatron.transformer_impl import MegatronEngineWithLMHead
 
@@ -27,7 +29,7 @@ from rredcot_verl.passes.megatron_engine import RREDCoTMegatronEngine
 from rredcot_verl.passes.protocol import MODEL_TYPE
 
 
-class _OnCPU(TorchFunctionMode):
+class OnCPU(TorchFunctionMode):
     """`device="cuda"` in Megatron's schedules and optimiser."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -69,7 +71,6 @@ def stand_in_for_cuda() -> None:
     # 0.16.1 names it where TransformerEngine is installed only.
     moe_utils.te_general_gemm = getattr(moe_utils, "te_general_gemm", None)
     token_dispatcher.maybe_move_tensor_to_cpu = _to_host
-    _OnCPU().__enter__()
 
 
 class Norm(torch.nn.RMSNorm):
@@ -94,6 +95,23 @@ class PackedAttention(torch.nn.Module):
         return torch.cat(parts).flatten(1)
 
 
+TOP = {
+    "embedding.word_embeddings.weight": "model.embed_tokens.weight",
+    "decoder.final_layernorm.weight": "model.norm.weight",
+    "output_layer.weight": "lm_head.weight",
+}
+OF_LAYER = {
+    "input_layernorm.weight": "input_layernorm.weight",
+    "pre_mlp_layernorm.weight": "post_attention_layernorm.weight",
+    "self_attention.linear_proj.weight": "self_attn.o_proj.weight",
+    "self_attention.q_layernorm.weight": "self_attn.q_norm.weight",
+    "self_attention.k_layernorm.weight": "self_attn.k_norm.weight",
+    "mlp.linear_fc2.weight": "mlp.down_proj.weight",
+    "mlp.router.weight": "mlp.gate.weight",
+}
+"""Parameters of Megatron that are one of transformers', outside the layers and of a layer."""
+
+
 def load_weights(stage: GPTModel, weights: dict[str, torch.Tensor]) -> None:
     """Copy a transformers model's weights into this rank's part of a stage."""
     with torch.no_grad():
@@ -111,15 +129,9 @@ def _part(name: str, whole: torch.Tensor, parameter: Any) -> torch.Tensor:
 
 def _whole(name: str, stage: GPTModel, weights: dict[str, torch.Tensor]) -> torch.Tensor:
     """A Megatron parameter of the whole model, of the weights of a Qwen3 or Qwen3-MoE model of transformers."""
-    top = {
-        "embedding.word_embeddings.weight": "model.embed_tokens.weight",
-        "decoder.final_layernorm.weight": "model.norm.weight",
-        "output_layer.weight": "lm_head.weight",
-    }
-    if name in top:
-        return weights[top[name]]
-    _, _, number, rest = name.split(".", 3)
-    prefix = f"model.layers.{stage.decoder.layers[int(number)].layer_number - 1}."
+    if name in TOP:
+        return weights[TOP[name]]
+    prefix, rest = _layer(name, stage)
     if rest == "self_attention.linear_qkv.weight":
         groups, size = stage.config.num_query_groups, stage.config.kv_channels
         parts = [weights[f"{prefix}self_attn.{one}_proj.weight"] for one in "qkv"]
@@ -132,23 +144,66 @@ def _whole(name: str, stage: GPTModel, weights: dict[str, torch.Tensor]) -> torc
         expert = mpu.get_expert_model_parallel_rank() * stage.config.num_moe_experts
         expert = expert // mpu.get_expert_model_parallel_world_size() + int(local)
         return weights[f"{prefix}mlp.experts.{'gate_up' if 'fc1' in layer else 'down'}_proj"][expert]
-    names = {
-        "input_layernorm.weight": "input_layernorm.weight",
-        "pre_mlp_layernorm.weight": "post_attention_layernorm.weight",
-        "self_attention.linear_proj.weight": "self_attn.o_proj.weight",
-        "self_attention.q_layernorm.weight": "self_attn.q_norm.weight",
-        "self_attention.k_layernorm.weight": "self_attn.k_norm.weight",
-        "mlp.linear_fc2.weight": "mlp.down_proj.weight",
-        "mlp.router.weight": "mlp.gate.weight",
-    }
-    return weights[prefix + names[rest]]
+    return weights[prefix + OF_LAYER[rest]]
+
+
+def _layer(name: str, stage: GPTModel) -> tuple[str, str]:
+    _, _, number, rest = name.split(".", 3)
+    return f"model.layers.{stage.decoder.layers[int(number)].layer_number - 1}.", rest
+
+
+def export_weights(modules: list[Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and tensors, as transformers has them, of a dense model that is whole on every rank."""
+    (stage,) = unwrap_model(modules)
+    for name, parameter in stage.named_parameters():
+        yield from _exported(name, stage, parameter.detach())
+
+
+def _exported(name: str, stage: GPTModel, whole: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    if name in TOP:
+        yield TOP[name], whole
+        return
+    prefix, rest = _layer(name, stage)
+    if rest == "self_attention.linear_qkv.weight":
+        groups, size = stage.config.num_query_groups, stage.config.kv_channels
+        queries = stage.config.num_attention_heads // groups
+        parts = whole.unflatten(0, (groups, -1, size)).split([queries, 1, 1], dim=1)
+        yield from (
+            (f"{prefix}self_attn.{one}_proj.weight", part.flatten(0, 2)) for one, part in zip("qkv", parts, strict=True)
+        )
+    elif rest == "mlp.linear_fc1.weight":
+        yield from (
+            (f"{prefix}mlp.{one}_proj.weight", part) for one, part in zip(("gate", "up"), whole.chunk(2), strict=True)
+        )
+    else:
+        yield prefix + OF_LAYER[rest], whole
 
 
 class CPUMegatronEngine(MegatronEngineWithLMHead):
     """verl's engine with Megatron-core's local layers, in float32, without a bridge."""
 
+    def initialize(self) -> None:
+        """See `BaseEngine`."""
+        with OnCPU():
+            super().initialize()
+
+    def forward_backward_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """See `BaseEngine`."""
+        with OnCPU():
+            return super().forward_backward_batch(*args, **kwargs)
+
+    def optimizer_step(self) -> float:
+        """See `BaseEngine`."""
+        with OnCPU():
+            return super().optimizer_step()
+
+    def get_per_tensor_param(self, base_sync_done: bool = False, **kwargs: Any) -> Any:
+        """See `BaseEngine`; verl's looks for the buffers of Megatron's distributed optimiser, which needs a GPU."""
+        return export_weights(self.module), None
+
     def _build_tf_config(self) -> None:
-        self.is_value_model = self.share_embeddings_and_output_weights = False
+        self.is_value_model = False
+        self.share_embeddings_and_output_weights = self.model_config.hf_config.tie_word_embeddings
         self.param_dtype = self.dtype = torch.float32
         self.vanilla_bridge, self.provider, self.bridge, self.peft_cls = True, None, None, None
         hf, parallel = self.model_config.hf_config, self.engine_config
@@ -189,7 +244,7 @@ class CPUMegatronEngine(MegatronEngineWithLMHead):
             **(experts if num_experts else {}),
         )
 
-    def _build_megatron_module(self) -> list[GPTModel]:
+    def _build_megatron_module(self) -> list[Any]:
         hf = self.model_config.hf_config
         spec = get_gpt_layer_local_spec(
             num_experts=getattr(hf, "num_experts", None), qk_layernorm=True, normalization="RMSNorm"
@@ -206,11 +261,13 @@ class CPUMegatronEngine(MegatronEngineWithLMHead):
             rotary_base=hf.rope_parameters["rope_theta"],
             pre_process=mpu.is_pipeline_first_stage(),
             post_process=mpu.is_pipeline_last_stage(),
-            share_embeddings_and_output_weights=False,
+            share_embeddings_and_output_weights=self.share_embeddings_and_output_weights,
         )
         model = AutoModelForCausalLM.from_pretrained(self.model_config.local_path, dtype=torch.float32)
         load_weights(stage, model.state_dict())
-        return [stage]
+        if self.engine_config.forward_only:
+            return [stage]
+        return [DistributedDataParallel(self.tf_config, DistributedDataParallelConfig(), stage)]
 
 
 class CPURREDCoTMegatronEngine(RREDCoTMegatronEngine, CPUMegatronEngine):
