@@ -152,11 +152,14 @@ def _layer(name: str, stage: GPTModel) -> tuple[str, str]:
     return f"model.layers.{stage.decoder.layers[int(number)].layer_number - 1}.", rest
 
 
-def export_weights(modules: list[Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and tensors, as transformers has them, of a dense model that is whole on every rank."""
-    (stage,) = unwrap_model(modules)
-    for name, parameter in stage.named_parameters():
-        yield from _exported(name, stage, parameter.detach())
+class Bridge:
+    """What verl asks of a bridge once the model is there, for a dense model that is whole on every rank."""
+
+    def export_weights(self, modules: list[Any]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and tensors, as transformers has them."""
+        (stage,) = unwrap_model(modules)
+        for name, parameter in stage.named_parameters():
+            yield from _exported(name, stage, parameter.detach())
 
 
 def _exported(name: str, stage: GPTModel, whole: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
@@ -199,13 +202,13 @@ class CPUMegatronEngine(MegatronEngineWithLMHead):
 
     def get_per_tensor_param(self, base_sync_done: bool = False, **kwargs: Any) -> Any:
         """See `BaseEngine`; verl's looks for the buffers of Megatron's distributed optimiser, which needs a GPU."""
-        return export_weights(self.module), None
+        return self.bridge.export_weights(self.module), None
 
     def _build_tf_config(self) -> None:
         self.is_value_model = False
         self.share_embeddings_and_output_weights = self.model_config.hf_config.tie_word_embeddings
         self.param_dtype = self.dtype = torch.float32
-        self.vanilla_bridge, self.provider, self.bridge, self.peft_cls = True, None, None, None
+        self.vanilla_bridge, self.provider, self.bridge, self.peft_cls = True, None, Bridge(), None
         hf, parallel = self.model_config.hf_config, self.engine_config
         num_experts = getattr(hf, "num_experts", None)
         experts = {
