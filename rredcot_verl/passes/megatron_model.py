@@ -54,13 +54,13 @@ def why_not_this_model(config: PreTrainedConfig) -> str | None:
     others = rope_types(text_config) - {"default", "linear", "llama3"}
     if others:
         return f"its rotary embedding is {sorted(others)}"
+    if getattr(text_config, "attn_logit_softcapping", None) is not None:
+        return "its attention is soft-capped"
     kinds = set(getattr(text_config, "layer_types", None) or ()) - {"full_attention"}
     if not getattr(text_config, "layer_types", None) and getattr(text_config, "sliding_window", None):
         kinds = {f"sliding_window={text_config.sliding_window}"}
     if kinds:
         return f"the model has layers of other kinds: {sorted(kinds)}"
-    if getattr(text_config, "attn_logit_softcapping", None) is not None:
-        return "its attention is soft-capped"
     return None
 
 
