@@ -73,6 +73,7 @@ def training_memory(config: DictConfig, facts: ModelFacts) -> TrainingMemory:
       Without checkpointing the second term once for each layer.
     - Logits: 2 bytes and 2 for their gradient (FSDP); 2 and 4 (Megatron, over tensor-parallel ranks): S V times that;
       or 2 bytes of the longer pass that only reads log-probabilities, where that is more.
+      Megatron's pass that reads probes holds as many tokens and makes logits of the answers only: no more than that.
 
     The reference model, if any, adds weights. Fragmentation and libraries are not in it: leave some GiB.
     """
