@@ -140,6 +140,45 @@ CPU_SYMBOLS: dict[str, tuple[str, ...]] = {
 }
 """What the embedded CPU backend relies on besides."""
 
+_MEGATRON_ENGINE = "verl.workers.engine.megatron.transformer_impl:MegatronEngineWithLMHead"
+
+MEGATRON_SYMBOLS: dict[str, tuple[str, ...]] = {
+    f"{_MEGATRON_ENGINE}.initialize": (),
+    f"{_MEGATRON_ENGINE}.forward_backward_batch": ("data", "loss_function", "forward_only"),
+    f"{_MEGATRON_ENGINE}.forward_step": (
+        "batch_iter",
+        "model",
+        "logits_processor_func",
+        "postprocess_micro_batch_func",
+    ),
+    f"{_MEGATRON_ENGINE}.postprocess_micro_batch_func": ("output", "data", "forward_only", "loss_function"),
+    f"{_MEGATRON_ENGINE}.prepare_model_outputs": ("output", "data"),
+    f"{_MEGATRON_ENGINE}.get_data_parallel_group": (),
+    "verl.utils.device:get_device_id": (),
+    "verl.utils.megatron_utils:unwrap_model": ("model",),
+    "megatron.core.models.gpt.gpt_model:GPTModel": ("pre_process", "post_process", "position_embedding_type"),
+    "megatron.core.models.gpt.gpt_model:GPTModel.forward": ("input_ids", "position_ids", "attention_mask"),
+    "megatron.core.models.common.embeddings.rotary_pos_embedding:RotaryEmbedding.get_emb": ("max_seq_len",),
+    "megatron.core.transformer.attention:SelfAttention": ("submodules",),
+    "megatron.core.transformer.transformer_config:TransformerConfig": (
+        "sequence_parallel",
+        "softmax_scale",
+        "context_parallel_size",
+        "multi_latent_attention",
+        "mtp_num_layers",
+        "fp8",
+        "window_size",
+        "softmax_type",
+        "moe_expert_capacity_factor",
+    ),
+    "megatron.core.parallel_state:get_tensor_model_parallel_group": (),
+    "megatron.core.parallel_state:get_tensor_model_parallel_rank": (),
+    "megatron.core.parallel_state:get_tensor_model_parallel_world_size": (),
+    "megatron.core.tensor_parallel:gather_from_sequence_parallel_region": ("input_",),
+    "megatron.core.tensor_parallel:scatter_to_sequence_parallel_region": ("input_",),
+}
+"""What our Megatron engine relies on. Can be looked up only where megatron-core is installed."""
+
 SERVER_SYMBOLS: dict[str, tuple[str, ...]] = {
     "verl.workers.rollout.replica:RolloutReplicaRegistry.register": ("name", "loader"),
     "verl.workers.rollout.replica:RolloutReplicaRegistry.get": ("name",),

@@ -113,10 +113,21 @@ def check_vllm() -> str | None:
     return "; ".join(faults) + "; self_value.engine=rollout needs another version of vLLM" if faults else None
 
 
+def check_megatron() -> str | None:
+    """If Megatron-core is installed, it has what the Megatron engine relies on."""
+    if importlib.util.find_spec("megatron") is None:
+        return None
+    from rredcot_verl.compat import MEGATRON_SYMBOLS, check_symbols
+
+    faults = check_symbols(MEGATRON_SYMBOLS)
+    return "; ".join(faults) + "; strategy=megatron needs self_value.share_prefix=false" if faults else None
+
+
 CHECKS: dict[str, Callable[[], str | None]] = {
     "verl version": check_version,
     "verl contract": check_contract,
     "vLLM (if installed)": check_vllm,
+    "Megatron-core (if installed)": check_megatron,
     "plugin discovery": check_discovery,
     "overlay": check_overlay,
     "golden number": check_golden,

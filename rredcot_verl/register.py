@@ -16,6 +16,7 @@ HOOKS: dict[str, str] = {
     "verl.experimental.reward_loop.reward_manager": "rredcot_verl.registration:register_reward_manager",
     "verl.trainer.ppo.v1": "rredcot_verl.registration:register_trainers",
     "verl.workers.engine.fsdp.transformer_impl": "rredcot_verl.registration:register_engine",
+    "verl.workers.engine.megatron.transformer_impl": "rredcot_verl.registration:register_megatron_engine",
 }
 """verl module -> the function that registers with it once it is imported."""
 

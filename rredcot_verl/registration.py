@@ -31,3 +31,11 @@ def register_engine(transformer_impl: ModuleType) -> None:
     transformer_impl.EngineRegistry.register(model_type=MODEL_TYPE, backend=["fsdp", "fsdp2"], device=["cuda", "npu"])(
         RREDCoTEngine
     )
+
+
+def register_megatron_engine(transformer_impl: ModuleType) -> None:
+    """Registers the Megatron engine that reads probes, under the same model type."""
+    from rredcot_verl.passes.megatron_engine import RREDCoTMegatronEngine
+    from rredcot_verl.passes.protocol import MODEL_TYPE
+
+    transformer_impl.EngineRegistry.register(model_type=MODEL_TYPE, backend="megatron")(RREDCoTMegatronEngine)

@@ -19,5 +19,5 @@ echo "== installing into $VENV (a minute or two, about 2 GB; no CUDA packages)"
 PIP=("$VENV/bin/python" -m pip --disable-pip-version-check install --quiet)
 # First and alone: with this version in place nothing below pulls the CUDA build of torch.
 "${PIP[@]}" torch==2.13.0
-"${PIP[@]}" torch==2.13.0 --editable ".[cpu,math,code,dev]"
+"${PIP[@]}" torch==2.13.0 --editable ".[cpu,math,code,dev,megatron]"
 echo "$WANTED" > "$STAMP"

@@ -130,7 +130,7 @@ class SelfValueConfig(Block):
     share_prefix: bool = Field(
         True,
         description="actor: one pass for a trace with all its probes; false: every probe is a sequence of its own, as "
-        "it is where the engine cannot share (Megatron).",
+        "it is where the engine cannot share; see docs/self_value.md.",
     )
     fuse: Literal["auto", True, False] = Field(
         "auto",

@@ -102,7 +102,7 @@ class ProbesPass(EnginePass):
 
     _firsts: list[int]
     _shared: "SharedPrefix"
-    _head: RowsHead | None
+    _head: RowsHead | None = None
     _pack: ProbePack
     _rows: Tensor
 
@@ -159,8 +159,7 @@ class ProbesPass(EnginePass):
         """With an attention that knows who sees whom."""
         from rredcot_verl.passes.shared_attention import shared_prefix
 
-        micro_batch = micro_batch.clone(recurse=False)
-        micro_batch["input_ids"] = micro_batch.pop(_ROWS)
+        micro_batch = self.own_rows(micro_batch)
         # Packed whatever the model does otherwise: the attention of this pass needs no other kernel for it.
         tu.assign_non_tensor(micro_batch, use_remove_padding=True)
         module = self.engine.module
@@ -169,16 +168,28 @@ class ProbesPass(EnginePass):
         with shared_prefix(module.config) as self._shared, head as self._head:
             return forward(micro_batch)
 
-    def add_inputs(self, micro_batch: TensorDict, inputs: dict[str, Any], output_args: dict[str, Any]) -> None:
-        """The probes follow the packed rows."""
+    @staticmethod
+    def own_rows(micro_batch: TensorDict) -> TensorDict:
+        """The micro batch with the rows' own tokens."""
+        micro_batch = micro_batch.clone(recurse=False)
+        micro_batch["input_ids"] = micro_batch.pop(_ROWS)
+        return micro_batch
+
+    def lay_out(self, micro_batch: TensorDict, pad_size: int) -> tuple[ProbePack, Tensor]:
+        """The rows, padding tokens and probes as one sequence; and the tokens whose distributions are needed."""
         lengths = micro_batch["input_ids"].offsets().diff().tolist()
         probes = [decode(row.tolist()) for row in micro_batch[self.payload].unbind()]
-        if output_args["pad_size"]:
-            lengths, probes = [*lengths, output_args["pad_size"]], [*probes, []]
-        self._pack = pack = ProbePack.build(lengths, probes)
+        if pad_size:
+            lengths, probes = [*lengths, pad_size], [*probes, []]
+        pack = ProbePack.build(lengths, probes)
         rows = pack.rows(all_trace_rows=not self.alone and self._head is None)
         # The model must be called all the same; one row keeps its head small.
-        self._rows = places = rows if len(rows) else torch.zeros(1, dtype=torch.int64)
+        return pack, rows if len(rows) else torch.zeros(1, dtype=torch.int64)
+
+    def add_inputs(self, micro_batch: TensorDict, inputs: dict[str, Any], output_args: dict[str, Any]) -> None:
+        """The probes follow the packed rows."""
+        self._pack, self._rows = self.lay_out(micro_batch, output_args["pad_size"])
+        pack, places = self._pack, self._rows
         device = inputs["input_ids"].device
         self._shared.pack = pack.to(device)
         token_ids = pack.probe_token_ids.to(device).unsqueeze(0)
@@ -211,7 +222,7 @@ class ProbesPass(EnginePass):
             output.logits = logits[: len(output_args["temperature_rmpad"])].unsqueeze(0)
         else:
             logits = self._head.logits
-        results = _results(read_probes(self._pack, self._rows, logits, temperatures)[:num_traces])
+        results = jagged_results(read_probes(self._pack, self._rows, logits, temperatures)[:num_traces])
         if self._shared.split is not None:
             torch.distributed.all_reduce(results.values(), group=self._shared.split.group)
         return results
@@ -330,7 +341,7 @@ class AttributionPass(EnginePass):
         autocast = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
         with autocast:
             weights = self.weigh(tasks, temperature, device)
-        output = {"model_output": {self.result: _results(weights)}, "loss": 1.0, "metrics": {}}
+        output = {"model_output": {self.result: jagged_results(weights)}, "loss": 1.0, "metrics": {}}
         return torch.tensor(1.0, device=device), output
 
 
@@ -379,6 +390,6 @@ def _jagged(rows: Sequence[Tensor]) -> Tensor:
     return torch.nested.as_nested_tensor(list(rows), layout=torch.jagged)
 
 
-def _results(rows: Iterable[list[float]]) -> Tensor:
+def jagged_results(rows: Iterable[list[float]]) -> Tensor:
     """Jagged rows of numbers; a single 0 for none."""
     return _jagged([torch.tensor(own or [0.0], device=get_device_name()) for own in rows])

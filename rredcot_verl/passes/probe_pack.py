@@ -224,7 +224,21 @@ def _reading(probe: Probe, rows: Sequence[int]) -> Reading:
     )
 
 
-def read_probes(pack: ProbePack, rows: Tensor, logits: Tensor, temperatures: Tensor) -> list[list[float]]:
+class Vocabulary:
+    """Logits of every token, `(num_rows, vocab_size)`; see `megatron_model.VocabularyShard` for some of them."""
+
+    def logsumexp(self, logits: Tensor) -> Tensor:
+        """`(num_rows,)`, over all tokens."""
+        return logits.logsumexp(dim=1)
+
+    def take(self, logits: Tensor, rows: Tensor, token_ids: Tensor) -> Tensor:
+        """The logits of tokens at rows, of shapes that broadcast."""
+        return logits[rows, token_ids]
+
+
+def read_probes(
+    pack: ProbePack, rows: Tensor, logits: Tensor, temperatures: Tensor, vocabulary: Vocabulary | None = None
+) -> list[list[float]]:
     """Log-probabilities of all probes.
 
     Args:
@@ -232,6 +246,7 @@ def read_probes(pack: ProbePack, rows: Tensor, logits: Tensor, temperatures: Ten
         rows: `(num_rows,)` int64, ascending, at least one: the tokens that `logits` belong to.
         logits: `(num_rows, vocab_size)`, at temperature 1.
         temperatures: `(num_traces,)`, the rollout temperature of each trace.
+        vocabulary: Which tokens the logits are of, if not all.
 
     Returns:
         For each trace, probe by probe: the counted tokens' log-probabilities and that of the answer's end, summed over
@@ -240,14 +255,14 @@ def read_probes(pack: ProbePack, rows: Tensor, logits: Tensor, temperatures: Ten
     flat = [reading for own in pack.readings for reading in own]
     if not flat:
         return [[] for _ in pack.readings]
-    device = logits.device
+    device, vocabulary = logits.device, vocabulary or Vocabulary()
     rows = rows.to(device)
     read_rows = torch.tensor([row for reading in flat for row in reading.rows], device=device)
     here = torch.isin(read_rows, rows)
     unique_rows, place = torch.where(here, read_rows, rows[0]).unique(return_inverse=True)
     at = torch.searchsorted(rows, unique_rows)
     scale = temperatures.to(device, torch.float32)[pack.trace_numbers.to(device)[unique_rows]].unsqueeze(1)
-    normalizer = _normalizers(logits, at, scale)
+    normalizer = _normalizers(logits, at, scale, vocabulary)
     scores = torch.zeros(len(read_rows), device=device)
     ends = torch.tensor([len(reading.rows) for reading in flat], device=device).cumsum(0)
     is_token = torch.ones(len(read_rows), dtype=torch.bool, device=device)
@@ -255,7 +270,7 @@ def read_probes(pack: ProbePack, rows: Tensor, logits: Tensor, temperatures: Ten
 
     def log_prob(where: Tensor, token_ids: Tensor) -> Tensor:
         """Of any of the tokens `(num, k)`, at places `(num,)`."""
-        own = logits[at[where].unsqueeze(1), token_ids].float() / scale[where]
+        own = vocabulary.take(logits, at[where].unsqueeze(1), token_ids).float() / scale[where]
         return own.logsumexp(dim=1) - normalizer[where]
 
     tokens = torch.tensor([token for reading in flat for token in reading.token_ids], dtype=torch.int64, device=device)
@@ -273,8 +288,8 @@ def read_probes(pack: ProbePack, rows: Tensor, logits: Tensor, temperatures: Ten
     return [list(itertools.islice(values, sum(len(reading.rows) for reading in own))) for own in pack.readings]
 
 
-def _normalizers(logits: Tensor, rows: Tensor, scale: Tensor) -> Tensor:
+def _normalizers(logits: Tensor, rows: Tensor, scale: Tensor, vocabulary: Vocabulary) -> Tensor:
     """`(num_rows,)` float32 normalizers of some rows of the logits over `scale`, `READ_AT_ONCE` of them at a time."""
     parts = torch.arange(len(rows), device=logits.device).split(max(1, READ_AT_ONCE // logits.shape[1]))
     # Indexed, so a copy: divided in place.
-    return torch.cat([logits[rows[part]].float().div_(scale[part]).logsumexp(dim=1) for part in parts])
+    return torch.cat([vocabulary.logsumexp(logits[rows[part]].float().div_(scale[part])) for part in parts])

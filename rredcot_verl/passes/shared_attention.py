@@ -69,6 +69,44 @@ class SharedPrefix:
     num_calls: int = 0
     masks: dict[int | None, Any] = field(default_factory=dict)
 
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Attention of one layer over the pack; see `shared_prefix_attention`.
+
+        Returns:
+            `(1, num_tokens, num_heads, head_dim)`.
+        """
+        assert self.pack is not None
+        if query.shape[0] != 1 or query.shape[2] != self.pack.num_tokens or key.shape[2] != query.shape[2]:
+            raise RuntimeError(
+                f"attention got queries {tuple(query.shape)} and keys {tuple(key.shape)}, expected one sequence of "
+                f"{self.pack.num_tokens} tokens"
+            )
+        self.num_calls += 1
+        softcap, on_gpu = kwargs.get("softcap"), query.device.type == FLEX_DEVICE
+        if kwargs.get("s_aux") is not None:
+            raise ValueError(f"this model's attention has sinks, so its prefixes cannot be shared; {WAY_OUT}")
+        if softcap is not None and not on_gpu:
+            raise ValueError("attention with a softcap needs FlexAttention on a GPU")
+        if self.observe is not None:
+            self.observe(query[0], key[0], scaling, sliding_window, softcap=softcap)
+        if sliding_window not in self.masks:
+            make = make_block_mask if on_gpu else make_tiles
+            self.masks[sliding_window] = make(self.pack, sliding_window)
+        mask = self.masks[sliding_window]
+        if on_gpu:
+            output = _flex(query, key, value, mask, scaling, softcap)
+        else:
+            output = _in_parts(query, key, value, mask, scaling)
+        return output.transpose(1, 2).contiguous()
+
 
 _PASS: ContextVar[SharedPrefix | None] = ContextVar("rredcot_shared_prefix", default=None)
 
@@ -117,9 +155,9 @@ def why_not_shared(config: PreTrainedConfig, device: str) -> str | None:
     other = set(getattr(text_config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if other:
         return f"the model has layers of other kinds: {sorted(other)}"
-    rope_types = _rope_types(text_config)
-    if rope_types & {"dynamic", "longrope"}:
-        return f"its rotary embedding ({sorted(rope_types)}) depends on the length of the sequence"
+    found = rope_types(text_config)
+    if found & {"dynamic", "longrope"}:
+        return f"its rotary embedding ({sorted(found)}) depends on the length of the sequence"
     if device != FLEX_DEVICE and getattr(text_config, "attn_logit_softcapping", None) is not None:
         return "its attention is soft-capped, which needs FlexAttention on a GPU"
     if text_config.model_type == "gpt_oss":
@@ -127,7 +165,8 @@ def why_not_shared(config: PreTrainedConfig, device: str) -> str | None:
     return None
 
 
-def _rope_types(text_config: PreTrainedConfig) -> set[str]:
+def rope_types(text_config: PreTrainedConfig) -> set[str]:
+    """Kinds of rotary embedding of a model's layers."""
     parameters = getattr(text_config, "rope_parameters", None) or getattr(text_config, "rope_scaling", None) or {}
     # Either one set of parameters, or one for each kind of layer.
     nested = [entry for entry in parameters.values() if isinstance(entry, dict)] or [parameters]
@@ -201,31 +240,13 @@ def shared_prefix_attention(
     split = current.split
     if split is not None:
         query, key, value = split.gather(query), split.gather(key), split.gather(value)
-    if query.shape[0] != 1 or query.shape[2] != current.pack.num_tokens or key.shape[2] != query.shape[2]:
-        raise RuntimeError(
-            f"attention got queries {tuple(query.shape)} and keys {tuple(key.shape)}, expected one sequence of "
-            f"{current.pack.num_tokens} tokens"
-        )
     # Some models tell only the mask of their windows, or change the mask: those have no one meaning here.
     if attention_mask != Window(sliding_window):
         raise RuntimeError(
             f"layer {getattr(module, 'layer_idx', '?')} of this model has the mask {attention_mask} and "
             f"sliding_window={sliding_window}, so its prefixes cannot be shared; {WAY_OUT}"
         )
-    current.num_calls += 1
-    softcap, on_gpu = kwargs.get("softcap"), query.device.type == FLEX_DEVICE
-    if kwargs.get("s_aux") is not None:
-        raise ValueError(f"this model's attention has sinks, so its prefixes cannot be shared; {WAY_OUT}")
-    if softcap is not None and not on_gpu:
-        raise ValueError("attention with a softcap needs FlexAttention on a GPU")
-    if current.observe is not None:
-        current.observe(query[0], key[0], scaling, sliding_window, softcap=softcap)
-    if sliding_window not in current.masks:
-        make = make_block_mask if on_gpu else make_tiles
-        current.masks[sliding_window] = make(current.pack, sliding_window)
-    mask = current.masks[sliding_window]
-    output = _flex(query, key, value, mask, scaling, softcap) if on_gpu else _in_parts(query, key, value, mask, scaling)
-    output = output.transpose(1, 2).contiguous()
+    output = current.attend(query, key, value, scaling, sliding_window, **kwargs)
     return output if split is None else split.scatter(output), None
 
 

@@ -125,8 +125,8 @@ def _estimates(found: Inspection, facts: ModelFacts) -> str:
         if generated:
             rows.append(summary.continuation_row(config, generated))
         if budget is not None and found.choice is not None:
-            if budget.prefix_passes:
-                _warn_of_separate(budget, findings)
+            if found.choice.engine == "actor" and not found.choice.share_prefix:
+                _warn_of_separate(budget, found.choice, findings)
             rows += summary.probe_rows(config, found.settings, budget, found.choice)
     return section(title, rows)
 
@@ -139,14 +139,16 @@ def _probe_budget(found: Inspection) -> ProbeBudget | None:
         return None
     separate = choice.engine == "actor" and not choice.share_prefix
     references = sample_references(found.config, settings.self_value.reference_key)
-    return probe_budget(settings, found.tokenizer, references, shared=choice.share_prefix, separate=separate)
+    alone = choice.share_prefix and not choice.fuse
+    return probe_budget(
+        settings, found.tokenizer, references, shared=choice.share_prefix, separate=separate, alone=alone
+    )
 
 
-def _warn_of_separate(budget: ProbeBudget, findings: Findings) -> None:
+def _warn_of_separate(budget: ProbeBudget, choice: EngineChoice, findings: Findings) -> None:
     findings.warn(
         f"probes are scored in sequences of their own, up to {budget.prefix_passes:.0f} more forward passes over "
-        "every trace; FSDP can share prefixes, and with trainer.v1.trainer_mode=sync the rollout server can read "
-        "them"
+        f"every trace ({choice.reason}); with trainer.v1.trainer_mode=sync the rollout server can read them"
     )
 
 

@@ -103,8 +103,8 @@ class ProbeBudget:
         most: Upper bound: every boundary, every proposal, the longest answers.
         typical: With the references' median number and length; None without references.
         answer_tokens: Median length of a reference, None without references.
-        prefix_passes: Forward passes over the whole trace that separate sequences add, at most; 0 where prefixes are
-            shared or the rollout server reads the probes.
+        prefix_passes: Forward passes over the whole trace that are added, at most: by separate sequences, or 1 where
+            probes are read in a pass of their own; 0 in verl's pass, and where the rollout server reads the probes.
     """
 
     opening: int
@@ -119,7 +119,13 @@ class ProbeBudget:
 
 
 def probe_budget(
-    settings: RREDCoTConfig, tokenizer: Any, references: Sequence[object], *, shared: bool, separate: bool
+    settings: RREDCoTConfig,
+    tokenizer: Any,
+    references: Sequence[object],
+    *,
+    shared: bool,
+    separate: bool,
+    alone: bool = False,
 ) -> ProbeBudget:
     """Bound the probes of a response.
 
@@ -135,6 +141,7 @@ def probe_budget(
         references: Some rows' entries under `self_value.reference_key`.
         shared: The training engine shares prefixes.
         separate: It scores every probe in a sequence of its own.
+        alone: It shares prefixes in a pass of its own.
     """
     value = settings.self_value
     boundaries, proposals = settings.segmentation.num_segments, value.max_proposals
@@ -159,7 +166,7 @@ def probe_budget(
         most=tokens(proposals, value.max_answer_tokens),
         typical=typical,
         answer_tokens=answer_tokens,
-        prefix_passes=boundaries / 2 * proposals * value.max_closing_tokens if separate else 0.0,
+        prefix_passes=boundaries / 2 * proposals * value.max_closing_tokens if separate else float(alone),
     )
 
 

@@ -135,8 +135,11 @@ def probe_rows(config: DictConfig, settings: RREDCoTConfig, budget: ProbeBudget,
     if budget.typical is not None:
         rows.append(("probes, typical", f"{said(budget.typical)} (references of {budget.answer_tokens} tokens)"))
     if budget.prefix_passes:
-        text = f"up to {budget.prefix_passes:.0f} more forward passes over every trace"
-        rows.append(("separate sequences", text))
+        if choice.share_prefix:
+            rows.append(("their pass", "a pass of their own: 1 more forward pass over every trace"))
+        else:
+            text = f"up to {budget.prefix_passes:.0f} more forward passes over every trace"
+            rows.append(("separate sequences", text))
     elif not by_actor:
         text = "requests run while other responses are generated; none of it is in the training passes"
         rows.append(("hidden", text))

@@ -21,7 +21,7 @@ from rredcot_verl.passes.leave_one_out import leave_one_out_tasks, leave_one_out
 from rredcot_verl.passes.protocol import FIELDS, PassFields
 from rredcot_verl.probes.elicitation import Proposal
 from rredcot_verl.sources.base import PassRequest, Source, Workers
-from rredcot_verl.sources.engines import EngineChoice, ulysses_size, why_not_shared
+from rredcot_verl.sources.engines import EngineChoice, ulysses_size, why_not_separate, why_not_shared
 from rredcot_verl.sources.group import Group
 from rredcot_verl.sources.queue import RecordedBatch, Rows, put_rows, read_rows
 from rredcot_verl.sources.record import Plan, Record, Status
@@ -66,6 +66,8 @@ class Attribution(Source):
     def why_not_on(self, config: DictConfig) -> str | None:
         """Why the training engine of a run cannot weigh segments; None where it can."""
         actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
+        if actor.strategy == "megatron":
+            return "actor_rollout_ref.actor.strategy=megatron"
         obstacle = why_not_shared(config)
         if obstacle is not None:
             return obstacle
@@ -262,6 +264,9 @@ class LeaveOneOut(Attribution):
 
     def choose_engine(self, config: DictConfig) -> EngineChoice:
         """See `Source`."""
+        obstacle = why_not_separate(config)
+        if obstacle is not None:
+            raise ValueError(f"algorithm.adv_estimator={self.name}: {obstacle}; set its mode to disabled")
         return self._said(EngineChoice("actor", False, "sequences without one segment each", "leave-one-out"))
 
     def num_sequences(self, plan: AttributionPlan) -> int:

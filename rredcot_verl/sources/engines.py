@@ -84,8 +84,9 @@ def settle_fusing(config: DictConfig, choice: EngineChoice, asked: bool | str) -
     if not choice.share_prefix:
         unread = "" if asked == "auto" else f"; {setting} does not apply"
         return dataclasses.replace(choice, reason=choice.reason + unread)
-    if bypasses_old_log_prob(config):
-        reason = f"{setting}: in a pass of their own, there is none for old_log_prob"
+    if reads_alone(config):
+        why = "there is none for old_log_prob" if bypasses_old_log_prob(config) else "old_log_prob is Megatron's"
+        reason = f"{setting}: in a pass of their own, {why}"
         return dataclasses.replace(choice, reason=f"{choice.reason}; {reason}")
     own = str(hf_config(config.actor_rollout_ref.model)._attn_implementation)
     ours = "flex_attention" if config.trainer.device == "cuda" else "sdpa"
@@ -113,15 +114,22 @@ def bypasses_old_log_prob(config: DictConfig) -> bool:
     return bool(correction and correction.get("bypass_mode", False))
 
 
+def reads_alone(config: DictConfig) -> bool:
+    """Whether probes are read in a pass of their own: verl makes none for `old_log_prob`, or it is Megatron's."""
+    return bypasses_old_log_prob(config) or config.actor_rollout_ref.actor.strategy == "megatron"
+
+
 def why_not_shared(config: DictConfig) -> str | None:
     """Why the training engine of a run cannot score probes in one pass with their trace; None where it can."""
     from rredcot_verl.passes.shared_attention import why_not_shared as why_not_this_model
 
     actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
-    if actor.strategy not in ("fsdp", "fsdp2"):
-        return f"actor_rollout_ref.actor.strategy={actor.strategy}"
     if model.get("model_type", "language_model") not in ("language_model", MODEL_TYPE):
         return f"actor_rollout_ref.model.model_type={model.model_type}"
+    if actor.strategy == "megatron":
+        return _why_not_shared_on_megatron(actor.megatron, model)
+    if actor.strategy not in ("fsdp", "fsdp2"):
+        return f"actor_rollout_ref.actor.strategy={actor.strategy}"
     return why_not_this_model(hf_config(model), str(config.trainer.device))
 
 
@@ -131,6 +139,42 @@ def ulysses_size(actor: DictConfig) -> int:
     # As in verl, the older place counts where both say something.
     sizes = (OmegaConf.select(actor, key), OmegaConf.select(actor, f"fsdp_config.{key}"))
     return next((int(size) for size in sizes if size and size > 1), 1)
+
+
+def _why_not_shared_on_megatron(engine: DictConfig, model: DictConfig) -> str | None:
+    """The same for `actor.megatron` and the model; the workers ask the model that is built once more."""
+    from rredcot_verl.passes.megatron_model import not_plain, why_not_this_model
+
+    where = "actor_rollout_ref.actor.megatron"
+    if engine.context_parallel_size > 1 or engine.dynamic_context_parallel:
+        return (
+            f"{where}.context_parallel_size={engine.context_parallel_size} (or dynamic_context_parallel) splits traces"
+        )
+    if engine.use_megatron_fsdp:
+        return f"{where}.use_megatron_fsdp=True gathers weights by hooks of its own"
+    if engine.router_replay.mode != "disabled":
+        return f"{where}.router_replay.mode={engine.router_replay.mode}: nobody recorded routes for probes"
+    overrides = not_plain(engine.override_transformer_config)
+    if overrides:
+        return f"{where}.override_transformer_config.{overrides[0]}"
+    if model.mtp.enable:
+        return "actor_rollout_ref.model.mtp.enable=True predicts several tokens"
+    if model.get("use_fused_kernels"):
+        return "actor_rollout_ref.model.use_fused_kernels=True makes no logits"
+    return why_not_this_model(hf_config(model))
+
+
+def why_not_separate(config: DictConfig) -> str | None:
+    """Why `compute_log_prob` cannot be given sequences of our own; None where it can."""
+    mode = OmegaConf.select(
+        config, f"actor_rollout_ref.actor.{config.actor_rollout_ref.actor.strategy}.router_replay.mode"
+    )
+    if mode in (None, "disabled"):
+        return None
+    return (
+        f"actor_rollout_ref.actor.{config.actor_rollout_ref.actor.strategy}.router_replay.mode={mode}: verl replays "
+        "routes that sequences of our own do not have"
+    )
 
 
 def why_server_cannot_score(config: DictConfig) -> str | None:

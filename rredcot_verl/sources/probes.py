@@ -21,6 +21,8 @@ from rredcot_verl.sources.engines import (
     check_layer,
     settle_fusing,
     weights_of_probes,
+    why_no_hidden,
+    why_not_separate,
     why_not_shared,
     why_server_cannot_score,
 )
@@ -106,6 +108,12 @@ class Probes(Source):
         """
         value = self.settings.self_value
         choice = self._with_hidden_states(config) if self._reads_hidden else self._choose(config)
+        obstacle = why_not_separate(config) if choice.engine == "actor" and not choice.share_prefix else None
+        if obstacle is not None:
+            raise ValueError(
+                f"{PREFIX}.self_value.engine={value.engine} with {choice.reason}: probes would be sequences of their "
+                f"own, but {obstacle}; set its mode to disabled, or self_value.engine=rollout"
+            )
         choice = settle_fusing(config, choice, value.fuse)
         logger.warning(
             "rredcot: self_value.engine=%s: probes are read by %s; %s; under %s",
@@ -146,6 +154,12 @@ class Probes(Source):
             raise ValueError(
                 f"{PREFIX}.readout.use_hidden=True reads hidden states and probes in one pass of the training engine; "
                 f"it needs {PREFIX}.self_value.engine=auto or actor, and share_prefix=true"
+            )
+        obstacle = why_no_hidden(config)
+        if obstacle is not None:
+            raise ValueError(
+                f"{PREFIX}.readout.use_hidden=True: the training engine gives no hidden states: {obstacle}; set "
+                "readout.use_hidden=false"
             )
         obstacle = why_not_shared(config)
         if obstacle is not None:

@@ -8,7 +8,7 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
 from rredcot_verl.passes.protocol import ALONE, FIELDS, PASSES
 from rredcot_verl.sources.base import PassRequest, Source, Workers
-from rredcot_verl.sources.engines import bypasses_old_log_prob
+from rredcot_verl.sources.engines import reads_alone
 from rredcot_verl.sources.queue import RecordedBatch, clear_copies, fetching, not_fetching, read_recorded
 
 
@@ -34,9 +34,9 @@ class MeasuringMixin(PPOTrainer):
         workers = self._workers()
         self._source.measure(self._recorded, workers)
         requests = self._source.passes(self._recorded)
-        alone = bypasses_old_log_prob(self.config) or not all(request.fuses for request in requests)
+        alone = reads_alone(self.config) or not all(request.fuses for request in requests)
         if requests and alone:
-            # Not to be had in verl's pass, or there is none: verl takes the rollout's log-probabilities.
+            # Not to be had in verl's pass, or there is none.
             _read_alone(workers, _fetching(batch, requests), requests)
             requests = ()
         self._measuring_seconds = time.perf_counter() - started

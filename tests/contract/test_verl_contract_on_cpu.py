@@ -1,6 +1,7 @@
 """What this package relies on in verl, and that it relies on nothing else."""
 
 import ast
+import importlib.util
 import inspect
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from rredcot_verl import compat
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "rredcot_verl"
 INSTALLED_SYMBOLS = {**compat.SYMBOLS, **compat.CPU_SYMBOLS, **compat.SERVER_SYMBOLS}
-ALL_SYMBOLS = {**INSTALLED_SYMBOLS, **compat.VLLM_SYMBOLS, **compat.SGLANG_SYMBOLS}
+ALL_SYMBOLS = {**INSTALLED_SYMBOLS, **compat.MEGATRON_SYMBOLS, **compat.VLLM_SYMBOLS, **compat.SGLANG_SYMBOLS}
 
 
 def _imports(path: Path) -> set[tuple[str, str]]:
@@ -29,6 +30,11 @@ def _imports(path: Path) -> set[tuple[str, str]]:
 
 def test_every_symbol_is_in_the_installed_verl():
     assert compat.check_symbols(INSTALLED_SYMBOLS) == []
+
+
+def test_every_symbol_is_in_the_installed_megatron():
+    pytest.importorskip("megatron.core", reason="needs megatron-core: pip install '.[megatron]'")
+    assert compat.check_symbols(compat.MEGATRON_SYMBOLS) == []
 
 
 @pytest.mark.parametrize(
@@ -66,7 +72,8 @@ def test_hooks_name_verl_modules_and_our_functions():
     from rredcot_verl import cpu, register
 
     for verl_module, target in {**register.HOOKS, **cpu.HOOKS}.items():
-        __import__(verl_module)
+        if "megatron" not in verl_module or importlib.util.find_spec("megatron") is not None:
+            __import__(verl_module)
         module, function = target.split(":")
         parameters = inspect.signature(getattr(__import__(module, fromlist=[function]), function)).parameters
         assert len(parameters) == 1, f"{target} takes the verl module"
@@ -79,7 +86,7 @@ def test_required_verl_is_the_same_everywhere():
 
 
 def test_no_assignment_into_verl():
-    """No monkey patch: the package assigns to no attribute of a verl, Ray, vLLM or transformers module."""
+    """No monkey patch: the package assigns to no attribute of a verl, Ray, vLLM, Megatron or transformers module."""
     for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         foreign = {
@@ -87,7 +94,8 @@ def test_no_assignment_into_verl():
             for node in ast.walk(tree)
             if isinstance(node, ast.Import | ast.ImportFrom)
             for alias in node.names
-            if (getattr(node, "module", None) or alias.name).split(".")[0] in ("verl", "ray", "transformers", "vllm")
+            if (getattr(node, "module", None) or alias.name).split(".")[0]
+            in ("verl", "ray", "transformers", "vllm", "megatron")
         }
         for node in ast.walk(tree):
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]

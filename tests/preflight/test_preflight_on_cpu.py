@@ -1,5 +1,6 @@
 """`python -m rredcot_verl.preflight`: composes as main_ppo does, finds what is wrong, and starts nothing."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -86,20 +87,27 @@ def test_references_are_sampled_from_json_lines_too(material, tmp_path):
     assert sample_references(config, "reward_model.ground_truth") == []
 
 
-def test_megatron_reads_probes_by_the_server_or_is_warned_about(material):
+@pytest.mark.parametrize("mode", ["sync", "colocate_async", "separate_async"])
+def test_megatron_shares_prefixes_or_says_what_separate_sequences_cost(material, monkeypatch, mode):
+    found_here = importlib.util.find_spec
+    absent = ("megatron",)
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: name not in absent and found_here(name, *rest) or None
+    )
     config = {"task": "code", "config": "qwen3_8b_megatron"}
-    found = inspect(_arguments(material, **config))
-    assert found.findings.faults == [] and found.choice.engine == "rollout"
+    found = inspect(_arguments(material, f"mode={mode}", **config))
+    assert found.findings.faults == [] and found.choice.label == "actor, shared prefix"
     assert any("megatron is not installed" in note.message for note in found.findings.unchecked)
     assert found.findings.warnings == []
-    found = inspect(_arguments(material, "mode=colocate_async", **config))
-    (fault,) = found.findings.faults
+    assert "a pass of their own: 1 more forward pass over every trace" in page(found)
+    changes = ("actor_rollout_ref.actor.megatron.context_parallel_size=2", "algorithm.rredcot.self_value.engine=actor")
+    (fault,) = inspect(_arguments(material, f"mode={mode}", *changes, **config)).findings.faults
     assert "every probe would be a sequence of its own" in fault.message and "share prefixes (FSDP" in fault.message
-    fewer = ("algorithm.rredcot.segmentation.num_segments=8", "algorithm.rredcot.self_value.max_closing_tokens=1")
-    fewer = (*fewer, "data.train_batch_size=16", "actor_rollout_ref.actor.ppo_mini_batch_size=16")
-    found = inspect(_arguments(material, "mode=colocate_async", *fewer, **config))
+    fewer = ("algorithm.rredcot.segmentation.num_segments=1", "algorithm.rredcot.self_value.max_closing_tokens=1")
+    found = inspect(_arguments(material, f"mode={mode}", *changes, *fewer, **config))
     assert found.choice.label == "actor, separate sequences"
-    assert any("sequences of their own" in warning.message for warning in found.findings.warnings)
+    (warning,) = [note.message for note in found.findings.warnings if "sequences of their own" in note.message]
+    assert "the training engine cannot share prefixes: actor_rollout_ref.actor.megatron.context_parallel" in warning
 
 
 def test_all_faults_are_told_at_once(material, monkeypatch):

@@ -6,11 +6,17 @@ import logging
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf, open_dict
-from transformers import Gemma2Config
+from transformers import Gemma2Config, Qwen3Config
 
 from rredcot_verl.passes.protocol import MODEL_TYPE
 from rredcot_verl.run.settings import active_settings, parse_block, run_source
-from rredcot_verl.sources.engines import EngineChoice, apply_choice, why_not_shared, why_server_cannot_score
+from rredcot_verl.sources.engines import (
+    EngineChoice,
+    apply_choice,
+    reads_alone,
+    why_not_shared,
+    why_server_cannot_score,
+)
 from tests.passes.architectures import SHAPE, build_model
 
 SHARED = ("actor", True)
@@ -22,6 +28,10 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     build_model("qwen3-untied").save_pretrained(folder / "qwen3")
     Gemma2Config(**SHAPE, architectures=["Gemma2ForCausalLM"]).save_pretrained(folder / "gemma2")
+    yarn = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 256}
+    Qwen3Config(**SHAPE, rope_parameters=yarn, architectures=["Qwen3ForCausalLM"]).save_pretrained(folder / "yarn")
+    for name in ("deepseek-v3-latent", "mistral-sliding", "gemma3-sliding"):
+        build_model(name).save_pretrained(folder / name)
     return folder
 
 
@@ -54,7 +64,6 @@ def who(choice: EngineChoice) -> tuple[str, bool]:
 
 ACTOR, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.model"
 OBSTACLES = [
-    ({f"{ACTOR}.strategy": "megatron"}, f"{ACTOR}.strategy=megatron"),
     ({f"{ACTOR}.strategy": "veomni"}, f"{ACTOR}.strategy=veomni"),
     ({f"{ACTOR}.strategy": "fsdp_turbo"}, f"{ACTOR}.strategy=fsdp_turbo"),
     ({f"{MODEL}.model_type": "value_model"}, f"{MODEL}.model_type=value_model"),
@@ -95,6 +104,65 @@ def test_the_model_is_asked_on_the_device_of_the_run(config, models):
     assert why_not_shared(put(config, {"trainer.device": "cuda"})) is None
 
 
+MEGATRON = f"{ACTOR}.megatron"
+OBSTACLES_ON_MEGATRON = [
+    ({f"{MEGATRON}.context_parallel_size": 2}, "context_parallel_size=2"),
+    ({f"{MEGATRON}.dynamic_context_parallel": True}, "dynamic_context_parallel"),
+    ({f"{MEGATRON}.use_megatron_fsdp": True}, "use_megatron_fsdp=True"),
+    ({f"{MEGATRON}.override_transformer_config.fp8": "e4m3"}, "override_transformer_config.fp8=e4m3"),
+    ({f"{MEGATRON}.override_transformer_config.cuda_graph_impl": "local"}, "cuda_graph_impl=local"),
+    ({f"{MODEL}.mtp.enable": True}, f"{MODEL}.mtp.enable=True"),
+    ({f"{MODEL}.use_fused_kernels": True}, "use_fused_kernels=True"),
+    ({f"{MODEL}.model_type": "value_model"}, f"{MODEL}.model_type=value_model"),
+    ("deepseek-v3-latent", "its attention is latent"),
+    ("mistral-sliding", "layers of other kinds: ['sliding_window=9']"),
+    ("gemma3-sliding", "layers of other kinds: ['sliding_attention']"),
+    ("yarn", "its rotary embedding is ['yarn']"),
+    ("gemma2", "soft-capped"),
+]
+
+
+@pytest.fixture
+def on_megatron(models):
+    with initialize_config_module("rredcot_verl.config", version_base=None):
+        config = compose("rredcot_megatron_trainer", overrides=["actor_rollout_ref.rollout.name=vllm"])
+    return put(config, {f"{MODEL}.path": str(models / "qwen3")})
+
+
+@pytest.mark.parametrize("mode", ["sync", "colocate_async", "separate_async"])
+@pytest.mark.parametrize("asked", ["auto", "actor"])
+def test_megatron_shares_in_a_pass_of_its_own(on_megatron, mode, asked):
+    put(on_megatron, {"trainer.v1.trainer_mode": mode, f"{MEGATRON}.tensor_model_parallel_size": 2})
+    put(on_megatron, {f"{MEGATRON}.override_transformer_config.recompute_granularity": "full"})
+    choice = choose(on_megatron, engine=asked)
+    assert choice == EngineChoice("actor", True, f"{SHARED.reason}, in a pass of their own")
+    assert reads_alone(on_megatron)
+    apply_choice(on_megatron, choice)
+    assert on_megatron.actor_rollout_ref.model.model_type == MODEL_TYPE and why_not_shared(on_megatron) is None
+
+
+@pytest.mark.parametrize("values, reason", OBSTACLES_ON_MEGATRON)
+def test_what_keeps_megatron_from_sharing(on_megatron, models, values, reason):
+    if isinstance(values, str):
+        values = {f"{MODEL}.path": str(models / values)}
+    assert reason in why_not_shared(put(on_megatron, values))
+    for asked, engine in (("auto", "rollout"), ("actor", "actor")):
+        choice = choose(on_megatron, engine=asked)
+        assert (choice.engine, choice.share_prefix) == (engine, False) and reason in choice.reason
+
+
+@pytest.mark.parametrize("mode", ["R2", "R3"])
+def test_routes_are_not_replayed_for_sequences_of_our_own(on_megatron, mode):
+    put(on_megatron, {f"{MEGATRON}.router_replay.mode": mode})
+    assert choose(on_megatron, engine="auto").engine == "rollout"
+    for values in ({"engine": "actor"}, {"engine": "auto", "share_prefix": False}):
+        with pytest.raises(ValueError, match=f"router_replay.mode={mode}: .*; set its mode to disabled"):
+            choose(on_megatron, **values)
+    put(on_megatron, {"algorithm.adv_estimator": "leave_one_out"})
+    with pytest.raises(ValueError, match=f"leave_one_out: .*router_replay.mode={mode}"):
+        choose(on_megatron)
+
+
 CANNOT_SCORE = [
     ({"actor_rollout_ref.rollout.name": "trtllm"}, "rollout.name='trtllm' cannot score"),
     ({"actor_rollout_ref.rollout.name": "sglang", "actor_rollout_ref.rollout.temperature": 0.7}, "temperature=0.7"),
@@ -114,7 +182,7 @@ def test_servers_that_cannot_score(config, values, reason):
     assert reason in why_server_cannot_score(config)
     assert who(choose(config, engine="auto")) == SHARED
     # With no one else to ask, each probe is a sequence of its own.
-    put(config, {f"{ACTOR}.strategy": "megatron"})
+    put(config, {f"{ACTOR}.strategy": "veomni"})
     choice = choose(config, engine="auto")
     assert (choice.engine, choice.share_prefix) == ("actor", False)
     put(config, {"algorithm.rredcot.self_value.engine": "rollout"})
@@ -257,7 +325,8 @@ def test_probes_and_hidden_states_come_from_one_pass(config):
     [
         ({"algorithm.rredcot.self_value.engine": "rollout"}, "engine=auto or actor, and share_prefix=true"),
         ({"algorithm.rredcot.self_value.share_prefix": False}, "engine=auto or actor, and share_prefix=true"),
-        ({f"{ACTOR}.strategy": "megatron"}, "cannot share prefixes: .*strategy=megatron; set self_value.form=hidden"),
+        ({f"{ACTOR}.strategy": "veomni"}, "gives no hidden states: .*strategy=veomni.*; set readout.use_hidden=false"),
+        ({f"{ACTOR}.ulysses_sequence_parallel_size": 2}, "cannot share prefixes: .*; set self_value.form=hidden"),
         ({"algorithm.rredcot.readout.layer": 3}, "readout.layer=3 .* has 3 decoder layers"),
     ],
 )

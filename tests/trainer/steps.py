@@ -100,6 +100,7 @@ def make_trainer(
     bypass: bool = False,
     workers: NotingWorkers | None = None,
     engine: EngineChoice | None = None,
+    strategy: str = "fsdp2",
     **block: Any,
 ) -> RREDCoTTrainerMixin:
     """A trainer; what its constructors make is put in by hand."""
@@ -116,7 +117,7 @@ def make_trainer(
                 "use_kl_in_reward": False,
             },
             "reward": {},
-            "actor_rollout_ref": {"rollout": rollout},
+            "actor_rollout_ref": {"rollout": rollout, "actor": {"strategy": strategy}},
             "trainer": {"logger": ["console"], "default_local_dir": "checkpoints/run", "resume_mode": "auto"},
         }
     )

@@ -1,5 +1,6 @@
 """The same responses, scored by the training engine in every way it has and by the rollout server: the same values."""
 
+import importlib.util
 import json
 
 import pytest
@@ -34,6 +35,20 @@ ENGINES = {
     # No pass of verl's that the probes could join.
     "bypass": (f"{VALUE}.engine=auto", "++algorithm.rollout_correction.bypass_mode=true", *TWO_RANKS),
 }
+# Megatron's layers, schedule and optimiser (not the distributed one) on CPU: see `tests.passes.megatron_cpu`.
+MEGATRON = (
+    "model_engine=megatron",
+    *(f"~actor_rollout_ref.{role}.{key}" for role in ("actor", "ref") for key in ("fsdp_config", "use_torch_compile")),
+    *(f"actor_rollout_ref.{role}.strategy=megatron" for role in ("actor", "ref")),
+    "actor_rollout_ref.actor.megatron.use_distributed_optimizer=false",
+    "actor_rollout_ref.actor.megatron.vanilla_mbridge=true",
+    # Clipping looks for CUDA's tensors.
+    "actor_rollout_ref.actor.optim.clip_grad=0",
+    "actor_rollout_ref.model.use_remove_padding=true",
+    "actor_rollout_ref.model.external_lib=tests.trainer.megatron_worker",
+)
+if importlib.util.find_spec("megatron") is not None:
+    ENGINES["megatron"] = (f"{VALUE}.engine=auto", *MEGATRON, *TWO_RANKS)
 
 pytestmark = pytest.mark.run
 
@@ -70,13 +85,11 @@ def test_the_self_values_are_the_same(runs, name):
 
 def test_who_scored_is_told(runs):
     labels = {
-        "actor": "actor, shared prefix",
         "separate sequences": "actor, separate sequences",
         "rollout": "rollout",
-        "bypass": "actor, shared prefix",
     }
-    for name, label in labels.items():
-        run, lines = runs[name]
+    for name, (run, lines) in runs.items():
+        label = labels.get(name, "actor, shared prefix")
         assert {line["engine"] for line in lines.values()} == {label}
         assert run.output.count(f"probes are read by {label}") == 1
         assert run.steps[0]["rredcot/scored_by_actor/mean"] == float(label != "rollout")
@@ -93,9 +106,10 @@ def test_the_batchs_own_fields_are_those_of_grpo(runs, tmp_path, ray_folder):
         if name == "actor/entropy" or name.startswith(("training/rollout_", "rollout_corr/", "response_length"))
     ]
     assert len(names) > 5
-    step = runs["actor"][0].steps[0]
-    for name in names:
-        assert step[name] == pytest.approx(grpo.steps[0][name], rel=1e-4, abs=2e-5), name
+    for engine in {"actor", "megatron"} & runs.keys():
+        step = runs[engine][0].steps[0]
+        for name in names:
+            assert step[name] == pytest.approx(grpo.steps[0][name], rel=1e-4, abs=2e-5), (engine, name)
 
 
 def test_a_reference_model_inside_an_adapted_actor_is_not_probed(tmp_path, ray_folder):

@@ -93,6 +93,14 @@ def test_in_bypass_mode_they_are_the_current_ones(monkeypatch, mode, run, _, exp
     assert trainer.actor_rollout_wg.kept == {}
 
 
+@pytest.mark.parametrize("bypass", [False, True])
+def test_megatron_reads_probes_in_a_pass_of_their_own(monkeypatch, bypass):
+    world, _ = make_step(monkeypatch, SHARED[0], **SHARED[1])
+    trainer = make_trainer("sync", SHARED[0], bypass=bypass, strategy="megatron", **SHARED[1])
+    expected = [((PROBES,), True)] if bypass else [((PROBES,), True), OWN]
+    assert passes_of(trainer, world) == [(name, "now") for name in expected]
+
+
 def test_a_run_without_redistribution_is_verls_own(monkeypatch):
     world, _ = make_step(monkeypatch)
     trainer = make_trainer()
