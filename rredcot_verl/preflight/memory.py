@@ -75,8 +75,8 @@ def training_memory(config: DictConfig, facts: ModelFacts) -> TrainingMemory:
     - Activations with checkpointing: 2 S h L for layer inputs, and 2 S (12 h + 4 f) for the layer being recomputed.
       Without checkpointing the second term once for each layer.
     - Logits: 2 bytes and 2 for their gradient (FSDP); 2 and 4 (Megatron, over tensor-parallel ranks): S V times that;
-      with Megatron 2 bytes of the longer pass that only reads log-probabilities, where that is more. Its pass for probes
-      holds as many tokens and makes logits of the answers only: no more than that.
+      with Megatron 2 bytes of the longer pass that only reads log-probabilities, where that is more. Its pass for
+      probes holds as many tokens and makes logits of the answers only: no more than that.
 
     The reference model, if any, adds weights. Fragmentation and libraries are not in it: leave some GiB.
     """
