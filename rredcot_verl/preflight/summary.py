@@ -95,7 +95,7 @@ def memory_rows(
     reading: list[Row] = []
     if log_probs is not None:
         text = (
-            f"{log_probs.total:.1f} GiB at its largest, old_log_prob and probes: states {log_probs.states:.1f}, and "
+            f"{log_probs.total:.1f} GiB in the largest pass that makes no gradient: states {log_probs.states:.1f}, and "
             f"activations {log_probs.activations:.1f} or logits {log_probs.logits:.1f}"
         )
         reading.append(("its log-probabilities", text))
