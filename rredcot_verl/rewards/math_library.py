@@ -5,15 +5,18 @@ import logging
 from typing import Any
 
 from math_verify import LatexExtractionConfig, parse, verify
-from sympy import Basic, Eq, Float, Integer, MatrixBase, Pow, Rational, Symbol, sstr
+from sympy import Basic, Eq, Float, I, Integer, MatrixBase, Pow, Product, Rational, Sum, Symbol, sstr
 
 from rredcot_verl.rewards.math_equivalence import Verdict, simplified
-from rredcot_verl.rewards.quantities import RELATIVE_TOLERANCE, parse_quantity
+from rredcot_verl.rewards.quantities import DECIMAL_PLACES, RELATIVE_TOLERANCE, parse_quantity
 
 _LATEX = LatexExtractionConfig(boxed_match_priority=-1)
 # sympy evaluates 9^{9^9} digit by digit: no canonical form is worth that.
 _MAX_EXPONENT = 100
 _MAX_NODES = 60
+_LAST_PLACE = Rational(1, 2 * 10**DECIMAL_PLACES)
+# Of the 30 digits that are compared.
+_ROUNDING = Rational(1, 10**25)
 # math-verify warns once a process that its own timeout, a signal, is off: the process itself is killed here.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
@@ -42,24 +45,44 @@ def parse_answer(answer: str) -> Basic | MatrixBase | None:
     if not text.strip():
         return None
     found: list[Any] = parse(f"${text}$", [_LATEX], fallback_mode="no_fallback", parsing_timeout=None)
-    return found[0] if found and isinstance(found[0], (Basic, MatrixBase)) else None
+    return _with_imaginary_unit(found[0]) if found and isinstance(found[0], (Basic, MatrixBase)) else None
+
+
+def _with_imaginary_unit(parsed: Any) -> Any:
+    """To the library i is a variable like another; where it does not count the terms of a sum it is the number."""
+    units = {symbol: I for symbol in parsed.free_symbols if symbol.name == "i"}
+    return parsed.xreplace(units) if units and not parsed.has(Sum, Product) else parsed
 
 
 def _equal(gold: Any, answer: Any) -> bool:
-    if not verify(gold, answer, allow_set_relation_comp=True, timeout_seconds=None):
-        return False
-    # math-verify rounds to six places, which takes 1/2^99 for 1/2^98 and 1e-7 for 2e-7.
-    return not _are_far_apart(gold, answer)
+    distance, is_complex = _distance(gold, answer), gold.has(I) or answer.has(I)
+    if distance is not None:
+        difference, scale = distance
+        # math-verify rounds to six places, which takes 1/2^99 for 1/2^98 and 1e-7 for 2e-7.
+        if difference > scale * Rational(RELATIVE_TOLERANCE):
+            return False
+        if is_complex:
+            # It rounds real numbers only.
+            is_decimal = gold.has(Float) or answer.has(Float)
+            return bool(difference <= (_LAST_PLACE if is_decimal else scale * _ROUNDING))
+    if is_complex:
+        gold, answer = _exact(gold), _exact(answer)
+    return bool(verify(gold, answer, allow_set_relation_comp=True, timeout_seconds=None))
 
 
-def _are_far_apart(gold: Any, answer: Any) -> bool:
+def _distance(gold: Any, answer: Any) -> tuple[Any, Any] | None:
+    """How far two numbers are apart, and the larger one's size; None where either is no number."""
     if not all(isinstance(side, Basic) and getattr(side, "is_number", False) for side in (gold, answer)):
-        return False
+        return None
     try:
         difference, scale = abs((gold - answer).evalf(30)), max(abs(gold.evalf(30)), abs(answer.evalf(30)))
-        return bool(difference > scale * Rational(RELATIVE_TOLERANCE))
     except (TypeError, ValueError, ArithmeticError):
-        return False
+        return None
+    return (difference, scale) if difference.is_comparable and scale.is_comparable else None
+
+
+def _exact(parsed: Any) -> Any:
+    return parsed.xreplace({number: Rational(str(number)) for number in parsed.atoms(Float)})
 
 
 def canonical_text(parsed: Any) -> str:
@@ -69,7 +92,7 @@ def canonical_text(parsed: Any) -> str:
     if isinstance(parsed, Basic) and _is_small(parsed):
         # Whatever sympy cannot evaluate is printed as it is.
         with contextlib.suppress(ArithmeticError, AttributeError, NotImplementedError, TypeError, ValueError):
-            parsed = parsed.xreplace({number: Rational(str(number)) for number in parsed.atoms(Float)}).doit()
+            parsed = _exact(parsed).doit()
     # (1, 2) may be a point as well as an open interval.
     text: str = sstr(parsed).replace("Interval.open(", "(")
     quantity = parse_quantity(text)
