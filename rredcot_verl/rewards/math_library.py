@@ -6,6 +6,7 @@ from typing import Any
 
 from math_verify import LatexExtractionConfig, parse, verify
 from sympy import Basic, Eq, Float, I, Integer, MatrixBase, Pow, Product, Rational, Sum, Symbol, sstr
+from sympy.core.relational import Relational
 
 from rredcot_verl.rewards.math_equivalence import Verdict, simplified
 from rredcot_verl.rewards.quantities import DECIMAL_PLACES, RELATIVE_TOLERANCE, parse_quantity
@@ -15,8 +16,8 @@ _LATEX = LatexExtractionConfig(boxed_match_priority=-1)
 _MAX_EXPONENT = 100
 _MAX_NODES = 60
 _LAST_PLACE = Rational(1, 2 * 10**DECIMAL_PLACES)
-# Of the 30 digits that are compared.
-_ROUNDING = Rational(1, 10**25)
+# What remains of a difference that is none: sympy takes up to 100 digits for one that may be none.
+_ROUNDING = Rational(1, 10**60)
 # math-verify warns once a process that its own timeout, a signal, is off: the process itself is killed here.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
@@ -45,17 +46,34 @@ def parse_answer(answer: str) -> Basic | MatrixBase | None:
     if not text.strip():
         return None
     found: list[Any] = parse(f"${text}$", [_LATEX], fallback_mode="no_fallback", parsing_timeout=None)
-    return _with_imaginary_unit(found[0]) if found and isinstance(found[0], (Basic, MatrixBase)) else None
+    return found[0] if found and isinstance(found[0], (Basic, MatrixBase)) else None
 
 
-def _with_imaginary_unit(parsed: Any) -> Any:
-    """To the library i is a variable like another; where it does not count the terms of a sum it is the number."""
-    units = {symbol: I for symbol in parsed.free_symbols if symbol.name == "i"}
-    return parsed.xreplace(units) if units and not parsed.has(Sum, Product) else parsed
+def _has_imaginary_unit(parsed: Any) -> bool:
+    """Whether there is an i that does not count the terms of a sum: to the library it is a variable like another."""
+    return any(symbol.name == "i" for symbol in parsed.free_symbols) and not parsed.has(Sum, Product)
+
+
+def _as_complex(parsed: Any) -> Any:
+    """With the number i, and variables that may be complex."""
+    return _replaced(
+        parsed, {symbol: I if symbol.name == "i" else Symbol(symbol.name) for symbol in parsed.free_symbols}
+    )
+
+
+def _replaced(parsed: Any, rules: dict[Any, Any]) -> Any:
+    if not parsed.has(Relational):
+        return parsed.xreplace(rules)
+    # Not evaluated: of "e^{i\pi} = -1" the right side counts, not that it holds.
+    options = {"evaluate": False} if isinstance(parsed, Relational) else {}
+    return parsed.func(*(_replaced(part, rules) for part in parsed.args), **options)
 
 
 def _equal(gold: Any, answer: Any) -> bool:
-    distance, is_complex = _distance(gold, answer), gold.has(I) or answer.has(I)
+    is_complex = _has_imaginary_unit(gold) or _has_imaginary_unit(answer)
+    if is_complex:
+        gold, answer = _as_complex(gold), _as_complex(answer)
+    distance = _distance(gold, answer)
     if distance is not None:
         difference, scale = distance
         # math-verify rounds to six places, which takes 1/2^99 for 1/2^98 and 1e-7 for 2e-7.
@@ -82,13 +100,15 @@ def _distance(gold: Any, answer: Any) -> tuple[Any, Any] | None:
 
 
 def _exact(parsed: Any) -> Any:
-    return parsed.xreplace({number: Rational(str(number)) for number in parsed.atoms(Float)})
+    return _replaced(parsed, {number: Rational(str(number)) for number in parsed.atoms(Float)})
 
 
 def canonical_text(parsed: Any) -> str:
     """The canonical text of a parsed answer: sympy's, evaluated where that is cheap; of "x = 5" it is "5"."""
     if isinstance(parsed, Eq) and isinstance(parsed.lhs, Symbol):
         parsed = parsed.rhs
+    if _has_imaginary_unit(parsed):
+        parsed = _as_complex(parsed)
     if isinstance(parsed, Basic) and _is_small(parsed):
         # Whatever sympy cannot evaluate is printed as it is.
         with contextlib.suppress(ArithmeticError, AttributeError, NotImplementedError, TypeError, ValueError):

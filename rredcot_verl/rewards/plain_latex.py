@@ -14,7 +14,7 @@ _UNBRACED_FRACTION = re.compile(r"\\frac\s*(\d)\s*(\d)|\\frac\s*(\d)\s*\{|(\\fra
 _DEGREES = re.compile(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree|°")
 _INTRODUCTION = re.compile(
     r"(?:(?:so|thus|hence|therefore)\b[\s,]*)?"
-    r"(?:(?:the|our|my)\s+(?:final\s+)?(?:answer|result|solution|value)\s+(?:is|are|equals)|it\s+is|is|are|"
+    r"(?:(?:(?:the|our|my)\s+)?(?:final\s+)?(?:answer|result|solution|value)s?(?:\s+(?:is|are|equals)|\s*(?=:))|it\s+is|is|are|"
     r"approximately|approx\.?|about|roughly|\\approx(?![A-Za-z])|≈|=(?!=)|:)\s*:?\s*",
     re.IGNORECASE,
 )

@@ -24,7 +24,6 @@ DEVIATIONS = {
     "-2 \\\\le x \\\\le 7": "an inequality equals its interval, whichever side it is on",
     "1 + \\frac{1}{\\mathrm{e}}": "1 + 1/e is not 1 - 1/e; the published case has it as right",
     "Soucis : 2,74": "no number is picked out of prose",
-    "\\boxed{255}": "two boxes far apart are not one answer, and prose after them is none",
     "${35 cm,4}$": "boxes with anything but commas, and, or between them are not one answer",
     "\\text{ for part (a) and }": "as above",
     "3(x + 2)^2 - 2": "as above",
