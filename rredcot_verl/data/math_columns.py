@@ -4,8 +4,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rredcot_verl.answers.boxed import find_box
-from rredcot_verl.answers.grammar import BOXED, HASH, look_up
+from rredcot_verl.answers.boxed import boxes_in_a_row
+from rredcot_verl.answers.grammar import BOXED, BUILT_IN, HASH, AnswerFormat, find_answer, look_up
+from rredcot_verl.answers.separators import join_thousands
 from rredcot_verl.data.rows import MathProblem, Unusable
 
 Row = Mapping[str, Any]
@@ -22,18 +23,21 @@ _DAPO_AFTER = '\n\nRemember to put your answer on its own line after "Answer:".'
 def gsm8k(row: Row) -> MathProblem:
     """GSM8K: the answer stands after #### in the worked solution."""
     solution = str(row["answer"])
-    _, found, answer = solution.rpartition(HASH.marker)
-    if not found:
+    answer = stated_answer(solution, HASH)
+    if answer is None:
         raise Unusable("no #### in the answer")
     # Calculator marks such as <<48/2=24>> are no text that a model should write.
     worked = re.sub(r"<<[^<>]*>>", "", solution)
-    return _problem(row["question"], answer.strip().replace(",", ""), worked)
+    return _problem(row["question"], join_thousands(answer), worked)
 
 
 def boxed_solution(row: Row) -> MathProblem:
-    """MATH and NuminaMath: the answer is the last box of the worked solution."""
+    """MATH and NuminaMath: the answer is the last box of the worked solution, or those in a row there."""
     solution = str(row["solution"] or "")
-    return _problem(row["problem"], last_box(solution), solution, row)
+    answer = stated_answer(solution, BOXED)
+    if answer is None:
+        raise Unusable("no \\boxed{} in the solution")
+    return _problem(row["problem"], answer, solution, row)
 
 
 def problem_answer(row: Row) -> MathProblem:
@@ -59,32 +63,25 @@ def verl_row(row: Row) -> MathProblem:
 def from_columns(
     question: str, answer: str, solution: str | None = None, id: str | None = None
 ) -> Callable[[Row], MathProblem]:
-    """A mapping of named columns. The answer column may hold the answer, or a worked solution with #### or a box."""
+    """A mapping of named columns. The answer column may hold the answer, or a worked solution that states it."""
 
     def to_problem(row: Row) -> MathProblem:
         given = _first(row[answer])
         text = "" if given is None else str(given)
-        found, worked = text, row.get(solution) if solution else ""
-        if BOXED.marker in text:
-            found, worked = last_box(text), worked or text
-        elif HASH.marker in text:
-            found, worked = text.rpartition(HASH.marker)[2].strip(), worked or text
+        found, worked = stated_answer(text, *BUILT_IN.values()), row.get(solution) if solution else ""
+        if found is None:
+            found = text
+        else:
+            worked = worked or text
         return _problem(_question_of(row[question]), found, worked, {"id": row.get(id or "id")})
 
     return to_problem
 
 
-def last_box(text: str) -> str:
-    """Content of the last \\boxed{} of a text.
-
-    Raises:
-        Unusable: There is none.
-    """
-    box = find_box(text)
-    if box is None:
-        raise Unusable("no \\boxed{} in the solution")
-    _, start, end = box
-    return text[start:end].strip()
+def stated_answer(text: str, *formats: AnswerFormat) -> str | None:
+    """The final answer that a worked solution states, by the rule of `find_answer`; boxes in a row as their list."""
+    found = find_answer(text, {answer_format.name: answer_format for answer_format in formats})
+    return None if found is None else ", ".join(boxes_in_a_row(found.text))
 
 
 def _first(entry: Any) -> Any:

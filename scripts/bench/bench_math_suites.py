@@ -74,7 +74,12 @@ class Suite:
 
 
 SUITES = (
-    Suite("hendrycks/math", "modeling/math_equivalence_test.py", "modeling.math_equivalence", {"is_equiv": right}),
+    Suite(
+        "hendrycks/math",
+        "modeling/math_equivalence_test.py",
+        "hendrycks.math.modeling.math_equivalence",
+        {"is_equiv": right},
+    ),
     Suite(
         "NVIDIA/NeMo-Skills", "tests/test_math_equal.py", "nemo_skills.evaluation.math_grader", {"math_equal": right}
     ),
@@ -167,9 +172,7 @@ def run(suite: Suite, checkouts: Path) -> _Tally:
     unittest.TestCase.assertTrue, unittest.TestCase.assertFalse = tally.soft(True), tally.soft(False)  # type: ignore[method-assign, assignment]
     file = checkouts / suite.repository / suite.path
     options = ["-q", "--noconftest", "-p", "no:cacheprovider", "-W", "ignore", "--import-mode=importlib"]
-    pytest.main(
-        [str(file), *options, "--tb=no", f"--rootdir={checkouts / suite.repository}", "-k", suite.select], [tally]
-    )
+    pytest.main([str(file), *options, "--tb=no", f"--rootdir={checkouts}", "-k", suite.select], [tally])
     return tally
 
 

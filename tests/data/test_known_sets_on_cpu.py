@@ -28,7 +28,10 @@ MATH_ROWS = {
         {"problem": "Q?", "solution": "s", "answer": "(3, \\frac{\\pi}{2})", "unique_id": "test/precalculus/807.json"},
         "(3, \\frac{\\pi}{2})",
     ),
-    "numina-cot": ({"source": "cn_k12", "problem": "Q?", "solution": "\\boxed{1} or \\boxed{2}", "messages": []}, "2"),
+    "numina-cot": (
+        {"source": "cn_k12", "problem": "Q?", "solution": "\\boxed{1} or \\boxed{2}", "messages": []},
+        "1, 2",
+    ),
     "open-rs": ({"problem": "Q?", "solution": "s", "answer": "7", "level": "Hard"}, "7"),
     "deepscaler": ({"problem": "Q?", "answer": "-\\frac{2}{3}", "solution": "s"}, "-\\frac{2}{3}"),
     "dapo-17k": (
