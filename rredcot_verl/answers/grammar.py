@@ -221,13 +221,14 @@ def find_answer(text: str, formats: dict[str, AnswerFormat], thinking: Thinking 
     offset = final_part_start(text, thinking)
     if offset is None:
         return None
-    final_part, found = text[offset:], None
+    found = None
     for name, answer_format in formats.items():
-        span = answer_format.find(final_part)
-        if span is None or not final_part[span[1] : span[2]].strip():
-            continue
-        start, answer_start, end = (offset + place for place in span)
-        if found is None or start >= found.end:
+        # What stands before the end of one that is found could not replace it.
+        offset = offset if found is None else found.end
+        rest = text[offset:]
+        span = answer_format.find(rest)
+        if span is not None and rest[span[1] : span[2]].strip():
+            start, answer_start, end = (offset + place for place in span)
             found = FoundAnswer(text[answer_start:end], start, answer_start, end, name)
     return found
 

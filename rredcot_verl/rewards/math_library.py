@@ -62,11 +62,15 @@ def _as_complex(parsed: Any) -> Any:
 
 
 def _replaced(parsed: Any, rules: dict[Any, Any]) -> Any:
-    if not parsed.has(Relational):
+    if not any(parsed.has(old) for old in rules):
+        # Untouched: sympy keeps one object of each kind, on which the library notes the order that was written.
+        return parsed
+    if not parsed.has(Relational) and not hasattr(parsed, "_unsorted_args"):
         return parsed.xreplace(rules)
     # Not evaluated: of "e^{i\pi} = -1" the right side counts, not that it holds.
     options = {"evaluate": False} if isinstance(parsed, Relational) else {}
-    return parsed.func(*(_replaced(part, rules) for part in parsed.args), **options)
+    parts = getattr(parsed, "_unsorted_args", parsed.args)
+    return parsed.func(*(_replaced(part, rules) for part in parts), **options)
 
 
 def _equal(gold: Any, answer: Any) -> bool:
