@@ -3,8 +3,10 @@
 - `thinking.py`: where what counts begins, after a thinking block.
 - `boxed.py`: boxes, nested and in a row.
 - `program.py`: programs in fenced blocks.
+- `separators.py`: commas within numbers, and commas between them.
 - `grammar.py`: the formats (`\\boxed{}`, `####`, `Answer:`, a fenced program, one's own), where an answer starts and
-  ends in each, its canonical form, and the reference answers that a data row names.
+  ends in each, which of several is final (`find_answer`), its canonical form, and the reference answers that a data
+  row names.
 
 Probes, verifiers and data preparation ask here and nowhere else, so that all mean the same characters of a response.
 Whether an answer is *right* is the verifier's to say.

@@ -7,6 +7,7 @@ from typing import Any
 
 from rredcot_verl.answers.boxed import find_box, find_boxes_in_a_row
 from rredcot_verl.answers.program import FENCE, canonical_program, find_program, without_margin
+from rredcot_verl.answers.separators import join_thousands
 from rredcot_verl.answers.thinking import Thinking, final_part_start
 from rredcot_verl.config.blocks import ElicitationConfig
 
@@ -70,18 +71,67 @@ def _find_pattern(pattern: re.Pattern[str]) -> Callable[[str], tuple[int, int, i
 
 
 BOXED = AnswerFormat("boxed", "\n\nThe final answer is \\boxed{", "\\boxed{", "", ("}",), False, find_boxes_in_a_row)
-# GSM8K's answers are numbers; "#### Step 1" and "#### 1. Add" are headings.
-_GSM8K = re.compile(r"(?<!#)####[ \t]*(-?\$?[0-9]+(?:[.,][0-9]+)*)(?![0-9]|[.)][ \t]*\S)")
-HASH = AnswerFormat("hash", "\n####", "####", " ", ("\n",), True, _find_pattern(_GSM8K))
-PLAIN = AnswerFormat(
-    "plain",
-    "\nAnswer:",
-    "Answer:",
-    " ",
-    ("\n",),
-    True,
-    _find_pattern(re.compile(r"(?<![A-Za-z])[Aa]nswer:[ \t*]*([^\s*][^\n]*)")),
+_AFTER_HASHES = re.compile(r"(?<!#)(?P<opening>####)(?!#)(?=[ \t*`:]*(?P<answer>[^\s*`:]))")
+# "####" also makes headings: numbered ones, and words before any number or command.
+_HEADING = re.compile(
+    r"\d+(?:[.)]\s+\S|(?:st|nd|rd|th)\b)|"
+    r"(?![-+−–±~.,(\[{$€£¥\s]*(?:\d|\\[A-Za-z({\[]))(?=.*?(?<![\\A-Za-z])[A-Za-z]{3})"
 )
+# Displayed mathematics may be spread over several lines.
+_AFTER_ANSWER = re.compile(
+    r"(?<![A-Za-z])(?P<opening>[Aa](?:nswers?(?:[ \t]+(?:is|are))?|NSWERS?)[ \t*_`]{0,4}[:：])(?=[\s*`]{0,16}"
+    r"(?P<answer>\$\$[^$]{1,400}\$\$|\\\[(?:(?!\\\])[\s\S]){1,400}\\\]|[^\s*`#]))"
+)
+_BEFORE_ANSWER = re.compile(r"[^\w\n]*(?:(?:so|thus|the|my|our|final|correct)[\s,]+){0,4}", re.IGNORECASE)
+# "Answer: it depends on x" and "Answer: see above" name none.
+_NO_ANSWER = re.compile(
+    r"(?:it|this|that|there|we|you|they|depends|let|see)\s+(?!is\b|are\b|was\b|equals\b)[a-z]{2}|"
+    r"(?:as|the)\s+(?:above|boxed|given|shown|stated)\b",
+    re.IGNORECASE,
+)
+# What is said after a number: a reason, or words that hold no other number.
+_REMARK = re.compile(
+    r"[,.]?\s+\(?(?:because|since|which|as)\b|"
+    r"(?:[.!]\s+(?=[A-Z])|\s+(?=\([^()]*[A-Za-z]{4}))(?=[^\d\\$=]*$)"
+)
+
+
+def _names_none(match: re.Match[str], line: str) -> bool:
+    """Whether words about an answer follow, or another line though the opening does not have its own to itself."""
+    if _NO_ANSWER.match(line):
+        return True
+    text, start = match.string, match.start("opening")
+    is_next_line = "\n" in text[match.end("opening") : match.start("answer")]
+    return is_next_line and not _BEFORE_ANSWER.fullmatch(text, text.rfind("\n", 0, start) + 1, start)
+
+
+def _is_heading(match: re.Match[str], line: str) -> bool:
+    return _HEADING.match(line) is not None
+
+
+def _find_line(
+    pattern: re.Pattern[str], is_none: Callable[[re.Match[str], str], bool]
+) -> Callable[[str], tuple[int, int, int] | None]:
+    """The last match that names an answer, which ends with its line or where a remark follows."""
+
+    def find(text: str) -> tuple[int, int, int] | None:
+        for match in reversed(list(pattern.finditer(text))):
+            start = match.start("answer")
+            end = text.find("\n", match.end("answer"))
+            line = text[start:] if end < 0 else text[start:end]
+            if is_none(match, line):
+                continue
+            remark = _REMARK.search(line)
+            if remark is not None and re.search(r"\d", line[: remark.start()]):
+                line = line[: remark.start()]
+            return match.start("opening"), start, start + len(line.rstrip(" \t*`"))
+        return None
+
+    return find
+
+
+HASH = AnswerFormat("hash", "\n####", "####", " ", ("\n",), True, _find_line(_AFTER_HASHES, _is_heading))
+PLAIN = AnswerFormat("plain", "\nAnswer:", "Answer:", " ", ("\n",), True, _find_line(_AFTER_ANSWER, _names_none))
 PROGRAM = AnswerFormat(
     "code",
     f"\n\n{FENCE}python\n",
@@ -94,13 +144,13 @@ PROGRAM = AnswerFormat(
     clean=without_margin,
     fence=FENCE,
 )
-# In the order in which `auto` looks: "Answer: \boxed{4}" is a boxed answer.
+# The more exact first: "Answer: \boxed{4}" is a boxed answer.
 BUILT_IN = {answer_format.name: answer_format for answer_format in (BOXED, HASH, PLAIN)}
 NAMED = BUILT_IN | {PROGRAM.name: PROGRAM}
 
 
 def formats_of(config: ElicitationConfig) -> dict[str, AnswerFormat]:
-    """The formats in which answers are looked for, first match first.
+    """The formats in which answers are looked for, the more exact first.
 
     Raises:
         ValueError: `elicitation.pattern` is not a regular expression with one group.
@@ -131,27 +181,33 @@ DEFAULT_TAGS = Thinking()
 def find_answer(text: str, formats: dict[str, AnswerFormat], thinking: Thinking = DEFAULT_TAGS) -> FoundAnswer | None:
     """Find the final answer of a response, None where there is none.
 
-    Verifiers and probes ask here, so they mean the same part of a response.
+    The rule: **the last answer in a format that was asked for**. A run that names its format (`elicitation.format`, the
+    verifier's `answer_format`) looks for that one only. Among several formats the one that stands last in the text
+    counts; where one holds the other ("Answer: \\boxed{4}") the first in `formats`.
+    Verifiers, probes and data preparation ask here, so they mean the same part of a text.
 
     Args:
         text: The response.
-        formats: Formats to look for, first match first; see `formats_of`.
+        formats: Formats to look for, the more exact first; see `formats_of`.
         thinking: The tags of the thinking block; an answer inside it is not final.
     """
     offset = final_part_start(text, thinking)
     if offset is None:
         return None
-    final_part = text[offset:]
+    found = None
     for name, answer_format in formats.items():
-        span = answer_format.find(final_part)
-        if span is not None and final_part[span[1] : span[2]].strip():
+        # What stands before the end of one that is found could not replace it.
+        offset = offset if found is None else found.end
+        rest = text[offset:]
+        span = answer_format.find(rest)
+        if span is not None and rest[span[1] : span[2]].strip():
             start, answer_start, end = (offset + place for place in span)
-            return FoundAnswer(answer_format.clean(text[answer_start:end]), start, answer_start, end, name)
-    return None
+            found = FoundAnswer(answer_format.clean(text[answer_start:end]), start, answer_start, end, name)
+    return found
 
 
 def canonical(answer: str) -> str:
-    """A form in which equal answers are equal strings: spaces, $ signs, outer \\text{}, a final dot, 1,234 -> 1234.
+    """A form in which equal answers are equal strings: spaces, $ signs, outer \\text{}, a final dot, thousands.
 
     Deliberately small: it only merges probes. Whether an answer is right is the verifier's to say.
     """
@@ -165,8 +221,7 @@ def canonical(answer: str) -> str:
             text = wrapped.group(1)
         elif boxed is not None and boxed[0] == 0 and boxed[2] == len(text) - 1:
             text = text[boxed[1] : boxed[2]]
-        text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\!", "")
-        text = re.sub(r"(?<=\d),(?=\d{3}(?:\D|$))", "", text)
+        text = join_thousands(text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")).replace("\\!", "")
     return text
 
 

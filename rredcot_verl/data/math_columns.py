@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rredcot_verl.answers.boxed import boxes_in_a_row
-from rredcot_verl.answers.grammar import BOXED, HASH, PLAIN, AnswerFormat, find_answer, look_up
+from rredcot_verl.answers.grammar import BOXED, BUILT_IN, HASH, AnswerFormat, find_answer, look_up
+from rredcot_verl.answers.separators import join_thousands
 from rredcot_verl.data.rows import MathProblem, Row, Unusable, entry_of, text_of
 
 QUESTION_NAMES = ("problem", "question", "query", "prompt", "instruction", "input")
@@ -20,18 +21,18 @@ _DAPO_AFTER = '\n\nRemember to put your answer on its own line after "Answer:".'
 def gsm8k(row: Row) -> MathProblem:
     """GSM8K: the answer stands after #### in the worked solution."""
     solution = str(row["answer"])
-    _, found, answer = solution.rpartition(HASH.marker)
-    if not found:
+    answer = stated_answer(solution, HASH)
+    if answer is None:
         raise Unusable("no #### in the answer")
     # Calculator marks such as <<48/2=24>> are no text that a model should write.
     worked = re.sub(r"<<[^<>]*>>", "", solution)
-    return _problem(row["question"], answer.strip().replace(",", ""), worked)
+    return _problem(row["question"], join_thousands(answer), worked)
 
 
 def boxed_solution(row: Row) -> MathProblem:
-    """MATH and NuminaMath: the answer is the last box of the worked solution, with those in a row before it."""
+    """MATH and NuminaMath: the answer is the last box of the worked solution, or those in a row there."""
     solution = str(row["solution"] or "")
-    answer = _final_answer(solution, BOXED)
+    answer = stated_answer(solution, BOXED)
     if answer is None:
         raise Unusable("no \\boxed{} in the solution")
     return _problem(row["problem"], answer, solution, row)
@@ -60,19 +61,12 @@ def verl_row(row: Row) -> MathProblem:
 def from_columns(
     question: str, answer: str, solution: str | None = None, id: str | None = None
 ) -> Callable[[Row], MathProblem]:
-    """A mapping of named columns.
-
-    The answer column may hold the answer, or a worked solution with its answer in boxes, after #### or "Answer:".
-    """
+    """A mapping of named columns. The answer column may hold the answer, or a worked solution that states it."""
 
     def to_problem(row: Row) -> MathProblem:
         text = text_of(_first(entry_of(row, answer)), "answer")
         worked = entry_of(row, solution) if solution else ""
-        found = _final_answer(text, BOXED)
-        if found is None and HASH.marker in text:
-            found = text.rpartition(HASH.marker)[2]
-        elif found is None:
-            found = _final_answer(text, PLAIN)
+        found = stated_answer(text, *BUILT_IN.values())
         if found is not None:
             text, worked = found, worked or text
         return _problem(_question_of(entry_of(row, question)), text, worked, {"id": row.get(id or "id")})
@@ -80,10 +74,10 @@ def from_columns(
     return to_problem
 
 
-def _final_answer(solution: str, answer_format: AnswerFormat) -> str | None:
-    """The answer of a worked solution, where a response's would be found; several boxes in a row are a list."""
-    found = find_answer(solution, {answer_format.name: answer_format})
-    return None if found is None else ", ".join(boxes_in_a_row(found.text.strip()))
+def stated_answer(text: str, *formats: AnswerFormat) -> str | None:
+    """The final answer that a worked solution states, by the rule of `find_answer`; boxes in a row as their list."""
+    found = find_answer(text, {answer_format.name: answer_format for answer_format in formats})
+    return None if found is None else ", ".join(boxes_in_a_row(found.text))
 
 
 def _first(entry: Any) -> Any:

@@ -49,11 +49,16 @@ _FUNCTION_NAMES = frozenset(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp sqrt max min gcd lcm mod det deg "
     "and or".split()
 )
-# A letter, or a letter and what it stands for, but not "(A) 5, (B) 6".
+# A letter, or a letter and what it stands for, but not "(A) 5, (B) 6", the ratio "A: B", or the difference "E - 5".
+_WORDS_FOLLOW = r"(?=.*(?<![\\A-Za-z])[A-Za-z]{3})"
 _CHOICE = re.compile(
-    r"(?:(?:option|choice|answer)\s+)?(?:\(\s*([A-J])\s*\)|([A-J])(?:[.)]|(?=$)))\s*((?:(?![A-J]\s*[.:)]).)*)",
+    r"(?:(?:option|choice|answer)\s+)?"
+    rf"(?:\(\s*([A-J])\s*\)\s*[:.]?|([A-J])(?:[.)]|:(?!\s*[A-Za-z]$)|\s+(?:-\s|(?=\()){_WORDS_FOLLOW}|(?=$)))"
+    r"\s*((?:(?!(?<![A-Za-z])[A-J]\s*[.:)]).)*)",
     re.IGNORECASE | re.DOTALL,
 )
+# Letters in a text command are a word, however short; without it they may be a product.
+_TEXT = re.compile(r"\W*\\(?:text\w*|mbox|hbox)\s*\{\s*[A-Za-z]+\s*\}\W*")
 _CLOCK = re.compile(r"0?(\d{1,2}):(\d{2})\s*(?:([ap])\.?\s*m\.?)?", re.IGNORECASE)
 _YES_OR_NO = frozenset(("yes", "no", "true", "false"))
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{\w+\*?\}(?:\s*\{[lcr|\s]*\})?")
@@ -69,9 +74,12 @@ def decide_quickly(gold: str, answer: str) -> Verdict | None:
     Returns:
         None where the rules do not decide, and the library must.
     """
+    is_word = bool(_TEXT.fullmatch(gold) or _TEXT.fullmatch(answer))
     gold, answer = simplified(gold), simplified(answer)
     if not gold or not answer:
         return Verdict(False, answer)
+    if is_word and gold.isalpha() and answer.isalpha():
+        return Verdict(gold.lower() == answer.lower(), answer)
     clock = _compare_times(gold, answer)
     if clock is not None:
         return clock

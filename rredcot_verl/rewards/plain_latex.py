@@ -2,6 +2,9 @@
 
 import re
 import unicodedata
+from fractions import Fraction
+
+from rredcot_verl.answers.separators import join_thousands
 
 _TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox|hbox|operatorname\*?)\s*\{")
 _SPACING = re.compile(
@@ -11,7 +14,7 @@ _UNBRACED_FRACTION = re.compile(r"\\frac\s*(\d)\s*(\d)|\\frac\s*(\d)\s*\{|(\\fra
 _DEGREES = re.compile(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree|°")
 _INTRODUCTION = re.compile(
     r"(?:(?:so|thus|hence|therefore)\b[\s,]*)?"
-    r"(?:(?:the|our|my)\s+(?:final\s+)?(?:answer|result|solution|value)\s+(?:is|are|equals)|it\s+is|is|are|"
+    r"(?:(?:(?:the|our|my)\s+)?(?:final\s+)?(?:answer|result|solution|value)s?(?:\s+(?:is|are|equals)|\s*(?=:))|it\s+is|is|are|"
     r"approximately|approx\.?|about|roughly|\\approx(?![A-Za-z])|≈|=(?!=)|:)\s*:?\s*",
     re.IGNORECASE,
 )
@@ -19,6 +22,14 @@ _UNICODE = str.maketrans(
     {"−": "-", "–": "-", "×": "\\times ", "·": "\\cdot ", "÷": "/", "π": "\\pi ", "∞": "\\infty ", "∪": "\\cup ",
      "≤": "\\le ", "≥": "\\ge ", "±": "\\pm ", "∅": "\\emptyset ", "\u00a0": " ", "\u2009": " ", "\u202f": " "}
 )  # fmt: skip
+_SPACED_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?![\d.,]|\s*/)")
+# 0.1\overline{6}, 0.\dot{3}, 0.\dot{1}4285\dot{7}, 0.(3): a product would not be written after a point.
+_RECURRING = re.compile(
+    r"(?<![\d.])(?P<before>\d*\.\d*)(?:\\(?:overline|bar)\s*(?:\{\s*(?P<over>\d+)\s*\}|(?P<digit>\d))|"
+    r"\\dot\s*\{?\s*(?P<first>\d)\s*\}?(?:(?P<between>\d*)\\dot\s*\{?\s*(?P<last>\d)\s*\}?)?|"
+    r"(?<=\.)\((?P<round>\d+)\))"
+)
+_QUOTED = re.compile(r"\\?[\"“]\s*([^\"“”\\]*?)\.?\s*\\?[\"”]")
 _SQUARE_ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|(\d+(?:\.\d+)?|[A-Za-z]))")
 
 
@@ -38,16 +49,19 @@ def plain_latex(answer: str) -> str:
         text = text.replace("$", "\\$", 1)
     text = re.sub(r"(?<!\\)\$", " ", text).replace("\\$", "$")
     text = re.sub(r"\\[()\[\]]", " ", text)
-    text = _unwrap_box(text.strip())
+    text = join_thousands(_unwrap_box(text.strip()))
     text = _SPACING.sub(lambda match: "," if match.group() == "{,}" else "", text)
     text = re.sub(r"(?<!\\)\\(?: |quad|qquad)|~", " ", text).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    text = text.replace("\\cfrac", "\\frac").replace("\\%", "%").strip("* ").replace("**", "^")
+    text = text.replace("\\cfrac", "\\frac").replace("\\%", "%").strip("*` ").replace("**", "^")
     text = _plain_unicode(text)
     text = _DEGREES.sub(" degrees ", text)
     text = _unwrap_text_commands(text)
     text = _UNBRACED_FRACTION.sub(_brace, _UNBRACED_FRACTION.sub(_brace, text))
-    text = " ".join(text.split())
-    return _without_introduction(text).rstrip(".;, ").strip()
+    text = _RECURRING.sub(_as_fraction, " ".join(text.split()))
+    text = _SPACED_THOUSANDS.sub(lambda match: match.group().replace(" ", ""), text)
+    text = _without_introduction(text).rstrip(".;,\\ ").strip()
+    quoted = _QUOTED.fullmatch(text)
+    return quoted[1] if quoted else text
 
 
 def _unwrap_box(text: str) -> str:
@@ -91,6 +105,17 @@ def _brace(match: re.Match[str]) -> str:
     if both is not None:
         return f"\\frac{{{both}}}{{{top}}}"
     return f"\\frac{{{bottom}}}{{" if bottom is not None else f"{whole}{{{after}}}"
+
+
+def _as_fraction(match: re.Match[str]) -> str:
+    """A recurring decimal as a fraction: \\frac{1}{6} for 0.1\\overline{6}."""
+    parts = match.groupdict(default="")
+    before = parts["before"]
+    period = "".join(parts[name] for name in ("over", "digit", "first", "between", "last", "round"))
+    num_places = len(before) - before.index(".") - 1
+    start = Fraction(before) if len(before) > 1 else Fraction(0)
+    number = start + Fraction(int(period), 10**num_places * (10 ** len(period) - 1))
+    return f"\\frac{{{number.numerator}}}{{{number.denominator}}}"
 
 
 def _plain_unicode(text: str) -> str:

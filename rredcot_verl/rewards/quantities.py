@@ -14,7 +14,7 @@ RELATIVE_TOLERANCE = Fraction(1, 10**5)
 _MAX_DIGITS = 400
 _MAX_EXPONENT = 400
 
-_UNSIGNED = r"(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)(?:\.\d+)?|[1-9]\d{0,2}(?: \d{3})+(?![\d.,])|\d+(?:\.\d*)?|\.\d+)"
+_UNSIGNED = r"(?:\d+(?:\.\d*)?|\.\d+)"
 _SIGN = r"(?P<sign>[-+]?)\s*"
 _POWER = r"(?:\\times|\\cdot|\*|x|X)\s*10\s*\^\s*(?:\{\s*(?P<braced>[-+]?\d+)\s*\}|(?P<bare>[-+]?\d+))"
 _FORMS = (
@@ -25,7 +25,6 @@ _FORMS = (
         _SIGN + rf"\\frac\s*\{{\s*(?P<inner>-?)\s*(?P<top>{_UNSIGNED})\s*\}}\s*\{{\s*(?P<bottom>{_UNSIGNED})\s*\}}"
     ),
     re.compile(_SIGN + rf"(?P<top>{_UNSIGNED})\s*/\s*(?P<bottom>{_UNSIGNED})"),
-    re.compile(_SIGN + r"(?P<before>\d*\.\d*)\\overline\s*\{\s*(?P<period>\d+)\s*\}"),
     re.compile(_SIGN + rf"(?P<number>{_UNSIGNED})\s*{_POWER}"),
     re.compile(_SIGN + rf"(?P<number>{_UNSIGNED})[eE](?P<bare>[-+]?\d+)(?![\d.])"),
     re.compile(_SIGN + r"10\s*\^\s*(?:\{\s*(?P<braced>[-+]?\d+)\s*\}|(?P<bare>\d+))"),
@@ -84,7 +83,7 @@ def parse_quantity(text: str) -> Quantity | None:
         match = form.match(rest)
         number = None if match is None else _number_of(match)
         if match is not None and number is not None:
-            is_decimal = "." in match.group() and match.groupdict().get("period") is None
+            is_decimal = "." in match.group()
             quantity = _with_unit(number, is_decimal, rest[match.end() :])
             if quantity is None or currency is None:
                 return quantity
@@ -133,31 +132,18 @@ def _number_of(match: re.Match[str]) -> Fraction | None:
     exponent = int((parts.get("braced") or parts.get("bare") or "0")[:9])
     if abs(exponent) > _MAX_EXPONENT:
         return None
-    if parts.get("period"):
-        return sign * _recurring(parts["before"], parts["period"])
     if parts.get("bottom") is None:
-        number = _decimal(parts["number"]) if parts.get("number") else Fraction(1)
+        number = Fraction(parts["number"]) if parts.get("number") else Fraction(1)
         return sign * number * Fraction(10) ** exponent
-    bottom = _decimal(parts["bottom"])
+    bottom = Fraction(parts["bottom"])
     if bottom == 0:
         return None
-    ratio = _decimal(parts["top"]) / bottom
+    ratio = Fraction(parts["top"]) / bottom
     whole = parts.get("whole")
     if whole is not None:
         # 2\frac{3}{2} is a product if anything.
         return sign * (int(whole) + ratio) if ratio < 1 else None
     return (-sign if parts.get("inner") else sign) * ratio
-
-
-def _recurring(before: str, period: str) -> Fraction:
-    """The value of 0.1\\overline{6}, from "0.1" and "6"."""
-    num_places = len(before) - before.index(".") - 1
-    start = _decimal(before) if len(before) > 1 else Fraction(0)
-    return start + Fraction(int(period), 10**num_places * (10 ** len(period) - 1))
-
-
-def _decimal(text: str) -> Fraction:
-    return Fraction(text.replace(",", "").replace(" ", ""))
 
 
 def _with_unit(number: Fraction, is_decimal: bool, rest: str) -> Quantity | None:

@@ -10,6 +10,7 @@ import pytest
 from rredcot_verl.data import code_cases
 from rredcot_verl.data.code_cases import called_name, decode_private_tests, split_check, with_typing
 from rredcot_verl.data.known_sets import SOURCES, by_hub_id, known_names
+from rredcot_verl.data.math_columns import from_columns
 from rredcot_verl.data.rows import Unusable
 from rredcot_verl.rewards.code_tests import parse_tests
 
@@ -130,6 +131,22 @@ def test_math_rows(name):
     assert problem.answer == answer
     assert problem.question == ("What is 1+1?" if name == "dapo-17k" else "Q?")
     assert "<<" not in problem.solution
+
+
+@pytest.mark.parametrize(
+    "solution, answer",
+    [
+        ("So \\fbox{3}.", "3"),
+        ("So $\\boxed 3$.", "3"),
+        ("\\boxed{3} and \\boxed{5}", "3, 5"),
+        ("At first \\boxed{3}.\n**Answer**: 13", "13"),
+        ("We add.\n#### 1,234", "1,234"),
+        ("Answer:\n(1,234)", "(1,234)"),
+        ("3 or 5", "3 or 5"),
+    ],
+)
+def test_a_column_of_solutions_gives_what_the_verifier_would_find(solution, answer):
+    assert from_columns("q", "a")({"q": "Q?", "a": solution}).answer == answer
 
 
 @pytest.mark.parametrize("name", CODE_ROWS)

@@ -12,6 +12,7 @@ from rredcot_verl.answers.boxed import boxes_in_a_row
 from rredcot_verl.answers.grammar import BUILT_IN, find_answer
 from rredcot_verl.rewards.math import compute_score
 from rredcot_verl.rewards.math_equivalence import decide_quickly, simplified
+from rredcot_verl.rewards.math_library import canonical_text, decide_with_library, parse_answer
 from tests.rewards.math_cases import CASES
 
 PUBLISHED = json.loads((Path(__file__).parent / "math_verify_cases.json").read_text(encoding="utf-8"))["cases"]
@@ -24,7 +25,6 @@ DEVIATIONS = {
     "-2 \\\\le x \\\\le 7": "an inequality equals its interval, whichever side it is on",
     "1 + \\frac{1}{\\mathrm{e}}": "1 + 1/e is not 1 - 1/e; the published case has it as right",
     "Soucis : 2,74": "no number is picked out of prose",
-    "\\boxed{255}": "two boxes far apart are not one answer, and prose after them is none",
     "${35 cm,4}$": "boxes with anything but commas, and, or between them are not one answer",
     "\\text{ for part (a) and }": "as above",
     "3(x + 2)^2 - 2": "as above",
@@ -111,6 +111,16 @@ def test_equal_answers_have_one_canonical_text(answers):
     another = "12345" if answers[0] != "B" else "C"
     canonical = {result["pred"] for result in _score_all([(another, f"\\boxed{{{answer}}}") for answer in answers])}
     assert len(canonical) == 1, canonical
+
+
+def test_what_was_judged_before_changes_nothing():
+    """The library caches what it parsed, and sympy what it built: neither may be changed by a look at it."""
+    for _ in range(2):
+        for answer in ("x = 5 + 5 + 1 = 7 = 11", "z = 1 + 1 = 7i = 2i + 3"):
+            last = answer.rpartition("=")[2]
+            assert decide_with_library([last], [answer]).is_equal
+            assert not decide_with_library(["7"], [answer]).is_equal
+            canonical_text(parse_answer(answer))
 
 
 def test_numbers_words_and_choices_need_no_process():

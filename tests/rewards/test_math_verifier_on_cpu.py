@@ -29,8 +29,13 @@ def _score(response, gold="5", **options):
         # The last answer counts.
         ("\\boxed{5} no: \\boxed{6}", 0.0, "\\boxed{6}"),
         ("\\boxed{6} no: \\boxed{5}", 1.0, "\\boxed{5}"),
-        # A box is an answer wherever it stands; the same as for the probes.
-        ("\\boxed{5}\nAnswer: 6", 1.0, "\\boxed{5}"),
+        # Whatever it is written in; the same as for the probes.
+        ("\\boxed{5}\nAnswer: 6", 0.0, "Answer: 6"),
+        ("\\boxed{6}\nAnswer: 5", 1.0, "Answer: 5"),
+        ("Answer: 6\nSo \\boxed{5}", 1.0, "\\boxed{5}"),
+        ("\\boxed{5}\nThe answer: it depends on x.", 1.0, "\\boxed{5}"),
+        ("**Answer:**\n\n$$\n5\n$$", 1.0, "Answer:**"),
+        ("so $\\boxed 5$.", 1.0, "\\boxed 5"),
         # Nothing but a box, a last line or a custom pattern is an answer.
         ("2 + 3 = 5", 0.0, None),
         ("", 0.0, None),
@@ -110,6 +115,22 @@ def test_naming_several_candidates_does_not_pay():
     assert _score("\\boxed{3}, \\boxed{5}", "3, 5")["score"] == 1.0
     assert _score("\\boxed{5} and \\boxed{3}", "\\{3, 5\\}")["score"] == 1.0
     assert _score("\\boxed{5}, \\boxed{5}")["score"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "gold, line, score",
+    [
+        *[("3", "3 or 4", 0.0), ("3", "3, 4", 0.0), ("3", "3 and 4", 0.0)],
+        *[("1/2", "1/2", 1.0), ("1", "1/2", 0.0), ("1.5", "1 1/2", 1.0), ("1000", "10^3", 1.0), ("10", "10^3", 0.0)],
+        *[("200000", "2e5", 1.0), ("2", "2e5", 0.0), ("5000000", "5 million", 1.0), ("5", "5 million", 0.0)],
+        *[("3:30", "3:30", 1.0), ("3", "3:30", 0.0), ("42", "6*7", 1.0), ("6", "6*7", 0.0), ("42", "6*7 = 42", 1.0)],
+        *[("50", "50%", 1.0), ("12", "**12**", 1.0), ("5", "+5", 1.0), ("-5", "- 5", 1.0), ("-5", "−5", 1.0)],
+        *[("5", "- 5", 0.0), ("1234", "1,234", 1.0), ("12", "$12.00", 1.0), ("42", "42 apples. They are red.", 1.0)],
+        *[("42", "42 because 6*7 = 42", 1.0), ("42", "42.", 1.0), ("12", "12 (twelve dollars)", 1.0)],
+    ],
+)
+def test_the_whole_line_after_hashes_is_the_answer(gold, line, score):
+    assert _score(f"6 and 7 make\n#### {line}\n", gold)["score"] == score
 
 
 def test_one_format_only_and_a_custom_one():
