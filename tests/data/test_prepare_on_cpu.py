@@ -448,7 +448,7 @@ def test_named_columns_and_other_names_for_them(tmp_path):
         ("\\boxed{4}, said again: \\boxed{4}.", "4"),
         ("Not \\boxed{3}, as it is odd; so \\boxed{4}.", "4"),
         ("Two and two.\nAnswer: 4\n", "4"),
-        ("2 + 2 = 4\n#### four", "four"),
+        ("2 + 2 = 4\n#### 4", "4"),
         ("7", "7"),
         (7, "7"),
         (7.5, "7.5"),

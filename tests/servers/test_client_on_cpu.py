@@ -197,7 +197,7 @@ def test_numbers_that_are_no_log_probabilities_are_refused(bad, place, form):
     good = ProbeScore([-1.0], -1.0, 1)
     faulty = ProbeScore([bad], -1.0, 1) if place == "token" else ProbeScore([-1.0], bad, 1)
     probes = [Probe(0, 0, 2, (4,), 0, 0, CLOSING), Probe(0, 1, 2, (5,), 0, 0, CLOSING)]
-    with pytest.raises(ValueError, match="log-probabilities"):
+    with pytest.raises(ValueError, match="got log-probability"):
         self_values(form, probes, [good, faulty], utilities(PROPOSALS))
 
 

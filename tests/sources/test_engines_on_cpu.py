@@ -135,7 +135,8 @@ def test_megatron_shares_in_a_pass_of_its_own(on_megatron, mode, asked):
     put(on_megatron, {"trainer.v1.trainer_mode": mode, f"{MEGATRON}.tensor_model_parallel_size": 2})
     put(on_megatron, {f"{MEGATRON}.override_transformer_config.recompute_granularity": "full"})
     choice = choose(on_megatron, engine=asked)
-    assert choice == EngineChoice("actor", True, f"{SHARED.reason}, in a pass of their own")
+    assert who(choice) == ("actor", True) and not choice.fuse
+    assert choice.reason.endswith("in a pass of their own, old_log_prob is Megatron's")
     assert reads_alone(on_megatron)
     apply_choice(on_megatron, choice)
     assert on_megatron.actor_rollout_ref.model.model_type == MODEL_TYPE and why_not_shared(on_megatron) is None
@@ -283,11 +284,11 @@ def test_separate_sequences_are_refused_above_an_estimate(config, num_segments, 
     """512 responses, 4 closing tokens and 1024 tokens each: 2**26 tokens with 32 boundaries and one answer."""
     block = "algorithm.rredcot"
     asked = {f"{block}.segmentation.num_segments": num_segments, f"{block}.self_value.proposals": proposals}
-    put(config, SEPARATE | asked | {f"{ACTOR}.strategy": "megatron", "trainer.v1.trainer_mode": "separate_async"})
+    put(config, SEPARATE | asked | {f"{ACTOR}.strategy": "veomni", "trainer.v1.trainer_mode": "separate_async"})
     if not refused:
         assert who(choose(config)) == ("actor", False)
         return
-    with pytest.raises(ValueError, match=f"strategy=megatron: every probe.*{num_segments} boundaries.*num_segments,"):
+    with pytest.raises(ValueError, match=f"strategy=veomni: every probe.*{num_segments} boundaries.*num_segments,"):
         choose(config)
 
 
@@ -326,12 +327,13 @@ def test_probes_and_hidden_states_come_from_one_pass(config):
         ({"algorithm.rredcot.self_value.engine": "rollout"}, "engine=auto or actor, and share_prefix=true"),
         ({"algorithm.rredcot.self_value.share_prefix": False}, "engine=auto or actor, and share_prefix=true"),
         ({f"{ACTOR}.strategy": "veomni"}, "gives no hidden states: .*strategy=veomni.*; set readout.use_hidden=false"),
-        ({f"{ACTOR}.ulysses_sequence_parallel_size": 2}, "cannot share prefixes: .*; set self_value.form=hidden"),
+        ({f"{MODEL}.path": "gemma2", "trainer.device": "cpu"}, "cannot share prefixes: .*; set self_value.form=hidden"),
         ({"algorithm.rredcot.readout.layer": 3}, "readout.layer=3 .* has 3 decoder layers"),
     ],
 )
-def test_what_keeps_hidden_states_out_of_the_probes_pass(config, values, message):
-    put(config, WITH_HIDDEN | values)
+def test_what_keeps_hidden_states_out_of_the_probes_pass(config, models, values, message):
+    path = values.get(f"{MODEL}.path")
+    put(config, WITH_HIDDEN | values | ({f"{MODEL}.path": str(models / path)} if path else {}))
     with pytest.raises(ValueError, match=message):
         choose(config)
 
