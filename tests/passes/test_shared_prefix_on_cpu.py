@@ -191,8 +191,8 @@ def capped_model():
 def test_flex_attention_is_compiled_once_for_packs_of_all_lengths(monkeypatch, name):
     """The road of a GPU, with a backend that counts: mask and attention once for each window, the first pack too.
 
-    One block of 128 tokens is a case of its own for torch. What tensordict has noted of classes is a guard of torch's, and
-    grows once in the first passes of a process.
+    One block of 128 tokens is a case of its own for torch. What tensordict has noted of classes is a guard of torch's,
+    and grows once in the first passes of a process.
     """
     counter = torch._dynamo.testing.CompileCounter()
     torch._dynamo.reset()
