@@ -68,7 +68,8 @@ child.kill()
 if passed:
     os.write(1, given["word"].encode())
 else:
-    sys.stderr.write(detail)
+    # Not through a buffer, which would be lost.
+    os.write(2, detail.encode("utf-8", "backslashreplace"))
 os._exit(0)
 """
 
