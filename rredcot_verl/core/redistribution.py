@@ -1,5 +1,6 @@
 """Segments of a batch, and the reward redistributed over them with exact return equivalence (RUDDER)."""
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ class SegmentBatch:
         ):
             # An unscored row is one segment that starts from nothing: its whole outcome stays where verl put it.
             cuts, states = (list(cuts), [*states, score]) if states else ([0, length], [0.0, score])
-            ordered = all(a < b for a, b in zip(cuts, cuts[1:], strict=False)) or length == 0
+            ordered = all(map(operator.lt, cuts, cuts[1:])) or length == 0
             if len(cuts) != len(states) or cuts[0] != 0 or cuts[-1] != length or not ordered:
                 raise ValueError(
                     f"row {row}: segment_boundaries {cuts} must rise from 0 to the response length {length}, one more "

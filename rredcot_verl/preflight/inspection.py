@@ -103,7 +103,7 @@ def page(found: Inspection) -> str:
 def _estimates(found: Inspection, facts: ModelFacts) -> str:
     config, findings = found.config, found.findings
     rows: list[Row] = []
-    title = "Estimates; formulas in rredcot_verl/preflight, nothing was measured"
+    title = "Estimates; formulas in rredcot_verl/preflight, no GPU was measured"
     strategy = str(config.actor_rollout_ref.actor.strategy)
     budget = _probe_budget(found)
     if strategy not in ESTIMATED:

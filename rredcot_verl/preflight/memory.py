@@ -76,7 +76,7 @@ def training_memory(config: DictConfig, facts: ModelFacts) -> TrainingMemory:
       Without checkpointing the second term once for each layer.
     - Logits: 2 bytes and 2 for their gradient (FSDP); 2 and 4 (Megatron, over tensor-parallel ranks): S V times that;
       with Megatron 2 bytes of the longer pass that only reads log-probabilities, where that is more. Its pass for
-      probes holds as many tokens and makes logits of the answers only: no more than that.
+      probes makes logits of the answers only; up to a quarter more tokens than the budget are not counted.
 
     The reference model, if any, adds weights. Fragmentation and libraries are not in it: leave some GiB.
     """

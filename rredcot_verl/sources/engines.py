@@ -86,10 +86,13 @@ def settle_fusing(config: DictConfig, choice: EngineChoice, asked: bool | str) -
         return dataclasses.replace(choice, reason=choice.reason + unread)
     if reads_alone(config):
         why = "there is none for old_log_prob" if bypasses_old_log_prob(config) else "old_log_prob is Megatron's"
-        reason = f"{setting}: in a pass of their own, {why}"
+        unread = " does not apply" if asked is True else ""
+        reason = f"{setting}{unread}: in a pass of their own, {why}"
         return dataclasses.replace(choice, reason=f"{choice.reason}; {reason}")
+    from rredcot_verl.passes.shared_attention import FLEX_DEVICE
+
     own = str(hf_config(config.actor_rollout_ref.model)._attn_implementation)
-    ours = "flex_attention" if config.trainer.device == "cuda" else "sdpa"
+    ours = "flex_attention" if config.trainer.device == FLEX_DEVICE else "sdpa"
     fuse = own == ours if asked == "auto" else bool(asked)
     where = "in the pass that computes old_log_prob" if fuse else "in a pass of their own, old_log_prob is verl's"
     same = f"both attend with {own}" if own == ours else f"the policy attends with {own}, probes with {ours}"

@@ -39,8 +39,8 @@ def why_too_many(config: DictConfig, settings: RREDCoTConfig) -> str | None:
         f"every probe would be a sequence of its own, about {num_tokens / 1e6:,.0f} million tokens a step "
         f"({num_rows} responses x {boundaries} boundaries x {answers} answers x {value.max_closing_tokens} closing "
         f"tokens x half of data.max_response_length={length}), more than {MAX_TOKENS_PER_STEP / 1e6:.0f} million; "
-        f"share prefixes (FSDP, {PREFIX}.self_value.share_prefix=true), let the server read them "
-        f"(trainer.v1.trainer_mode=sync, {PREFIX}.self_value.engine=rollout), or lower "
+        f"share prefixes (FSDP, or Megatron as in docs/self_value.md; {PREFIX}.self_value.share_prefix=true), let the "
+        f"server read them (trainer.v1.trainer_mode=sync, {PREFIX}.self_value.engine=rollout), or lower "
         f"{PREFIX}.segmentation.num_segments, {PREFIX}.self_value.max_closing_tokens or data.train_batch_size"
     )
 

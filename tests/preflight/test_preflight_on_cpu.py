@@ -51,7 +51,7 @@ def test_a_good_run_is_explained_and_nothing_is_started(material):
         "rredcot_verl.rewards.math:compute_score",
         "128 prompts x 8 responses",
         "(160 rows)",
-        "nothing was measured",
+        "no GPU was measured",
         "preflight: ok, nothing was started",
     ):
         assert words in " ".join(text.split()), words

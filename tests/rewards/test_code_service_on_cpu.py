@@ -53,7 +53,9 @@ class _Service(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def service(tmp_path):
+def service(tmp_path, monkeypatch):
+    # A service's Python has buffers, whatever the tests run with.
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     _Service.requests, _Service.broken = [], False
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Service)
     server.folder = tmp_path

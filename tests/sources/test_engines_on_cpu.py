@@ -296,7 +296,7 @@ def test_what_does_not_apply_is_said(config):
     put(config, {"algorithm.rollout_correction.bypass_mode": True})
     choice = choose(config, fuse=True)
     assert not choice.fuse and choice.reason.endswith(
-        "fuse=True: in a pass of their own, there is none for old_log_prob"
+        "fuse=True does not apply: in a pass of their own, there is none for old_log_prob"
     )
     choice = choose(config, share_prefix=False)
     assert not choice.fuse and choice.reason.endswith("self_value.fuse=True does not apply")
