@@ -6,7 +6,7 @@ _BOX = r"\\(?:boxed|fbox)\s*\{"
 # TeX takes one token for the content of a box without braces; who writes so means the word. One of letters is prose
 # about boxes.
 _MARK = re.compile(rf"{_BOX}|\\(?:boxed|fbox)(?![A-Za-z])[ \t]*|\{{|\}}")
-_WORD = re.compile(r"(?![A-Za-z]{2})(?:\\[A-Za-z]+(?:\{[^{}]*\})*|[^\s\\$`{}])+")
+_WORD = re.compile(r"(?![^\w\\]?[A-Za-z]{2})(?:\\(?!boxed|fbox)[A-Za-z]+(?:\{[^{}]{0,200}\}){0,4}|[^\s\\$`{}]){1,64}")
 # What may stand between two boxes of one answer, in or between math environments. Bounded: it is looked for between any
 # two boxes.
 _JOINT = r"(?:[\s,;$.&]|\\[()\[\]]|\\(?:quad|qquad|,|;|:|!)|\\text\{\s*(?:,|and|or)?\s*\}|\b(?:and|or)\b){0,24}"
@@ -31,7 +31,7 @@ def _boxes(text: str) -> list[Span]:
                 found.append((mark.start(), word.start(), word.start() + len(content)))
         elif opened:
             opening = opened.pop()
-            if opening.group() != "{" and text[opening.end() : mark.start()].strip():
+            if opening.group() != "{" and text[opening.end() : mark.start()].strip(" \t\n."):
                 found.append((opening.start(), opening.end(), mark.start()))
     return found
 

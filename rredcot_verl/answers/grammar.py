@@ -89,11 +89,10 @@ _NO_ANSWER = re.compile(
     r"(?:as|the)\s+(?:above|boxed|given|shown|stated)\b",
     re.IGNORECASE,
 )
-# What is said after a number: a reason, or words that hold no other number.
-_REMARK = re.compile(
-    r"[,.]?\s+\(?(?:because|since|which|as)\b|"
-    r"(?:[.!]\s+(?=[A-Z])|\s+(?=\([^()]*[A-Za-z]{4}))(?=[^\d\\$=]*$)"
-)
+# What is said after a number: a reason, or words that hold no other number. Each run of blanks is tried once.
+_REASON = re.compile(r"(?:[,.]|(?<!\s))\s+\(?(?:because|since|which|as)\b")
+_WORDS = re.compile(r"[.!]\s+(?=[A-Z])|(?<!\s)\s+(?=\([^()]*[A-Za-z]{4})")
+_MATHEMATICAL = "0123456789\\$="
 
 
 def _names_none(match: re.Match[str], line: str) -> bool:
@@ -121,9 +120,10 @@ def _find_line(
             line = text[start:] if end < 0 else text[start:end]
             if is_none(match, line):
                 continue
-            remark = _REMARK.search(line)
-            if remark is not None and re.search(r"\d", line[: remark.start()]):
-                line = line[: remark.start()]
+            words_from = max(map(line.rfind, _MATHEMATICAL)) + 1
+            remarks = [found.start() for found in (_REASON.search(line), _WORDS.search(line, words_from)) if found]
+            if remarks and re.search(r"\d", line[: min(remarks)]):
+                line = line[: min(remarks)]
             return match.start("opening"), start, start + len(line.rstrip(" \t*`"))
         return None
 
@@ -194,14 +194,14 @@ def find_answer(text: str, formats: dict[str, AnswerFormat], thinking: Thinking 
     offset = final_part_start(text, thinking)
     if offset is None:
         return None
-    found = None
+    final_part, found = text[offset:], None
     for name, answer_format in formats.items():
-        # What stands before the end of one that is found could not replace it.
-        offset = offset if found is None else found.end
-        rest = text[offset:]
-        span = answer_format.find(rest)
-        if span is not None and rest[span[1] : span[2]].strip():
-            start, answer_start, end = (offset + place for place in span)
+        span = answer_format.find(final_part)
+        if span is None or not final_part[span[1] : span[2]].strip():
+            continue
+        start, answer_start, end = (offset + place for place in span)
+        # One that begins before the end of another cannot replace it.
+        if found is None or start >= found.end:
             found = FoundAnswer(answer_format.clean(text[answer_start:end]), start, answer_start, end, name)
     return found
 

@@ -237,6 +237,8 @@ def test_a_response_that_repeats_an_open_box_is_searched_quickly():
         ("#### (, , " * 5000, "(, ,"),
         ("#### and " * 5000, None),
         ("Answer: " + "1. A (" * 5000, "1. A (" * 4999 + "1"),
+        ("#### 5" + " " * 20000 + "x", "5" + " " * 20000 + "x"),
+        ("\\boxed1" * 10000, "1"),
     ):
         started = time.process_time()
         found = find_answer(text, dict(BUILT_IN))
@@ -306,3 +308,17 @@ def test_boxes_in_a_row_are_one_answer(text, answers):
     assert text[found.answer_start : found.end] == found.text and text.startswith("\\boxed", found.start)
     # One answer that is said twice is proposed once.
     assert len(answers) > 1 or found.text.strip() == answers[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "So we get \\boxed{5}, the answer:\nCheck by substitution.",
+        "\\boxed{5}, as asked in \\boxed (as it says)",
+        "\\boxed{5}, in the \\boxed-format",
+        "\\boxed{5}, written as `\\boxed{...}`",
+    ],
+)
+def test_words_after_a_box_do_not_replace_it(text):
+    found = find_answer(text, dict(BUILT_IN))
+    assert found is not None and found.text == "5"

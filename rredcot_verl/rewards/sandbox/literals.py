@@ -8,6 +8,7 @@ import json
 import os
 import struct
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -223,13 +224,24 @@ def allow_long_integers() -> None:
         sys.set_int_max_str_digits(0)
 
 
+_LIFTING = threading.Lock()
+_num_lifted = 0
+_limit: int | None = None
+
+
 @contextmanager
 def long_integers() -> Iterator[None]:
-    """`allow_long_integers` for a while, in a process that is not a program's alone."""
-    limit = sys.get_int_max_str_digits() if hasattr(sys, "get_int_max_str_digits") else None
-    allow_long_integers()
+    """`allow_long_integers` for a while, in a process that is not a program's alone: until the last thread is done."""
+    global _num_lifted, _limit
+    with _LIFTING:
+        if not _num_lifted and hasattr(sys, "get_int_max_str_digits"):
+            _limit = sys.get_int_max_str_digits()
+        _num_lifted += 1
+        allow_long_integers()
     try:
         yield
     finally:
-        if limit is not None:
-            sys.set_int_max_str_digits(limit)
+        with _LIFTING:
+            _num_lifted -= 1
+            if not _num_lifted and _limit is not None:
+                sys.set_int_max_str_digits(_limit)
