@@ -36,6 +36,15 @@ SYMBOLS: dict[str, tuple[str, ...]] = {
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_old_log_prob": ("batch", "metrics"),
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_advantage": ("batch", "metrics"),
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._save_checkpoint": (),
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer.step": ("metrics", "timing_raw"),
+    # Told by the live line; they pass through.
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer._setup": (),
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer._validate": (),
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_reward_colocate": (),
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_ref_log_prob": (),
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_values": (),
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer._update_critic": (),
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer._update_actor": (),
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._load_checkpoint": (),
     # Calls the base trainer's between bringing earlier weights back and going on: our pass stands in between.
     "verl.trainer.ppo.v1.trainer_separate_async:PPOTrainerSeparateAsync._compute_old_log_prob": ("batch", "metrics"),

@@ -1,6 +1,6 @@
 """Which request a rollout made: its id leads to the server that holds its prefix."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +13,12 @@ class Session:
     Attributes:
         sampling_params: What it is sampled with.
         request_id: Its last request.
+        generated: To be called when the response is complete.
     """
 
     sampling_params: Mapping[str, Any] = field(default_factory=dict)
     request_id: str | None = None
+    generated: Callable[[], None] = lambda: None
 
 
 SESSION: ContextVar[Session | None] = ContextVar("rredcot_session", default=None)

@@ -13,6 +13,7 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorke
 from rredcot_verl.agent.segmenting import ResponseRecorder
 from rredcot_verl.agent.session import SESSION, Session, SessionClient
 from rredcot_verl.answers.grammar import look_up
+from rredcot_verl.live import GENERATED, MEASURED, VERIFIED, under_way
 from rredcot_verl.passes.protocol import NOTHING
 from rredcot_verl.probes.elicitation import Elicitation
 from rredcot_verl.probes.vocabulary import Vocabulary
@@ -66,21 +67,24 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
             del self._groups[uid]
 
     async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
-        if trajectory["validate"]:
-            return await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
-        token = SESSION.set(Session(sampling_params))
-        try:
-            return await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
-        finally:
-            SESSION.reset(token)
-            # Whatever happened, the others of the group must not wait for this rollout.
-            await self._groups[kwargs["uid"]].leave(kwargs["session_id"])
+        with under_way(GENERATED) as generated:
+            if trajectory["validate"]:
+                return await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
+            token = SESSION.set(Session(sampling_params, generated=generated))
+            try:
+                return await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
+            finally:
+                SESSION.reset(token)
+                # Whatever happened, the others of the group must not wait for this rollout.
+                await self._groups[kwargs["uid"]].leave(kwargs["session_id"])
 
     async def _agent_loop_postprocess(
         self, output: AgentLoopOutput | list[AgentLoopOutput], validate: bool, **kwargs: Any
     ) -> None:
         outputs = output if isinstance(output, list) else [output]
         if not validate and outputs:
+            if (session := SESSION.get()) is not None:
+                session.generated()
             plan = await self._verify(outputs, kwargs) or await self._record(outputs, kwargs)
             outputs[-1].extra_fields[KEY] = plan.record.to_dict()
             # verl stores what the prompt's row holds beside each output: so these go straight to the training engine.
@@ -96,7 +100,8 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
         """
         try:
             # verl's own call further down finds the reward and does not compute it again.
-            await self._compute_score(outputs, kwargs=kwargs)
+            with under_way(VERIFIED):
+                await self._compute_score(outputs, kwargs=kwargs)
         except Exception as error:  # noqa: BLE001 - not swallowed: the trainer raises it
             logger.exception("rredcot: a response could not be verified")
             outputs[-1].reward_score = 0.0
@@ -110,7 +115,8 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
             response = self._response(outputs, kwargs)
             group = self._groups[kwargs["uid"]]
             await group.arrive(kwargs["session_id"], response.as_member())
-            return await self._recorder.record(response, group)
+            with under_way(MEASURED):
+                return await self._recorder.record(response, group)
         except ProbingTimeout as error:
             return _failed(str(error))
         except Exception as error:  # noqa: BLE001 - not swallowed: the trainer raises it

@@ -37,6 +37,9 @@ class RREDCoTConfig(Block):
         True,
         description="Check the data files before any worker is started: columns, prompts, ground truths, references.",
     )
+    live_every_s: float | None = Field(
+        30.0, gt=0, description="Seconds between lines that say what the run is doing; null: none."
+    )
     source: str | None = Field(
         None,
         min_length=1,

@@ -5,6 +5,7 @@ untouched. Every rank makes the same number of passes, forward and backward, whe
 the collectives of FSDP stay in step.
 """
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
+from rredcot_verl.live import PASSED, under_way
 from rredcot_verl.passes.engine_passes import EnginePass, asked_passes
 from rredcot_verl.passes.protocol import ALONE
 
@@ -49,8 +51,10 @@ class RREDCoTEngine(FSDPEngineWithLMHead):
         self._passes = asked_passes(self, micro_batch)
         for each in self._passes:
             step = functools.partial(each.step, step)
+        first = torch.distributed.get_rank() == 0
         try:
-            return step(micro_batch)
+            with under_way(PASSED) if first else contextlib.nullcontext():
+                return step(micro_batch)
         finally:
             # What they hold is on the device.
             self._passes = ()

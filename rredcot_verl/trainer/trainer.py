@@ -16,6 +16,7 @@ from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.core.metrics import credit_metrics
 from rredcot_verl.core.redistribution import redistribute, return_error
+from rredcot_verl.live import LiveLine
 from rredcot_verl.preflight.at_start import check_data
 from rredcot_verl.probes.elicitation import Elicitation
 from rredcot_verl.probes.vocabulary import Vocabulary
@@ -33,13 +34,14 @@ from rredcot_verl.sources.record import COUNTED, Record, Status
 from rredcot_verl.sources.registry import SOURCES
 from rredcot_verl.trainer.estimator import Segmented, compute_credit, credit_rule, with_segments
 from rredcot_verl.trainer.measuring import MeasuringMixin
+from rredcot_verl.trainer.phases import PhasesMixin
 from rredcot_verl.trainer.samples import log_samples
 from rredcot_verl.trainer.traces import CreditedRows, informative_rows, trace_lines, write_traces
 
 logger = logging.getLogger(__name__)
 
 
-class RREDCoTTrainerMixin(PPOTrainer):
+class RREDCoTTrainerMixin(PhasesMixin):
     """Adds redistribution to a verl V1 trainer, between reward and advantage."""
 
     _engine: EngineChoice
@@ -59,6 +61,8 @@ class RREDCoTTrainerMixin(PPOTrainer):
                     "rredcot: credit.form=%s (lambda %s, gamma %s) on values with self_value.calibration=%s",
                     *(rule.form, rule.lam, rule.gamma, calibration),
                 )
+            if self.rredcot.live_every_s is not None:
+                self.live = LiveLine(self.rredcot.live_every_s)
         super().__init__(config)
 
     def _init_tokenizer(self) -> None:

@@ -98,7 +98,7 @@ def test_who_scored_is_told(runs):
 
 
 def test_the_batchs_own_fields_are_those_of_grpo(runs, tmp_path, ray_folder):
-    """What verl makes of old log-probabilities and entropies, with probes in their pass; without, extremes to the bit."""
+    """What verl makes of old log-probabilities and entropies, with probes in their pass; else extremes to the bit."""
     grpo = main_ppo(tmp_path, ray_folder, *REPEATABLE)
     assert grpo.returncode == 0, grpo.output[-8000:]
     names = [

@@ -1,6 +1,7 @@
 """RREDCoT through verl's own entry point, as a user starts it: an existing GRPO command plus the estimator's name."""
 
 import json
+import re
 
 import pytest
 
@@ -16,9 +17,12 @@ pytestmark = pytest.mark.run
 
 
 def test_the_plain_command(tmp_path, ray_folder):
-    run = main_ppo(tmp_path, ray_folder, PLAIN, "trainer.n_gpus_per_node=2")
+    run = main_ppo(tmp_path, ray_folder, PLAIN, "trainer.n_gpus_per_node=2", "+algorithm.rredcot.live_every_s=0.2")
     assert run.returncode == 0, run.output[-8000:]
     assert len(run.steps) == 2
+    for said in ("step 0, loading models and servers for", "step 1, ", " 8 generated; 8 verified; 8 measured;"):
+        assert f"rredcot: {said}" in run.output or said in run.output, said
+    assert re.search(r"old log-probabilities and values for \d s; 8 gen.*; [1-9] passes; last sign", run.output)
     for step in run.steps:
         assert step["training/rollout_actor_probs_pearson_corr"] > 0.999
         assert step["rredcot/return_error/max"] < 1e-6
@@ -29,6 +33,7 @@ def test_the_plain_command(tmp_path, ray_folder):
         assert step["rredcot/rows_scored/mean"] > 0
         assert step["rredcot/probes/sum"] > 0
         assert step["timing_s/self_value"] > 0
+        assert 0 < step["rredcot/silence_seconds/max"] < step["timing_s/step"]
 
 
 def test_segments_are_credited_and_traces_written(tmp_path, ray_folder):

@@ -1,0 +1,181 @@
+"""A line that says what a run is doing, every so often.
+
+Whoever begins or ends something tells a board, a small actor of the run, in a message that nobody waits for; the
+trainer tells it the phase, and prints what it says.
+"""
+
+import contextlib
+import functools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+GENERATED, VERIFIED, MEASURED, PASSED = "generated", "verified", "measured", "passes"
+"""What is told: responses that are generated, verified and measured, and passes of the first training rank."""
+
+_NAME = "rredcot_live_board"
+_READ_TIMEOUT_S = 10.0
+
+
+@dataclass
+class Stage:
+    """Counts of a stage, and when the last one changed.
+
+    Attributes:
+        under_way: Begun and not ended.
+        ended: In this step; of passes in this phase.
+        heard: Seconds of the clock.
+    """
+
+    under_way: int = 0
+    ended: int = 0
+    heard: float = 0.0
+
+
+class Board:
+    """Knows what is under way.
+
+    Args:
+        clock: Gives seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._stages = {name: Stage() for name in (GENERATED, VERIFIED, MEASURED, PASSED)}
+        self._step = 0
+        self._phases = [("starting", clock())]
+        self._heard, self._longest = clock(), 0.0
+
+    def _hear(self) -> float:
+        now = self._clock()
+        self._longest = max(self._longest, now - self._heard)
+        self._heard = now
+        return now
+
+    def tell(self, stage: str, begun: int, ended: int) -> None:
+        """So many have begun or ended."""
+        told = self._stages[stage]
+        told.under_way += begun - ended
+        told.ended += ended
+        told.heard = self._hear()
+
+    def enter(self, phase: str) -> None:
+        """The trainer goes on with this."""
+        self._phases.append((phase, self._hear()))
+        self._stages[PASSED] = Stage()
+
+    def leave(self) -> None:
+        """It is back at what it did before."""
+        self._phases.pop()
+        self._phases[-1] = (self._phases[-1][0], self._hear())
+        self._stages[PASSED] = Stage()
+
+    def begin_step(self, step: int) -> None:
+        """Responses that end from here on are this step's."""
+        self._step = step
+        self._phases = [("generating", self._hear())]
+        self._longest = 0.0
+        for stage in self._stages.values():
+            stage.ended = 0
+
+    def longest_silence(self) -> float:
+        """Seconds of the step in which nothing was told, at the longest."""
+        self._hear()
+        return self._longest
+
+    def line(self, silence_s: float) -> str:
+        """What the run is doing.
+
+        Args:
+            silence_s: Seconds after which it is said of something under way how long nothing of its kind has ended.
+        """
+        now = self._clock()
+        phase, since = self._phases[-1]
+        parts = [f"rredcot: step {self._step}, {phase} for {now - since:.0f} s"]
+        for name, stage in self._stages.items():
+            if stage.ended or stage.under_way:
+                text = f"{stage.ended} {name}"
+                if stage.under_way:
+                    text += f" and {stage.under_way} under way"
+                    if now - stage.heard >= silence_s:
+                        text += f" (none ended for {now - stage.heard:.0f} s)"
+                parts.append(text)
+        parts.append(f"last sign of life {now - self._heard:.0f} s ago")
+        return "; ".join(parts)
+
+
+@functools.cache
+def _board() -> Any:
+    """The run's board; None without one. It is there before whoever tells it anything."""
+    if not ray.is_initialized():
+        return None
+    try:
+        return ray.get_actor(_NAME)
+    except ValueError:
+        return None
+
+
+def tell(stage: str, begun: int = 0, ended: int = 0) -> None:
+    """Tell the run's board, if it has one."""
+    board = _board()
+    if board is not None:
+        board.tell.remote(stage, begun, ended)
+
+
+@contextlib.contextmanager
+def under_way(stage: str) -> Iterator[Callable[[], None]]:
+    """One of a stage begins. It ends with the block, or when what the block is given is called, whichever is first."""
+    tell(stage, begun=1)
+    end = functools.cache(lambda: tell(stage, ended=1))
+    try:
+        yield end
+    finally:
+        end()
+
+
+class LiveLine:
+    """The trainer's side: makes the board, tells it the phase, and prints its line from a thread.
+
+    Args:
+        every_s: Seconds between two lines.
+    """
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self._board: Any = ray.remote(num_cpus=0)(Board).options(name=_NAME).remote()
+        threading.Thread(target=self._print, name="rredcot-live", daemon=True).start()
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Within the block the trainer does this."""
+        self._board.enter.remote(name)
+        try:
+            yield
+        finally:
+            self._board.leave.remote()
+
+    def begin_step(self, step: int) -> None:
+        """See `Board.begin_step`."""
+        self._board.begin_step.remote(step)
+
+    def metrics(self) -> dict[str, float]:
+        """Of the step that ends."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            silence = ray.get(self._board.longest_silence.remote(), timeout=_READ_TIMEOUT_S)
+            return {"rredcot/silence_seconds/max": silence}
+        return {}
+
+    def _print(self) -> None:
+        while True:
+            time.sleep(self._every_s)
+            try:
+                text = ray.get(self._board.line.remote(self._every_s), timeout=_READ_TIMEOUT_S)
+            except ray.exceptions.GetTimeoutError:
+                text = "rredcot: what the run is doing is not known, this machine is too busy"
+            except ray.exceptions.RayError:
+                return
+            print(text, flush=True)
