@@ -14,8 +14,9 @@ from typing import Any
 
 import ray
 
-GENERATED, VERIFIED, MEASURED, PASSED = "generated", "verified", "measured", "passes"
-"""What is told: responses that are generated, verified and measured, and passes of the first training rank."""
+TOKENS, GENERATED, VERIFIED, MEASURED, PASSED = "tokens of a batch", "generated", "verified", "measured", "passes"
+"""What is told: tokens of the CPU server's batches, responses that are generated, verified and measured, and passes of
+the first training rank."""
 
 _NAME = "rredcot_live_board"
 _READ_TIMEOUT_S = 10.0
@@ -45,7 +46,7 @@ class Board:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._stages = {name: Stage() for name in (GENERATED, VERIFIED, MEASURED, PASSED)}
+        self._stages = {name: Stage() for name in (TOKENS, GENERATED, VERIFIED, MEASURED, PASSED)}
         self._step = 0
         self._phases = [("starting", clock())]
         self._heard, self._longest = clock(), 0.0

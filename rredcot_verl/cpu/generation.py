@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from rredcot_verl.cpu.sampling import SamplingParams
+from rredcot_verl.live import TOKENS, tell
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class _LogProbRecorder(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         self._take_last_token(input_ids)
+        tell(TOKENS, begun=1, ended=1)
         self._pending = temperature_scaled_log_probs(scores, self._temperature)
         return scores
 

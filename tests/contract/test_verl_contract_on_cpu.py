@@ -145,7 +145,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sources": {"servers", "passes", "probes", "answers", "readout", "core", "config"},
     "run": {"sources", "servers", "passes", "probes", "answers", "core", "config", "cpu"},
     "agent": {"run", "sources", "servers", "passes", "probes", "answers", "core", "config", "live"},
-    "cpu": {"servers", "passes", "probes", "core", "config"},
+    "cpu": {"servers", "passes", "probes", "core", "config", "live"},
     "rewards": {"answers", "config"},
     "data": {"rewards", "answers", "probes", "config"},
     "preflight": {"data", "rewards", "run", "sources", "servers", "passes", "probes", "answers", "core", "config"},
