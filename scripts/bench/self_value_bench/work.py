@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from rredcot_verl.passes.probe_pack import count_probe_tokens
-from rredcot_verl.probes.elicitation import Probe
+from rredcot_verl.probes.probe import Probe
 
 NUM_CLOSING_TOKENS = 64
 
