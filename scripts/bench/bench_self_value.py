@@ -44,7 +44,7 @@ import torch
 from self_value_bench import chart, passes
 from self_value_bench.clock import CLOCKS, Measured
 from self_value_bench.machine import machine
-from self_value_bench.work import SHAPES, Work, build_model, evenly, forward_tokens, make_traces, make_work
+from self_value_bench.work import SHAPES, Work, build_model, evenly, forward_tokens, make_traces, make_work, qwen3
 from torch import Tensor
 
 PER_TRACE = ("plain", "packed", "update", "generation")
@@ -100,7 +100,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.device = torch.device(options.device)
-        self.model = build_model(options.model, self.device, getattr(torch, options.dtype), options.seed)
+        self.model = build_model(qwen3(options.model), self.device, getattr(torch, options.dtype), options.seed)
         self.order = random.Random(options.seed)
         self.measured: dict[tuple[str, int | None], Measured] = {}
         self.differences = {"probes": 0.0, "traces": 0.0, "spread": float("inf")}

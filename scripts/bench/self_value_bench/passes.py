@@ -1,8 +1,8 @@
 """The ways to compute: each function is one variant, over all traces.
 
 Rows, log-probabilities and entropies are made as verl's engine makes them: logits of every token, the ids rolled by
-one as labels, temperature 1. Log-probabilities take no copy of all logits, as verl's with flash attention's cross
-entropy. On a GPU entropies are compiled, as verl's are by default, and the shared pass's attention; nothing else is.
+one as labels, temperature 1. On a GPU entropies are compiled, as verl's are by default, and log-probabilities, which
+verl has a kernel of flash attention for, so that neither copies the logits; and the shared pass's attention.
 Scores of probes are numbers of each trace, probe by probe: the counted tokens and the answer's end.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from rredcot_verl.cpu.probing import read_probes as read_on_server
-from rredcot_verl.passes.probe_pack import READ_AT_ONCE, ProbePack, read_probes
+from rredcot_verl.passes.probe_pack import ProbePack, read_probes
 from rredcot_verl.passes.shared_attention import shared_prefix
 from rredcot_verl.probes.probe import Probe
 from self_value_bench.work import Work
@@ -22,13 +22,7 @@ from self_value_bench.work import Work
 
 def log_probs_of(logits: Tensor, labels: Tensor) -> Tensor:
     """`(n,)` float32 log-probabilities of labels `(n,)` under logits `(n, vocab_size)`."""
-    at_once = max(1, READ_AT_ONCE // logits.shape[1])
-    return torch.cat(
-        [
-            rows.gather(1, own.unsqueeze(1)).squeeze(1).float() - rows.float().logsumexp(1)
-            for rows, own in zip(logits.split(at_once), labels.split(at_once), strict=True)
-        ]
-    )
+    return logits.gather(1, labels.unsqueeze(1)).squeeze(1).float() - logits.float().logsumexp(1)
 
 
 def entropies_of(logits: Tensor) -> Tensor:
@@ -37,14 +31,17 @@ def entropies_of(logits: Tensor) -> Tensor:
 
 
 @functools.cache
-def _compiled_entropies() -> Callable[[Tensor], Tensor]:
-    return torch.compile(entropies_of, dynamic=True)
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return torch.compile(function, dynamic=True)
+
+
+def _read(function: Callable[..., Tensor], logits: Tensor, *more: Tensor) -> Tensor:
+    return (_compiled(function) if logits.is_cuda else function)(logits, *more)
 
 
 def _read_trace(logits: Tensor, ids: Tensor) -> Tensor:
-    entropies = _compiled_entropies() if logits.is_cuda else entropies_of
-    entropies(logits)
-    return log_probs_of(logits, ids.roll(-1)).cpu()
+    _read(entropies_of, logits)
+    return _read(log_probs_of, logits, ids.roll(-1)).cpu()
 
 
 @torch.no_grad()
@@ -61,7 +58,7 @@ def update(model: PreTrainedModel, traces: Sequence[Sequence[int]]) -> None:
     """Gradients of a policy-gradient loss, one trace at a time, stock attention; no optimiser step."""
     for trace in traces:
         ids = torch.tensor([trace], device=model.device)
-        log_probs = log_probs_of(model(input_ids=ids, use_cache=False).logits[0], ids[0].roll(-1))
+        log_probs = _read(log_probs_of, model(input_ids=ids, use_cache=False).logits[0], ids[0].roll(-1))
         loss = -(log_probs - log_probs.detach()).exp().mean() / len(traces)
         loss.backward()
     model.zero_grad(set_to_none=True)
