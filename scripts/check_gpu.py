@@ -95,7 +95,9 @@ ARCHITECTURES: dict[str, PreTrainedConfig] = {
     ),
 }
 PACKS = ((300, 1, 77), (513, 120), (128,), (640, 200, 33, 9))
-"""Tokens of traces that share a pass."""
+TINY_PACKS = ((60, 1, 20), (150,))
+SHORT_PACKS = ((20,), (9, 1))
+"""Tokens of traces that share a pass; the last are within one block of FlexAttention's, which has a kernel for that."""
 
 SIZES = (1000, 300, 512, 1024, 25000, 640, 4096, 2000, 16384, 8192, 3000, 33000, 10000, 6000)
 """Tokens of packs, some of them whole blocks of FlexAttention's."""
@@ -201,6 +203,11 @@ class World:
         """Of the large models."""
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
+    @property
+    def packs(self) -> Sequence[Sequence[int]]:
+        """Tokens of traces that share a pass of the small models."""
+        return TINY_PACKS if self.tiny else PACKS
+
     def synchronize(self) -> None:
         """Wait until what was asked of the device is done."""
         if self.device.type == "cuda":
@@ -233,10 +240,9 @@ def load_batch(load: Load, vocab_size: int) -> Batch:
     return make_batch(lengths, vocab_size, load.num_segments, ANSWERS, load.num_answer_tokens)
 
 
-def small_batches(world: World) -> Iterator[Batch]:
-    """Short traces of many lengths, pack by pack."""
-    for lengths in [(60, 1, 20), (150,)] if world.tiny else PACKS:
-        yield make_batch(lengths, SMALL["vocab_size"], 5, 2, 3)
+def small_batches(packs: Sequence[Sequence[int]]) -> list[Batch]:
+    """Traces and probes of small packs."""
+    return [make_batch(lengths, SMALL["vocab_size"], 5, 2, 3) for lengths in packs]
 
 
 def read(model: PreTrainedModel, batches: Sequence[Batch]) -> list[Tensor]:
@@ -271,13 +277,15 @@ def compare(finding: Finding, truth: Sequence[Tensor], own: Sequence[Tensor] | N
         finding.expect("error_over_own", (errors.mean() / errors_of_own.mean()).item(), ERROR_OVER_OWN)
 
 
-def numbers(world: World, config: PreTrainedConfig, dtype: torch.dtype, finding: Finding) -> None:
+def numbers(
+    world: World, config: PreTrainedConfig, packs: Sequence[Sequence[int]], dtype: torch.dtype, finding: Finding
+) -> None:
     """Probes in the shared pass against a sequence for each."""
     reason = why_not_shared(config, world.device.type)
     if reason is not None:
         raise Skipped(reason)
     torch._dynamo.reset()
-    batches = list(small_batches(world))
+    batches = small_batches(packs)
     model = build_model(config, world.device, torch.float32, 0)
     truth, own = read_naively(model, batches), None
     if dtype is torch.bfloat16:
@@ -293,9 +301,8 @@ def compilations(world: World, finding: Finding) -> None:
     torch._dynamo.reset()
     num_heads, num_kv_heads, head_dim = (4, 2, 16) if world.tiny else (16, 8, 128)
     num_probe_tokens = count_probe_tokens(make_batch([9], 512, 4, 2, 3)[1][0])
-    seconds, graphs = [], []
-    sizes = SIZES[:4] if world.tiny else SIZES
-    for num_tokens in sizes:
+    sizes, seconds, graphs = [], [], []
+    for num_tokens in SIZES[:4] if world.tiny else SIZES:
         traces, probes = make_batch([num_tokens - num_probe_tokens], 512, 4, 2, 3)
         pack = ProbePack.build([len(trace) for trace in traces], probes).to(world.device)
         query, key, value = (
@@ -308,6 +315,7 @@ def compilations(world: World, finding: Finding) -> None:
         with torch.no_grad():
             SharedPrefix(pack).attend(query, key, value, scaling=head_dim**-0.5)
         world.synchronize()
+        sizes.append(pack.num_tokens)
         seconds.append(time.perf_counter() - started)
         graphs.append(num_graphs() - before)
     finding.figures |= {"tokens": sizes, "seconds": seconds, "graphs": graphs}
@@ -331,7 +339,7 @@ def fsdp2(world: World, finding: Finding) -> None:
     """The shared pass of a model that FSDP2 wraps, in bfloat16 with autocast."""
     process_group(world)
     torch._dynamo.reset()
-    batches = list(small_batches(world))
+    batches = small_batches(world.packs)
     model = build_model(ARCHITECTURES["qwen3"], world.device, torch.float32, 0)
     truth, own = read_naively(model, batches), read_naively(in_bfloat16(model), batches)
     mesh = torch.distributed.init_device_mesh(world.device.type, (1,))
@@ -355,7 +363,7 @@ def verls_engine(world: World, finding: Finding) -> None:
         raise Skipped(f"verl's engine cannot be imported: {error}") from error
     process_group(world)
     torch._dynamo.reset()
-    batches = list(small_batches(world))
+    batches = small_batches(world.packs)
     model = build_model(ARCHITECTURES["qwen3"], world.device, torch.float32, 0)
     truth, own = read_naively(model, batches), read_naively(in_bfloat16(model), batches)
     model.save_pretrained(world.folder / "model")
@@ -449,8 +457,10 @@ def naive_against_shared(world: World, shape: str, load: Load, finding: Finding)
 
 def all_checks(world: World) -> Iterator[tuple[str, Callable[[Finding], None]]]:
     """Every finding's name and how it is made, what is quick and most telling first."""
-    for (name, config), dtype in itertools.product(ARCHITECTURES.items(), (torch.float32, torch.bfloat16)):
-        yield f"numbers {name} {str(dtype)[6:]}", functools.partial(numbers, world, config, dtype)
+    models = [(name, config, world.packs) for name, config in ARCHITECTURES.items()]
+    models.append(("qwen2-short", ARCHITECTURES["qwen2"], SHORT_PACKS))
+    for (name, config, packs), dtype in itertools.product(models, (torch.float32, torch.bfloat16)):
+        yield f"numbers {name} {str(dtype)[6:]}", functools.partial(numbers, world, config, packs, dtype)
     yield "compilations", functools.partial(compilations, world)
     yield "fsdp2", functools.partial(fsdp2, world)
     yield "verl", functools.partial(verls_engine, world)
