@@ -133,7 +133,7 @@ LAYER_GRAPHS: Limits = (4, 8)
 PASS_GRAPHS: Limits = (8, 16)
 PEAK_OVER_ESTIMATE: Limits = (1.2, 1.5)
 ESTIMATE_OVER_PEAK: Limits = (1.2, None)
-FUSED_TOKEN_OVER_PLAIN: Limits = (1.5, 5.0)
+FUSED_TOKEN_OVER_PLAIN: Limits = (1.5, None)
 SHARED_OVER_NAIVE: Limits = (0.5, None)
 LEAST_SPREAD = 0.3
 
