@@ -8,6 +8,7 @@ from rredcot_verl.passes.probe_parts import LEAST_ROOM
 from rredcot_verl.preflight.memory import GIB, TrainingMemory
 from rredcot_verl.preflight.model_size import ModelFacts
 from rredcot_verl.preflight.pass_memory import LogProbPass, pass_bytes
+from rredcot_verl.sources.engines import bypasses_old_log_prob, ulysses_size
 
 
 @dataclass(frozen=True)
@@ -31,30 +32,40 @@ class LogProbMemory:
 
 
 def largest_passes(config: DictConfig, most_probe_tokens: int, fuse: bool) -> list[LogProbPass]:
-    """The largest passes that verl's token budget leads to; see `passes.probe_parts`.
+    """The largest passes that verl's micro batches lead to; see `passes.probe_parts`. None, where it makes none.
 
     Args:
         config: The run's.
         most_probe_tokens: Of a response of full length, 0 without shared prefixes.
         fuse: Whether verl's own pass reads the probes.
     """
-    budget = int(config.actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu)
-    own = LogProbPass(budget)
-    if not most_probe_tokens:
-        return [own]
-    longest = min(budget, config.data.max_prompt_length + config.data.max_response_length)
-    num_tokens = max(budget, min(longest + most_probe_tokens, max(budget, longest + budget // LEAST_ROOM)))
-    # Shorter traces have as many probes for their length.
-    probes = round(num_tokens * most_probe_tokens / (longest + most_probe_tokens))
-    if fuse:
-        return [LogProbPass(num_tokens - probes, 0, probes, probes)]
-    return [own, LogProbPass(0, num_tokens - probes, probes, probes)]
+    rollout, num_ranks = config.actor_rollout_ref.rollout, ulysses_size(config.actor_rollout_ref.actor)
+    longest = config.data.max_prompt_length + config.data.max_response_length
+    if rollout.log_prob_use_dynamic_bsz:
+        own = int(rollout.log_prob_max_token_len_per_gpu) * num_ranks
+        longest = min(own, longest)
+        whole = max(own, min(longest + most_probe_tokens, max(own, longest + own // LEAST_ROOM)))
+        # Shorter traces have as many probes for their length.
+        probes = round(whole * most_probe_tokens / (longest + most_probe_tokens))
+    else:
+        # verl refuses a run that names none.
+        num_rows = rollout.log_prob_micro_batch_size_per_gpu or 1
+        own, probes = num_rows * longest, num_rows * most_probe_tokens
+        whole = own + probes
+
+    def on_a_gpu(*tokens: int) -> LogProbPass:
+        return LogProbPass(*(-(-each // num_ranks) for each in tokens))
+
+    if most_probe_tokens and fuse:
+        return [on_a_gpu(whole - probes, 0, probes, probes)]
+    passes = [] if bypasses_old_log_prob(config) else [on_a_gpu(own)]
+    return passes + ([on_a_gpu(0, whole - probes, probes, probes)] if most_probe_tokens else [])
 
 
 def log_prob_memory(
     config: DictConfig, facts: ModelFacts, training: TrainingMemory, most_probe_tokens: int, fuse: bool
-) -> LogProbMemory:
-    """The largest of a run's passes.
+) -> LogProbMemory | None:
+    """The largest of a run's passes; None where it has none.
 
     Args:
         config: The run's, with FSDP or FSDP2.
@@ -65,5 +76,7 @@ def log_prob_memory(
     actor = config.actor_rollout_ref.actor
     states = training.weights + training.working + (0.0 if actor.fsdp_config.optimizer_offload else training.optimizer)
     needs = [pass_bytes(config, facts, each) for each in largest_passes(config, most_probe_tokens, fuse)]
+    if not needs:
+        return None
     activations, logits = max(needs, key=max)
     return LogProbMemory(states, activations / GIB, logits / GIB)

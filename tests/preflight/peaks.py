@@ -59,8 +59,10 @@ CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
     "fused code": (8, 60, {PASSES: (("probes", ()),), ALONE: False}),
     "alone": (8, 12, {PASSES: (("probes", ()),), ALONE: True, "calculate_entropy": False}),
     "alone code": (8, 60, {PASSES: (("probes", ()),), ALONE: True, "calculate_entropy": False}),
+    "fused kernels": (8, 60, {PASSES: (("probes", ()),), ALONE: False, "use_fused_kernels": True}),
+    "fused kernels alone": (8, 60, {PASSES: (("probes", ()),), ALONE: True, "use_fused_kernels": True}),
 }
-"""Boundaries, tokens of an answer and settings of the pass."""
+"""Boundaries, tokens of an answer and settings of the pass; the kernels last: verl gives them to the model's class."""
 
 
 def main(folder: Path) -> None:
@@ -68,19 +70,34 @@ def main(folder: Path) -> None:
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-    Qwen3ForCausalLM(Qwen3Config(**SHAPE)).save_pretrained(folder / "model")
+    for tied in (False, True):
+        shape = SHAPE | {"tie_word_embeddings": tied}
+        Qwen3ForCausalLM(Qwen3Config(**shape)).save_pretrained(folder / ("tied" if tied else "model"))
+    model = {"path": str(folder / "model")}
     chunks = {"entropy_from_logits_with_chunking": True, "entropy_from_logits_chunk_size": CHUNK_SIZE}
-    engines = {
-        chunked: build_engine(MODEL_TYPE, {"path": str(folder / "model")}, "bf16", **(chunks if chunked else {}))
-        for chunked in (False, True)
+    # With FSDP2, verl's kernels in torch work with a tied head only.
+    kernels = {
+        "path": str(folder / "tied"),
+        "use_fused_kernels": True,
+        "fused_kernel_options": {"impl_backend": "torch"},
     }
+    kinds: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "plain": (model, {}),
+        "plain chunked": (model, chunks),
+        "kernels": (kernels, {}),
+    }
+    engines: dict[str, Any] = {}
     peaks = []
     for name, (num_boundaries, num_tokens, settings) in CASES.items():
         rows = make_rows(num_boundaries, num_tokens)
         pack = ProbePack.build([len(trace) for trace in rows.traces], rows.probes)
         asked, alone = PASSES in settings, settings.get(ALONE, False)
         seen = sum(max(probe.position for probe in own) for own in rows.probes)
-        engine = engines["chunked" in name]
+        kind = name if name in kinds else "kernels" if "kernels" in name else "plain"
+        if kind not in engines:
+            of_model, options = kinds[kind]
+            engines[kind] = build_engine(MODEL_TYPE, of_model, "bf16", **options)
+        engine = engines[kind]
         for temperature in (0.7, 1.0):
             data = make_batch(rows, PLAIN | settings | {"temperature": temperature})
             with engine.eval_mode():

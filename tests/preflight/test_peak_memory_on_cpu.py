@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rredcot_verl.passes.probe_pack import ProbePack
@@ -47,9 +48,10 @@ def test_the_estimate_is_within_a_fifth_of_what_is_allocated(folder):
     engine.use_torch_compile, engine.entropy_from_logits_chunk_size = False, CHUNK_SIZE
     facts = read_facts(config.actor_rollout_ref.model)
     measured = json.loads((folder / "peaks.json").read_text())
-    assert len(measured) == 12
+    assert len(measured) == 16
     for found in measured:
         engine.entropy_from_logits_with_chunking = "chunked" in found["name"]
+        config.actor_rollout_ref.model.use_fused_kernels = "kernels" in found["name"]
         config.actor_rollout_ref.rollout.temperature = found["temperature"]
         estimate = max(pass_bytes(config, facts, LogProbPass(**found["pass"])))
         assert estimate == pytest.approx(found["bytes"], rel=0.2), found
@@ -94,6 +96,31 @@ def test_the_largest_passes(fsdp):
     rollout.log_prob_max_token_len_per_gpu = longest
     (fused,) = largest_passes(fsdp, 10**6, True)
     assert fused.num_tokens == longest + longest // 4
+
+
+def test_the_largest_passes_of_split_sequences_are_shares_of_whole_ones(fsdp):
+    """verl gives each rank its share of a sequence, and a pass the budget of all of them."""
+    fsdp.actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size = 4
+    fsdp.actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu = 7000
+    assert largest_passes(fsdp, 0, False) == [LogProbPass(7000)]
+    (fused,) = largest_passes(fsdp, 10**6, True)
+    assert fused.num_tokens == pytest.approx(7000 + (26024 - 28000 + 7000) / 4, abs=2)
+    assert fused.num_own / fused.num_tokens == pytest.approx(26024 / (26024 + 10**6), rel=0.01)
+
+
+def test_the_largest_passes_of_so_many_rows(fsdp):
+    rollout = fsdp.actor_rollout_ref.rollout
+    rollout.log_prob_use_dynamic_bsz, rollout.log_prob_micro_batch_size_per_gpu = False, 3
+    assert largest_passes(fsdp, 0, False) == [LogProbPass(3 * 26024)]
+    assert largest_passes(fsdp, 1000, True) == [LogProbPass(3 * 26024, 0, 3000, 3000)]
+
+
+def test_verls_own_pass_does_not_count_where_verl_makes_none(fsdp):
+    OmegaConf.update(fsdp, "algorithm.rollout_correction.bypass_mode", True, force_add=True)
+    facts = read_facts(fsdp.actor_rollout_ref.model)
+    (alone,) = largest_passes(fsdp, 3000, False)
+    assert alone.num_own == 0 and alone.num_read > 0
+    assert log_prob_memory(fsdp, facts, training_memory(fsdp, facts), 0, False) is None
 
 
 def test_the_figure_is_that_of_the_larger_pass(fsdp):
