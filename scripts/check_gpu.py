@@ -181,7 +181,7 @@ class Finding:
         except Skipped as error:
             self.judge("skipped", str(error))
         except Exception as error:
-            self.judge("failed", f"{type(error).__name__}: {error}"[:500])
+            self.judge("failed", " ".join(f"{type(error).__name__}: {error}".split())[:500])
             self.figures["traceback"] = traceback.format_exc(limit=-5)[-2000:]
         self.figures |= {"seconds_in_all": time.perf_counter() - started, "graphs_in_all": num_graphs() - before}
         # What an error held is free by now.
