@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rredcot_verl.passes.payload import PayloadReader
 from rredcot_verl.passes.probe_pack import count_probe_tokens
 from rredcot_verl.passes.protocol import NOTHING
-from rredcot_verl.probes.elicitation import Probe
+from rredcot_verl.probes.probe import Probe
 
 
 def encode(probes: Sequence[Probe]) -> list[int]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rredcot_verl.probes.elicitation import Probe
+from rredcot_verl.probes.probe import Probe
 
 READ_AT_ONCE = 2**24
 """Most logits of which there are copies in float32 at a time; they and their exponentials take 8 bytes each."""

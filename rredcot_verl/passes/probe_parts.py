@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rredcot_verl.passes.probe_codec import decode, encode, num_probe_tokens
 from rredcot_verl.passes.protocol import NOTHING
-from rredcot_verl.probes.elicitation import Probe
+from rredcot_verl.probes.probe import Probe
 
 LEAST_ROOM = 4
 """A trace as long as a pass may go over it by this share, one in so many, for its probes: else it would be computed

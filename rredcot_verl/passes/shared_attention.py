@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from rredcot_verl.passes.probe_pack import ProbePack
-from rredcot_verl.passes.sequence_split import SequenceSplit
+
+if TYPE_CHECKING:
+    # Imports verl, which a pass on one device does not need.
+    from rredcot_verl.passes.sequence_split import SequenceSplit
 
 NAME = "rredcot_shared_prefix"
 """Name of the attention function in transformers' registry."""
@@ -64,7 +67,7 @@ class SharedPrefix:
     """
 
     pack: ProbePack | None = None
-    split: SequenceSplit | None = None
+    split: "SequenceSplit | None" = None
     observe: Callable[..., None] | None = None
     num_calls: int = 0
     masks: dict[int | None, Any] = field(default_factory=dict)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rredcot_verl.core.self_value import geometric_value, joint_value, normalized_value
-from rredcot_verl.probes.elicitation import Probe
+from rredcot_verl.probes.probe import Probe
 
 
 @dataclass(frozen=True)

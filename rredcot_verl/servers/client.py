@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rredcot_verl.config.blocks import SelfValueConfig
-from rredcot_verl.probes.elicitation import Probe
+from rredcot_verl.probes.probe import Probe
 from rredcot_verl.probes.values import ProbeScore
 from rredcot_verl.servers.probe_queue import Turns
 

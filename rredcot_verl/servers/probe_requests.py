@@ -15,7 +15,7 @@ Place = tuple[int, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Probe:
-    """A continuation of a trace's first `position` tokens: what a server needs of `probes.elicitation.Probe`.
+    """A continuation of a trace's first `position` tokens: what a server needs of `probes.probe.Probe`.
 
     Attributes:
         position: Number of the trace's tokens that the probe follows, at least 1.

@@ -12,7 +12,8 @@ from rredcot_verl.core.groups import from_unit, to_unit
 from rredcot_verl.core.values import new_highs
 from rredcot_verl.passes.probe_codec import encode, num_probe_tokens
 from rredcot_verl.passes.protocol import FIELDS
-from rredcot_verl.probes.elicitation import Probe, Proposal, build_proposals
+from rredcot_verl.probes.elicitation import Proposal, build_proposals
+from rredcot_verl.probes.probe import Probe
 from rredcot_verl.probes.values import ProbePlace, self_values, values_of_log_probs
 from rredcot_verl.servers.client import ProbeReader, make_probe_reader
 from rredcot_verl.sources.base import NOTHING_REGRESSED, PassRequest, Source, Workers, why_not_regressed

@@ -14,7 +14,7 @@ from verl.utils import tensordict_utils as tu
 from rredcot_verl.config.schema import PREFIX, RREDCoTConfig
 from rredcot_verl.passes.probe_codec import decode
 from rredcot_verl.passes.protocol import FIELDS
-from rredcot_verl.probes.elicitation import Probe
+from rredcot_verl.probes.probe import Probe
 from rredcot_verl.sources.base import Workers
 from rredcot_verl.sources.queue import put_rows, read_rows
 

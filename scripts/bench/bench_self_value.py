@@ -2,7 +2,10 @@
 
 Owner: the core maintainers. Makes docs/results/self_value.md, its JSON and its chart. Last run: 2026-11-21.
 
-    python scripts/bench/bench_self_value.py [--lengths 1024 2048 4096 --segments 8 16 32] [--json OUT.json]
+    PYTHONPATH=. python scripts/bench/bench_self_value.py [--lengths 1024 2048 --segments 8 16 32] [--json OUT.json]
+
+Needs torch and transformers, not verl. `--tiny` is a trial of seconds on a CPU. The GPU's own check is
+`scripts/check_gpu.py`.
 
 Traces of random tokens, all of one length; at the start of every segment each of `--proposals` answers is forced.
 
@@ -29,9 +32,7 @@ update and sampling are run once. Exits with 1 where the variants' log-probabili
 import argparse
 import json
 import os
-import platform
 import random
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -40,10 +41,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from self_value_bench import chart, passes
-from self_value_bench.clock import CLOCKS, MEMORY_ON_CPU, MEMORY_ON_CUDA, Measured
-from self_value_bench.work import SHAPES, Work, build_model, evenly, forward_tokens, make_traces, make_work
+from self_value_bench.clock import CLOCKS, Measured
+from self_value_bench.machine import machine
+from self_value_bench.work import SHAPES, Work, build_model, evenly, forward_tokens, make_traces, make_work, qwen3
 from torch import Tensor
 
 PER_TRACE = ("plain", "packed", "update", "generation")
@@ -51,6 +52,27 @@ PER_TRACE = ("plain", "packed", "update", "generation")
 
 ADDED = {"fused": 1, "shared": 0, "server": 0, "naive": 0, "monte_carlo": 0}
 """Variants that read self-values, and how many of the step's `plain` passes each takes the place of."""
+
+
+TINY = {
+    "model": "tiny",
+    "device": "cpu",
+    "threads": 1,
+    "clock": "process",
+    "lengths": [48, 80],
+    "segments": [2, 4],
+    "num_traces": 2,
+    "prompt_tokens": 7,
+    "proposals": 3,
+    "opening_tokens": 5,
+    "answer_tokens": 2,
+    "rollouts": 4,
+    "repeats": 1,
+    "decode_tokens": 2,
+    "naive_boundaries": 3,
+    "server": "cpu",
+}
+"""Defaults with `--tiny`."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +100,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.device = torch.device(options.device)
-        self.model = build_model(options.model, self.device, getattr(torch, options.dtype), options.seed)
+        self.model = build_model(qwen3(options.model), self.device, getattr(torch, options.dtype), options.seed)
         self.order = random.Random(options.seed)
         self.measured: dict[tuple[str, int | None], Measured] = {}
         self.differences = {"probes": 0.0, "traces": 0.0, "spread": float("inf")}
@@ -111,7 +133,8 @@ class Bench:
             some = work.at(evenly(o.naive_boundaries, number))
             scale = forward_tokens(work, 0)["naive"] / forward_tokens(some, 0)["naive"]
             note = "" if scale == 1 else f"from {o.naive_boundaries} boundaries, evenly chosen, by forward tokens"
-            jobs.append(Job("naive", number, lambda some=some: passes.naive(model, some), True, scale, note))
+            call = lambda some=some: passes.naive(model, some.traces, some.probes)  # noqa: E731
+            jobs.append(Job("naive", number, call, True, scale, note))
         return [job for job in jobs if job.name not in o.skip]
 
     def measure(self, length: int) -> list[dict[str, Any]]:
@@ -172,11 +195,11 @@ class Bench:
                     # The last token's label is not its own.
                     self._note("traces", one[:-1], other[:-1])
             if name in ("fused", "server", "naive"):
-                shared = self.measured["shared", number].result[1]
+                shared = torch.stack(self.measured["shared", number].result[1])
                 self.differences["spread"] = min(self.differences["spread"], shared.std().item())
                 chosen = evenly(self.options.naive_boundaries, number) if name == "naive" else range(number)
-                kept = shared.unflatten(1, (number, -1))[:, list(chosen)].flatten(1, 2)
-                self._note("probes", found.result[1] if name == "fused" else found.result, kept)
+                kept = shared.unflatten(1, (number, -1))[:, list(chosen)].flatten(1)
+                self._note("probes", torch.stack(found.result[1] if name == "fused" else found.result), kept)
 
     def _note(self, kind: str, one: Tensor, other: Tensor) -> None:
         difference = (one - other).abs().max().item()
@@ -257,28 +280,11 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n".join([*table, "", *sorted(notes), "", same]) + "\n"
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the figures were taken on."""
-    info = Path("/proc/cpuinfo")
-    named = re.search(r"^model name\s*: (.*)", info.read_text(), re.MULTILINE) if info.exists() else None
-    on_gpu = device.type == "cuda"
-    return {
-        "cpu": named[1] if named else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "memory": MEMORY_ON_CUDA if on_gpu else MEMORY_ON_CPU,
-        "load_average_at_start": os.getloadavg(),
-    }
-
-
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
+    add("--tiny", action="store_true", help="other defaults: every variant, in seconds on a CPU")
     add("--model", choices=SHAPES, default="small", help="shape; weights are random")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--dtype", help="default: bfloat16 on cuda, else float32")
@@ -306,6 +312,8 @@ def parse() -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--json", type=Path, help="write everything to this file")
     add("--plot", type=Path, help="write a chart to this SVG file")
+    if parser.parse_known_args()[0].tiny:
+        parser.set_defaults(**TINY)
     options = parser.parse_args()
     options.dtype = options.dtype or ("bfloat16" if options.device.startswith("cuda") else "float32")
     if options.tolerance is None:

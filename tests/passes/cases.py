@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rredcot_verl.passes.attribution_task import AttributionPlan, AttributionTask, encode_plan
 from rredcot_verl.passes.probe_codec import encode
 from rredcot_verl.passes.protocol import ALONE, FIELDS, MODEL_TYPE, NOTHING, PASSES
-from rredcot_verl.probes.elicitation import Probe
+from rredcot_verl.probes.probe import Probe
 from tests.passes.architectures import SHAPE, VOCAB_SIZE, build_model, random_probes, random_traces
 
 NUM_ROWS = 6

@@ -18,7 +18,7 @@ from rredcot_verl.passes.probe_codec import num_probe_tokens
 from rredcot_verl.passes.probe_pack import ProbePack, count_probe_tokens
 from rredcot_verl.passes.probe_parts import LEAST_ROOM
 from rredcot_verl.passes.protocol import ALONE, FIELDS, PASSES
-from rredcot_verl.probes.elicitation import Probe
+from rredcot_verl.probes.probe import Probe
 from tests.passes import cases
 from tests.passes.architectures import ARCHITECTURES, build_model, naive_scores
 from tests.passes.test_hidden_on_cpu import expected as expected_states

@@ -11,7 +11,7 @@ from rredcot_verl.passes import probe_pack
 from rredcot_verl.passes.probe_codec import decode, encode, num_probe_tokens
 from rredcot_verl.passes.probe_pack import PrefixTree, ProbePack, count_probe_tokens, read_probes
 from rredcot_verl.passes.protocol import NOTHING
-from rredcot_verl.probes.elicitation import Probe
+from rredcot_verl.probes.probe import Probe
 from tests.passes.architectures import random_probes
 from tests.peak_memory import peak_bytes
 

@@ -14,7 +14,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from rredcot_verl.passes.probe_pack import ProbePack, count_probe_tokens
 from rredcot_verl.passes.protocol import ALONE, MODEL_TYPE, PASSES
-from rredcot_verl.probes.elicitation import Probe
+from rredcot_verl.probes.probe import Probe
 from tests.passes.cases import PLAIN, Rows
 from tests.passes.ranks import build_engine, make_batch
 from tests.peak_memory import peak_bytes

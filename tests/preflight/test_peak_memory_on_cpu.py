@@ -14,9 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rredcot_verl.passes.probe_pack import ProbePack
 from rredcot_verl.passes.shared_attention import shared_prefix
 from rredcot_verl.preflight.composition import compose_as_main_ppo
-from rredcot_verl.preflight.log_prob_memory import LogProbPass, largest_passes, log_prob_memory, pass_bytes
+from rredcot_verl.preflight.log_prob_memory import largest_passes, log_prob_memory
 from rredcot_verl.preflight.memory import training_memory
 from rredcot_verl.preflight.model_size import read_facts
+from rredcot_verl.preflight.pass_memory import LogProbPass, pass_bytes
 from tests.peak_memory import peak_bytes
 from tests.preflight.material import make_model_folder
 from tests.preflight.peaks import CHUNK_SIZE

@@ -1,50 +1,42 @@
-"""The self-value benchmark at a tiny size: what it reports, not how long things take."""
+"""The self-value benchmark at a tiny size, where verl is missing: what it reports, not how long things take."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import torch
+from verl.utils.torch_functional import entropy_from_logits, logprobs_from_logits
 
-ROOT = Path(__file__).parents[2]
+from tests.scripts.blocked import ROOT, run_blocked
+
 SCRIPT = ROOT / "scripts" / "bench" / "bench_self_value.py"
 LENGTHS, SEGMENTS = (48, 80), (2, 4)
 TRACES, PROMPT, PROPOSALS, OPENING, ANSWER, ROLLOUTS = 2, 7, 3, 5, 2, 4
 VARIANTS = ["plain", "packed", "update", "generation", "shared", "fused", "naive", "server", "monte_carlo"]
-SIZE = f"""--model tiny --device cpu --threads 1 --clock process --num-traces {TRACES} --prompt-tokens {PROMPT}
-    --proposals {PROPOSALS} --opening-tokens {OPENING} --answer-tokens {ANSWER} --rollouts {ROLLOUTS} --repeats 1
-    --decode-tokens 2 --naive-boundaries 3 --server cpu""".split()
-
-
-def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *SIZE, *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
-    lengths, segments = map(str, LENGTHS), map(str, SEGMENTS)
-    files = ["--json", str(folder / "out.json"), "--plot", str(folder / "out.svg")]
-    done = _run("--lengths", *lengths, "--segments", *segments, *files)
+    done = run_blocked(SCRIPT, "--tiny", "--json", str(folder / "out.json"), "--plot", str(folder / "out.svg"))
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "out.json").read_text()), (folder / "out.svg").read_text(), done.stdout
 
 
-def _boundaries(report, segments, length):
+@pytest.fixture
+def parts(monkeypatch):
+    """The benchmark's own modules."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    from self_value_bench import passes, work
+
+    return passes, work
+
+
+def _boundaries(work, report, segments, length):
     """The boundaries of each trace, from the benchmark's own work."""
-    sys.path.insert(0, str(SCRIPT.parent))
-    try:
-        from self_value_bench.work import make_traces, make_work
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
     vocab_size, seed = report["model"]["vocab_size"], report["options"]["seed"]
-    traces = make_traces(TRACES, PROMPT + length, vocab_size, seed)
-    return make_work(traces, PROMPT, segments, PROPOSALS, OPENING, ANSWER, vocab_size, seed).boundaries
+    traces = work.make_traces(TRACES, PROMPT + length, vocab_size, seed)
+    return work.make_work(traces, PROMPT, segments, PROPOSALS, OPENING, ANSWER, vocab_size, seed).boundaries
 
 
 def test_every_cell_has_every_variant(bench):
@@ -62,11 +54,11 @@ def test_every_cell_has_every_variant(bench):
         assert extrapolated == {"generation", "monte_carlo"} | ({"naive"} if cell["segments"] == 4 else set())
 
 
-def test_forward_tokens_are_those_counted_by_hand(bench):
+def test_forward_tokens_are_those_counted_by_hand(bench, parts):
     report = bench[0]
     for cell in report["cells"]:
         length, segments = cell["length"], cell["segments"]
-        boundaries = _boundaries(report, segments, length)
+        boundaries = _boundaries(parts[1], report, segments, length)
         assert all(len(own) == segments and own[0] == 0 and own == sorted(set(own)) for own in boundaries)
         found = {name: variant["forward_tokens"] for name, variant in cell["variants"].items()}
         traces = TRACES * (PROMPT + length)
@@ -122,8 +114,14 @@ def test_the_chart_is_an_svg_document(bench):
 
 
 def test_variants_that_differ_end_in_an_error():
-    done = _run(
-        "--lengths", "48", "--segments", "2", "--tolerance", "0", "--skip", "generation", "monte_carlo", "update"
-    )
+    done = run_blocked(SCRIPT, "--tiny", "--lengths", "48", "--segments", "2", "--tolerance", "0", "--server", "none")
     assert done.returncode == 1
     assert "differ" in done.stderr
+
+
+def test_log_probabilities_and_entropies_are_verls(parts):
+    passes, _ = parts
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(50, 30, generator=generator), torch.randint(30, (50,), generator=generator)
+    torch.testing.assert_close(passes.log_probs_of(logits, labels), logprobs_from_logits(logits, labels))
+    torch.testing.assert_close(passes.entropies_of(logits), entropy_from_logits(logits))

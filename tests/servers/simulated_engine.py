@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from rredcot_verl.probes.elicitation import Probe
+from rredcot_verl.probes.probe import Probe
 from rredcot_verl.servers import vllm_tree
 from rredcot_verl.servers.client import ProbeReader
 from rredcot_verl.servers.probe_queue import FULL_LOAD, ProbeQueue, Turns

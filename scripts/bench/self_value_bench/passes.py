@@ -1,27 +1,47 @@
 """The ways to compute: each function is one variant, over all traces.
 
 Rows, log-probabilities and entropies are made as verl's engine makes them: logits of every token, the ids rolled by
-one as labels, temperature 1. Nothing is compiled but FlexAttention, which the shared pass uses on a GPU. Scores of
-probes have shape `(num_traces, num_probes, num_counted + 1)`: the counted tokens of a probe and its answer's end.
+one as labels, temperature 1. On a GPU entropies are compiled, as verl's are by default, and log-probabilities, which
+verl has a kernel of flash attention for, so that neither copies the logits; and the shared pass's attention.
+Scores of probes are numbers of each trace, probe by probe: the counted tokens and the answer's end.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from verl.utils.torch_functional import entropy_from_logits, logprobs_from_logits
 
 from rredcot_verl.cpu.probing import read_probes as read_on_server
 from rredcot_verl.passes.probe_pack import ProbePack, read_probes
 from rredcot_verl.passes.shared_attention import shared_prefix
-from rredcot_verl.probes.elicitation import Probe
+from rredcot_verl.probes.probe import Probe
 from self_value_bench.work import Work
 
 
+def log_probs_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """`(n,)` float32 log-probabilities of labels `(n,)` under logits `(n, vocab_size)`."""
+    return logits.gather(1, labels.unsqueeze(1)).squeeze(1).float() - logits.float().logsumexp(1)
+
+
+def entropies_of(logits: Tensor) -> Tensor:
+    """`(n,)` entropies of logits `(n, vocab_size)`, by verl's formula."""
+    return logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
+
+
+@functools.cache
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return torch.compile(function, dynamic=True)
+
+
+def _read(function: Callable[..., Tensor], logits: Tensor, *more: Tensor) -> Tensor:
+    return (_compiled(function) if logits.is_cuda else function)(logits, *more)
+
+
 def _read_trace(logits: Tensor, ids: Tensor) -> Tensor:
-    entropy_from_logits(logits)
-    return logprobs_from_logits(logits, ids.roll(-1)).float().cpu()
+    _read(entropies_of, logits)
+    return _read(log_probs_of, logits, ids.roll(-1)).cpu()
 
 
 @torch.no_grad()
@@ -38,34 +58,43 @@ def update(model: PreTrainedModel, traces: Sequence[Sequence[int]]) -> None:
     """Gradients of a policy-gradient loss, one trace at a time, stock attention; no optimiser step."""
     for trace in traces:
         ids = torch.tensor([trace], device=model.device)
-        log_probs = logprobs_from_logits(model(input_ids=ids, use_cache=False).logits[0], ids[0].roll(-1))
+        log_probs = _read(log_probs_of, model(input_ids=ids, use_cache=False).logits[0], ids[0].roll(-1))
         loss = -(log_probs - log_probs.detach()).exp().mean() / len(traces)
         loss.backward()
     model.zero_grad(set_to_none=True)
 
 
+def groups_of(traces: Sequence[Sequence[int]], budget: int) -> Iterator[slice]:
+    """Neighbouring traces that a pass can hold: at most `budget` tokens, but one trace at least."""
+    first = size = 0
+    for number, trace in enumerate(traces):
+        if number > first and size + len(trace) > budget:
+            yield slice(first, number)
+            first, size = number, 0
+        size += len(trace)
+    yield slice(first, len(traces))
+
+
 @torch.no_grad()
 def shared(
     model: PreTrainedModel, traces: Sequence[Sequence[int]], probes: Sequence[Sequence[Probe]], budget: int, own: bool
-) -> tuple[list[Tensor], Tensor]:
+) -> tuple[list[Tensor], list[Tensor]]:
     """The traces with their probes in shared-prefix passes, as `rredcot_verl.passes.engine` makes them.
 
     Args:
         model: The policy.
-        traces: Token ids of each trace, all of one length.
+        traces: Token ids of each trace.
         probes: For each trace its probes, possibly none.
         budget: Most trace tokens in a pass.
         own: Also the traces' own log-probabilities and entropies.
     """
-    size = len(traces[0])
-    at_once = max(1, budget // size)
     log_probs: list[Tensor] = []
     scores: list[list[float]] = []
-    for first in range(0, len(traces), at_once):
-        group, group_probes = traces[first : first + at_once], probes[first : first + at_once]
-        pack = ProbePack.build([size] * len(group), group_probes)
+    for group in groups_of(traces, budget):
+        lengths = [len(trace) for trace in traces[group]]
+        pack = ProbePack.build(lengths, probes[group])
         rows = pack.rows(all_trace_rows=own)
-        ids = torch.cat([torch.tensor(group).flatten(), pack.probe_token_ids]).to(model.device)
+        ids = torch.cat([*map(torch.tensor, traces[group]), pack.probe_token_ids]).to(model.device)
         with shared_prefix(model.config) as current:
             current.pack = pack.to(model.device)
             logits = model(
@@ -74,48 +103,45 @@ def shared(
                 use_cache=False,
                 logits_to_keep=rows.to(model.device),
             ).logits[0]
-        scores += read_probes(pack, rows, logits, torch.ones(len(group)))
+        scores += read_probes(pack, rows, logits, torch.ones(len(lengths)))
         if own:
             num_tokens = pack.num_trace_tokens
-            log_probs += _read_trace(logits[:num_tokens], ids[:num_tokens]).split(size)
+            log_probs += _read_trace(logits[:num_tokens], ids[:num_tokens]).split(lengths)
         # Not beside the next pass's.
         del logits
-    return log_probs, _by_probe(scores, probes)
-
-
-def _by_probe(scores: Sequence[Sequence[float]], probes: Sequence[Sequence[Probe]]) -> Tensor:
-    return torch.tensor(scores).reshape(len(probes), len(probes[0]), -1) if probes[0] else torch.empty(0)
+    return log_probs, [torch.tensor(each) for each in scores]
 
 
 @torch.no_grad()
-def naive(model: PreTrainedModel, work: Work) -> Tensor:
+def naive(model: PreTrainedModel, traces: Sequence[Sequence[int]], probes: Sequence[Sequence[Probe]]) -> list[Tensor]:
     """Every boundary and answer in a sequence of its own, stock attention, logits of the rows that are read only."""
-    scores: list[list[float]] = []
-    for trace, probes in zip(work.traces, work.probes, strict=True):
-        scores.append([])
-        for probe in probes:
+    scores: list[Tensor] = []
+    for trace, own in zip(traces, probes, strict=True):
+        read = []
+        for probe in own:
             ids = torch.tensor([[*trace[: probe.position], *probe.token_ids]], device=model.device)
-            counted = probe.token_ids[probe.scored_from :]
+            counted = torch.tensor(probe.token_ids[probe.scored_from :], device=model.device)
             logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(counted) + 1).logits[0].float()
             log_probs = logits.log_softmax(-1)
-            read = [log_probs[row, token] for row, token in enumerate(counted)]
             closing = torch.tensor(probe.closing_token_ids, device=model.device)
-            scores[-1] += torch.stack([*read, log_probs[-1, closing].logsumexp(0)]).tolist()
-    return _by_probe(scores, work.probes)
+            read += [log_probs[:-1].gather(1, counted.unsqueeze(1))[:, 0], log_probs[-1:, closing].logsumexp(1)]
+        scores.append(torch.cat(read).cpu())
+    return scores
 
 
-def server(model: PreTrainedModel, work: Work, max_batch_tokens: int) -> Tensor:
+def server(model: PreTrainedModel, work: Work, max_batch_tokens: int) -> list[Tensor]:
     """The reading of the embedded CPU rollout server: key-value cache of the traces, probes in batches."""
     results = read_on_server(model, work.traces, work.probes, 1.0, max_batch_tokens)
-    scores = [
-        [
-            score
-            for probe, result in zip(probes, own, strict=True)
-            for score in (*result["token_log_probs"][probe.scored_from :], result["closing_log_prob"])
-        ]
+    return [
+        torch.tensor(
+            [
+                score
+                for probe, result in zip(probes, own, strict=True)
+                for score in (*result["token_log_probs"][probe.scored_from :], result["closing_log_prob"])
+            ]
+        )
         for probes, own in zip(work.probes, results, strict=True)
     ]
-    return _by_probe(scores, work.probes)
 
 
 @torch.no_grad()

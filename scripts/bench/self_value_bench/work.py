@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, Qwen3Config
 
 from rredcot_verl.passes.probe_pack import count_probe_tokens
-from rredcot_verl.probes.elicitation import Probe
+from rredcot_verl.probes.probe import Probe
 
 NUM_CLOSING_TOKENS = 64
 
@@ -38,15 +38,19 @@ SHAPES: dict[str, dict[str, Any]] = {
 """Shapes of Qwen3 models with tied embeddings, by name."""
 
 
-def build_model(name: str, device: torch.device, dtype: torch.dtype, seed: int) -> PreTrainedModel:
-    """A model with random weights."""
-    config = Qwen3Config(
-        **SHAPES[name],
+def qwen3(shape: str) -> Qwen3Config:
+    """The config of one of `SHAPES`."""
+    return Qwen3Config(
+        **SHAPES[shape],
         max_position_embeddings=40960,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         tie_word_embeddings=True,
         attn_implementation="sdpa",
     )
+
+
+def build_model(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, seed: int) -> PreTrainedModel:
+    """A model with random weights."""
     torch.manual_seed(seed)
     with device:
         return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
