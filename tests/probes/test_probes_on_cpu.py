@@ -7,7 +7,8 @@ import math
 import pytest
 
 from rredcot_verl.config.schema import parse
-from rredcot_verl.probes.elicitation import Elicitation, JoinError, Proposal, build_proposals
+from rredcot_verl.probes.elicitation import Elicitation, JoinError
+from rredcot_verl.probes.proposals import Proposal, build_proposals
 from rredcot_verl.probes.values import self_values
 from rredcot_verl.probes.vocabulary import Vocabulary
 from rredcot_verl.servers.client import PROBING_BACKENDS, make_probe_reader
@@ -168,12 +169,36 @@ def test_after_an_opening_only_the_answer_is_forced(kind, name, opened):
     assert asked.landmarks(thinking, whole) == ([], [])
 
 
-def test_an_answer_that_joins_with_the_opening_is_asked_for_anew():
-    asked = elicitation()
-    prefix = encode(asked.vocabulary.tokenizer, "so 3 \\boxed{")
-    (probe, *_) = asked.probes([], prefix, [len(prefix), 99], [Proposal("\\frac{1}{2}", 1.0)], "boxed")
-    forced = asked.vocabulary.tokenizer.decode(probe.token_ids)
-    assert forced == "\n\nThe final answer is \\boxed{\\frac{1}{2}"
+def test_an_answer_that_would_have_joined_with_the_opening_is_forced_as_it_can_still_be_written():
+    """The response has written "{" alone, so the model goes on with other tokens than those it would have taken."""
+    asked, tokenizer = elicitation(), byte_level()
+    prefix, half = encode(tokenizer, "so 3 \\boxed{"), "\\frac{1}{2}"
+    proposals = [Proposal("15", 1.0), Proposal(half, 1.0)]
+    found = asked.probes([], prefix, [len(prefix), 99], proposals, "boxed")
+    assert [tokenizer.decode(probe.token_ids) for probe in found] == ["15", half, half[:-1]]
+    assert {probe.scored_from for probe in found} == {0}
+
+
+def test_after_an_opening_all_answers_are_forced_there_or_none(monkeypatch):
+    asked, tokenizer = elicitation(), byte_level()
+    prefix, proposals = encode(tokenizer, "so 3 \\boxed{"), [Proposal("15", 1.0), Proposal("16", 1.0)]
+
+    def forced() -> list[str]:
+        return [
+            tokenizer.decode(probe.token_ids)
+            for probe in asked.probes([], prefix, [len(prefix), 99], proposals, "boxed")
+        ]
+
+    assert forced() == ["15", "16"]
+    encode_text = asked._continue_text
+
+    def refuse(text: str) -> list[int]:
+        if text.endswith("\\boxed{16") and not text.startswith("\n"):
+            raise JoinError
+        return encode_text(text)
+
+    monkeypatch.setattr(asked, "_continue_text", refuse)
+    assert forced() == ["\n\nThe final answer is \\boxed{15", "\n\nThe final answer is \\boxed{16"]
 
 
 def test_how_the_response_goes_on_changes_no_probe():
@@ -201,10 +226,21 @@ def test_the_answer_is_read_with_its_format_and_first_token():
 def test_only_the_answer_counts_unless_the_opening_is_scored_too(kind, name):
     asked = elicitation(kind)
     probe, _, _ = probe_of(asked, PROMPT, "so 3.", name=name)
-    given, counted = texts(asked.vocabulary.tokenizer, probe)
-    # What merges with the answer's first token counts; for these answers that is a space at most.
-    assert counted.strip() == "15" and "15" not in given
-    assert probe.answer_from == probe.scored_from
+    tokenizer = asked.vocabulary.tokenizer
+    given, counted = texts(tokenizer, probe)
+    assert tokenizer.decode(probe.token_ids[probe.answer_from :]).strip() == "15"
+    # What is given ends where the first token starts that could hold the opening's end and more.
+    opening = asked.formats[name].opening + asked.formats[name].lead
+    anchor = encode(tokenizer, "so 3.")
+    texts_of = [tokenizer.decode([*anchor, token_id]).removeprefix("so 3.") for token_id in range(len(tokenizer))]
+    crossing = min(
+        place
+        for place in range(len(opening))
+        for text in texts_of
+        if text != opening[place:] and text.startswith(opening[place:])
+    )
+    first = len(tokenizer.decode(anchor + list(probe.token_ids[: probe.scored_from + 1]))) - len("so 3.")
+    assert len(given) <= crossing < first and counted
     scored = elicitation(kind, self_value={"score_opening": True})
     other, _, _ = probe_of(scored, PROMPT, "so 3.", name=name)
     # The answer starts where it starts, whatever counts.

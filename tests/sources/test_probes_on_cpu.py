@@ -10,7 +10,8 @@ import torch
 from rredcot_verl.passes.probe_codec import decode, num_probe_tokens
 from rredcot_verl.passes.probe_codec import encode as encode_probes
 from rredcot_verl.passes.protocol import FIELDS
-from rredcot_verl.probes.elicitation import Probe, Proposal
+from rredcot_verl.probes.elicitation import Probe
+from rredcot_verl.probes.proposals import Proposal
 from rredcot_verl.probes.values import ProbePlace
 from rredcot_verl.sources.base import PassRequest
 from rredcot_verl.sources.group import Group, Member
