@@ -56,9 +56,7 @@ class Probes(Source):
         super().__init__(settings, name)
         value = settings.self_value
         self.form = self.default_form if value.form == "auto" else value.form
-        # Spellings of a reference are taken from the whole group, or from none of it: who is finished when depends on
-        # how long the response itself is. It costs a server the time in which it reads beside generation.
-        self.needs_all = value.proposals != "reference" or (value.engine == "actor" and value.share_prefix)
+        self.needs_all = _waits_for_group(value.proposals, value.engine, value.share_prefix)
         self._regression: Regression | None = None
         if value.calibration == "logistic":
             self._regression = Regression(settings, self.form if settings.readout.use_probe else None)
@@ -125,6 +123,14 @@ class Probes(Source):
             choice.reason,
             weights_of_probes(config, choice.engine),
         )
+        waits = _waits_for_group(value.proposals, choice.engine, choice.share_prefix)
+        if not waits and self.settings.elicitation.format != "code":
+            logger.warning(
+                "rredcot: self_value.proposals=reference with probes read by %s: answers are probed as the data spell "
+                "them, not as the other responses of the group did, for which a probe would have to wait; "
+                "self_value.proposals=union waits",
+                choice.label,
+            )
         if choice.engine == "actor" and not choice.share_prefix:
             obstacle = why_too_many(config, self.settings)
             if obstacle is not None:
@@ -363,6 +369,15 @@ class NewHighs(ReferenceProgress):
     def values(self, rows: Rows) -> list[list[float]]:
         """See `Source`."""
         return [new_highs(own) for own in super().values(rows)]
+
+
+def _waits_for_group(proposals: str, engine: str, share_prefix: bool) -> bool:
+    """Whether a response is probed when all of its group are there, whose answers and spellings are then known.
+
+    Who is there before depends on how long the response itself is. For the reference alone a server that reads beside
+    generation does not wait, and sequences of their own are not made for more than one spelling.
+    """
+    return proposals != "reference" or (engine == "actor" and share_prefix)
 
 
 def _drop_long_answers(

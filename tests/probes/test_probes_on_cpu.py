@@ -2,7 +2,9 @@
 
 import asyncio
 import dataclasses
+import itertools
 import math
+import random
 
 import pytest
 
@@ -516,3 +518,68 @@ def test_normalized_keeps_a_wrong_answer_to_compare_with():
     assert proposals(None, wrong, proposals="group", form="normalized") == []
     # Other forms gain nothing from a wrong one.
     assert proposals(None, useful[:1] + wrong, proposals="group") == [("0", 1.0)]
+
+
+def spelled(references, others, members=(), **self_value):
+    config = parse({"self_value": self_value})
+    return [(p.text, p.utility) for p in build_proposals(config, references, members, others=others)]
+
+
+def test_spellings_of_others_follow_the_answers_the_most_frequent_first():
+    others = [("\\dfrac{1}{2}", 1.0), ("$1/2$", 1.0), (" 0.5", 1.0), ("0.5", 1.0), ("\\frac{1}{2}", 1.0), ("7", 0.0)]
+    expected = [("\\frac{1}{2}", 1.0), ("0.5", 1.0), ("$1/2$", 1.0), ("\\dfrac{1}{2}", 1.0)]
+    assert spelled("\\frac{1}{2}", others) == expected == spelled("\\frac{1}{2}", others[::-1])
+    # In the room that distinct answers leave.
+    assert spelled("\\frac{1}{2}", others, max_proposals=2) == expected[:2]
+    assert spelled(["\\frac{1}{2}", "one half"], others, max_proposals=2) == [expected[0], ("one half", 1.0)]
+    assert spelled("1234", [("1,234", 1.0), ("$1234$", 1.0)]) == [("1234", 1.0), ("$1234$", 1.0), ("1,234", 1.0)]
+    # Nothing to spell.
+    assert spelled(None, others) == []
+
+
+def test_only_what_the_verifier_counts_as_the_same_is_a_spelling():
+    # The same text to us and wrong to the verifier; half right; more than a line.
+    assert spelled("8", [("$8$", 0.0), ("8.0", 0.5), ("$$\n8\n$$", 1.0)]) == [("8", 1.0)]
+    # The group's answers have spellings of their own, by our canonical form alone.
+    members = [("9", 0.5), ("8", 1.0), ("7", 0.0)]
+    others = [*members, ("$9$", 0.5), ("8.0", 1.0), ("8.", 1.0), ("$7$", 0.0), ("9.", 0.0)]
+    assert spelled(None, others, members, proposals="group", max_proposals=9) == [
+        *(("8", 1.0), ("9", 0.5)),
+        *(("$9$", 0.5), ("8.", 1.0)),
+    ]
+    compared = spelled(None, others, members, proposals="group", form="normalized", max_proposals=9)
+    assert compared == [("8", 1.0), ("9", 0.5), ("7", 0.0), ("$7$", 0.0), ("$9$", 0.5), ("8.", 1.0)]
+
+
+def test_a_program_has_no_other_spelling():
+    config = parse({"elicitation": {"format": "code"}, "self_value": {"reference_key": "extra_info.solutions"}})
+    assert len(build_proposals(config, ["a = 1"], [], others=[("a  = 1", 1.0), ("b = 1", 1.0)])) == 1
+
+
+# Ends that hold an answer's last character too, and one that goes on as another answer.
+ENDS = {
+    "elicitation": {
+        "format": "custom",
+        "opening": "\nResult: ",
+        "pattern": "Result: (.+)",
+        "closing": ["\n", ".", " = "],
+    }
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("block", [{}, ENDS])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_sequence_of_tokens_is_part_of_two_probes(kind, block, seed):
+    rng, asked = random.Random(seed), elicitation(kind, **block)
+    texts_of = ["15", "15.", "15. = 4", "1", "15.5", "$15$", "15}", "15}}", "15} = 4", "\\frac{1}{2}", "15\n", "15.}"]
+    proposals = [Proposal(text, 1.0) for text in rng.sample(texts_of, 8)]
+    for name in asked.formats:
+        known = [each for each in proposals if asked.can_append(each.text, name)]
+        for prefix in ("so 3.", asked.formats[name].marker):
+            ids = encode(asked.vocabulary.tokenizer, prefix)
+            probes = asked.probes([], ids, [len(ids), 99], known, name)
+            ways = sorted((*probe.token_ids, end) for probe in probes for end in probe.closing_token_ids)
+            assert ways and not any(after[: len(way)] == way for way, after in itertools.pairwise(ways))
+            # What the first one counts is counted.
+            assert probes[0].proposal == 0 and (*probes[0].token_ids, probes[0].closing_token_ids[0]) in ways
