@@ -209,7 +209,8 @@ class Elicitation:
                 tells how the response goes on: not for values.
 
         Returns:
-            One or two probes for each boundary and proposal, boundary by boundary.
+            At most two probes for each boundary and proposal, boundary by boundary; none where those of proposals before
+            count all that they would.
 
         Raises:
             JoinError: An answer cannot be appended; see `can_append`.
