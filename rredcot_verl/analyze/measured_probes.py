@@ -13,8 +13,8 @@ from rredcot_verl.answers.grammar import canonical_form, look_up, reference_answ
 from rredcot_verl.config.blocks import GROUND_TRUTH
 from rredcot_verl.config.schema import parse
 from rredcot_verl.passes.probe_pack import count_probe_tokens, read_probes
-from rredcot_verl.probes.elicitation import Proposal, build_proposals
 from rredcot_verl.probes.probe import Probe
+from rredcot_verl.probes.proposals import Proposal, build_proposals
 from rredcot_verl.probes.values import ProbePlace, sum_by_state
 
 _MOST_ANSWERS = 64

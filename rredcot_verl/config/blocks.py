@@ -163,7 +163,13 @@ class SelfValueConfig(Block):
         description="Where a row of the data keeps its reference answers (one or a list), as a dotted path. Where the "
         "ground truth is not an answer (unit tests), the key of the reference solutions.",
     )
-    max_proposals: int = Field(4, ge=1, le=64, description="Most distinct answers probed at a boundary.")
+    max_proposals: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="Most texts probed at a boundary: distinct answers first, then other spellings of them that other "
+        "responses of the group used, where the whole group is known; see docs/method.md.",
+    )
     max_answer_tokens: int = Field(
         64, ge=1, description="Longest answer probed, in tokens; longer ones are dropped and counted."
     )

@@ -10,8 +10,8 @@ from torch import Tensor
 def joint_value(answer_log_probs: Tensor, utilities: Tensor) -> Tensor:
     """v_k = sum over distinct answers y of p(y | s_k) * utility(y).
 
-    The paper's importance-sampling estimate (Eq. 10, App. C.5) with one term per distinct answer (ours): never above
-    the true value for utilities >= 0, and equal to it when the answers cover everything useful.
+    The paper's importance-sampling estimate (Eq. 10, App. C.5) with one term per distinct answer and spelling (ours):
+    never above the true value for utilities >= 0, and equal to it when the answers cover everything useful.
 
     Args:
         answer_log_probs: `(num_states, num_answers)`, nats.

@@ -39,7 +39,8 @@ def check_budget(
         template_kwargs: What the chat template is given.
         findings: Gets what was found.
     """
-    from rredcot_verl.probes.elicitation import Elicitation, JoinError, Proposal
+    from rredcot_verl.probes.elicitation import Elicitation, JoinError
+    from rredcot_verl.probes.proposals import Proposal
     from rredcot_verl.probes.vocabulary import Vocabulary
 
     value = settings.self_value

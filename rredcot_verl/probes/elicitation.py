@@ -4,36 +4,25 @@ A probe closes the thinking block if one is open, opens the answer, gives the an
 The trace's own tokens are never re-encoded; only what is appended is encoded.
 """
 
+import dataclasses
 import functools
 import itertools
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from rredcot_verl.answers.grammar import (
-    AnswerFormat,
-    canonical_form,
-    find_answer,
-    formats_of,
-    reference_answers,
-)
+from rredcot_verl.answers.grammar import AnswerFormat, find_answer, formats_of
 from rredcot_verl.answers.program import open_fence
 from rredcot_verl.answers.thinking import Thinking
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.probes.probe import Probe
+from rredcot_verl.probes.proposals import Proposal
 from rredcot_verl.probes.vocabulary import Vocabulary
 
 JOIN_ANCHOR = "1 + 1 = 2"
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A known answer. `utility` is its verified reward mapped to [0, 1]."""
-
-    text: str
-    utility: float
 
 
 class JoinError(ValueError):
@@ -46,6 +35,7 @@ class _Suffix:
 
     token_ids: tuple[int, ...]
     answer_from: int
+    scored_from: int
     merged_closing_token_ids: tuple[int, ...]
 
 
@@ -193,12 +183,12 @@ class Elicitation:
                 tells how the response goes on: not for values.
 
         Returns:
-            One or two probes for each boundary and proposal, boundary by boundary.
+            At most two probes for each boundary and proposal, boundary by boundary; none where all that they would
+            count is counted by a proposal before.
 
         Raises:
             JoinError: An answer cannot be appended; see `can_append`.
         """
-        score_opening = self.config.self_value.score_opening
         result = []
         fences = self._open_fences(response_ids, boundaries, format_name)
         opened_in = {
@@ -206,7 +196,8 @@ class Elicitation:
             for name in (*self.formats, format_name)
             for place in self.vocabulary.endings(response_ids, self.formats[name].marker)
         }
-        closings = {name: self._rank(self._closings[name], name) for name in {format_name, *opened_in.values()}}
+        answers = tuple(proposal.text for proposal in proposals)
+        branches_of = functools.cache(self._branches)
         for state, boundary in enumerate(boundaries[:-1]):
             situation = _Situation(
                 thinking=self._in_thinking(prompt_ids, response_ids[:boundary]),
@@ -217,22 +208,41 @@ class Elicitation:
                 fence="" if boundary == replaced else fences[state],
             )
             opened = None if situation.thinking else opened_in.get(boundary)
-            for number, proposal in enumerate(proposals):
-                asked_in = opened or format_name
-                suffix = None if opened is None else self._opened_suffix(opened, proposal.text)
-                if suffix is None:
-                    asked_in, suffix = format_name, self._suffix(format_name, proposal.text, situation)
-                scored_from = 0 if score_opening else suffix.answer_from
-                endings = [(suffix.token_ids, closings[asked_in])]
-                if suffix.merged_closing_token_ids:
-                    merged = self._rank(suffix.merged_closing_token_ids, asked_in)
-                    endings.append((suffix.token_ids[:-1], merged))
-                for token_ids, closing_ids in endings:
-                    position = len(prompt_ids) + boundary
-                    result.append(
-                        Probe(state, number, position, token_ids, suffix.answer_from, scored_from, closing_ids)
-                    )
+            branches = () if opened is None else branches_of(opened, answers, None)
+            for branch in branches or branches_of(format_name, answers, situation):
+                result.append(dataclasses.replace(branch, state=state, position=len(prompt_ids) + boundary))
         return result
+
+    def _branches(self, format_name: str, answers: tuple[str, ...], situation: _Situation | None) -> tuple[Probe, ...]:
+        """Probes of some answers at one boundary, for state and position 0.
+
+        Args:
+            format_name: Format to ask in.
+            answers: What is forced.
+            situation: How an answer is opened; None: the prefix has done so. Then all or none are forced after that
+                opening, as probabilities after two openings do not add up: none where one cannot be written.
+        """
+        try:
+            suffixes = [
+                self._opened_suffix(format_name, answer)
+                if situation is None
+                else self._suffix(format_name, answer, situation)
+                for answer in answers
+            ]
+        except JoinError:
+            if situation is None:
+                return ()
+            raise
+        closing_ids = self._rank(self._closings[format_name], format_name)
+        branches: list[Probe] = []
+        for number, suffix in enumerate(suffixes):
+            scored_from = 0 if self.config.self_value.score_opening else suffix.scored_from
+            merged = self._rank(suffix.merged_closing_token_ids, format_name)
+            for token_ids, ends in ((suffix.token_ids, closing_ids), (suffix.token_ids[:-1], merged)):
+                counted_once = _uncounted(branches, token_ids, ends)
+                if counted_once:
+                    branches.append(Probe(0, number, 0, token_ids, suffix.answer_from, scored_from, counted_once))
+        return tuple(branches)
 
     def can_append(self, answer: str, format_name: str) -> bool:
         """Whether the tokenizer can write an answer after every opening it may need without changing it."""
@@ -260,24 +270,36 @@ class Elicitation:
         given = self._continue_text(opening)
         token_ids = self._continue_text(opening + answer_format.lead + answer)
         # Where the opening's last token merges with the answer's first, the merged token is the answer's.
-        shared = 0
-        while shared < len(given) and token_ids[shared] == given[shared]:
-            shared += 1
-        last = self.vocabulary.texts[token_ids[-1]]
-        merged = self.vocabulary.starting_with([last + text for text in answer_format.closing])
-        return _Suffix(tuple(token_ids), shared, tuple(merged) if len(token_ids) > shared else ())
+        shared = len(os.path.commonprefix([given, token_ids]))
+        scored_from = min(shared, self._num_settled(opening + answer_format.lead, given))
+        return _Suffix(tuple(token_ids), shared, scored_from, self._merged(answer_format, token_ids, shared))
 
-    def _opened_suffix(self, format_name: str, answer: str) -> _Suffix | None:
-        """The answer alone, after an opening; None where it needs the opening's last token, or cannot be written."""
-        if not self.can_append(answer, format_name):
-            return None
-        suffix = self._suffix(format_name, answer, _Situation(False, False, True, ""))
-        opening = self._continue_text(self.formats[format_name].marker)
-        merged = suffix.answer_from < len(opening)
-        # A last token that holds the end too leaves nothing to force of an answer of one token.
-        if merged or (suffix.merged_closing_token_ids and len(suffix.token_ids) == len(opening) + 1):
-            return None
-        return _Suffix(suffix.token_ids[len(opening) :], 0, suffix.merged_closing_token_ids)
+    def _num_settled(self, text: str, token_ids: list[int]) -> int:
+        """How many tokens of an opening are the same whatever answer follows.
+
+        Its last ones are not where a token holds them and more: before "\\frac" a model writes "{\\", not the "{" of
+        "\\boxed{", and forcing that would rule the fraction out.
+        """
+        settled = next(place for place in range(len(text) + 1) if self.vocabulary.goes_on(text[place:]))
+        return sum(len(self._decode_after_anchor(token_ids[:end])) <= settled for end in range(1, len(token_ids) + 1))
+
+    def _merged(self, answer_format: AnswerFormat, token_ids: Sequence[int], answer_from: int) -> tuple[int, ...]:
+        """The tokens that hold an answer's last token and its end."""
+        if len(token_ids) == answer_from:
+            return ()
+        last = self.vocabulary.texts[token_ids[-1]]
+        return tuple(self.vocabulary.starting_with([last + text for text in answer_format.closing]))
+
+    def _opened_suffix(self, format_name: str, answer: str) -> _Suffix:
+        """The answer alone, after an opening, token by token as a model that has written that has to go on."""
+        answer_format = self.formats[format_name]
+        opening = self._continue_text(answer_format.marker)
+        token_ids = self._continue_text(answer_format.marker + answer_format.lead + answer)
+        if token_ids[: len(opening)] == opening:
+            token_ids = token_ids[len(opening) :]
+        else:
+            token_ids = self._continue_text(answer_format.lead + answer)
+        return _Suffix(tuple(token_ids), 0, 0, self._merged(answer_format, token_ids, 0))
 
     def _continue_text(self, text: str) -> list[int]:
         """Encode text that continues a prefix, and check the join: some tokenizers put a space before a text."""
@@ -294,7 +316,10 @@ class Elicitation:
         return token_ids
 
     def _joins(self, token_ids: list[int], text: str) -> bool:
-        return bool(self.vocabulary.tokenizer.decode(self._anchor + token_ids) == JOIN_ANCHOR + text)
+        return self._decode_after_anchor(token_ids) == text
+
+    def _decode_after_anchor(self, token_ids: list[int]) -> str:
+        return str(self.vocabulary.tokenizer.decode(self._anchor + token_ids)).removeprefix(JOIN_ANCHOR)
 
     def _encode(self, text: str) -> list[int]:
         return list(self.vocabulary.tokenizer.encode(text, add_special_tokens=False))
@@ -337,44 +362,17 @@ class Elicitation:
         return False
 
 
-def build_proposals(
-    config: RREDCoTConfig, references: object, members: Sequence[tuple[str, float]], form: str | None = None
-) -> list[Proposal]:
-    """The distinct answers to probe, useful ones first, references before the group's own.
-
-    Args:
-        config: The `algorithm.rredcot` block.
-        references: What the row holds under `self_value.reference_key`.
-        members: For every response of the group with an answer, its text and its utility in [0, 1].
-        form: How values are made of them, `self_value.form` where not given; `normalized` needs useless ones too.
-
-    Returns:
-        At most `self_value.max_proposals`; empty where no useful answer is known, as every value would be 0.
-    """
-    settings = config.self_value
-    canonical = canonical_form(config.elicitation)
-    found: dict[str, tuple[str, list[float]]] = {}
-    if settings.proposals in ("reference", "union"):
-        found = {text: (text, [1.0]) for text in reference_answers(references, canonical)}
-    reference_keys = set(found)
-    if settings.proposals in ("group", "union"):
-        for text, utility in members:
-            key = canonical(text)
-            if key and key not in reference_keys:
-                # A program's canonical form is its text; an answer is forced as its response spelled it.
-                spelled = key if config.elicitation.format == "code" else text.strip()
-                found.setdefault(key, (spelled, []))[1].append(utility)
-    proposals = [
-        # Of equal utility a reference goes first, then the answer that was given most often.
-        (len(members) + 1 if key in reference_keys else len(utilities), Proposal(text, sum(utilities) / len(utilities)))
-        for key, (text, utilities) in found.items()
-    ]
-    useful = [entry for entry in proposals if entry[1].utility > 0]
-    useless = [entry for entry in proposals if entry[1].utility == 0] if (form or settings.form) == "normalized" else []
-    if not useful:
-        return []
-    for entries in (useful, useless):
-        entries.sort(key=lambda entry: (-entry[1].utility, -entry[0]))
-    # A normalised value needs a wrong answer to compare with.
-    keep = max(1, settings.max_proposals - len(useless[:1]))
-    return [proposal for _, proposal in (useful[:keep] + useless)[: settings.max_proposals]]
+def _uncounted(counted: Sequence[Probe], token_ids: tuple[int, ...], closing_ids: tuple[int, ...]) -> tuple[int, ...]:
+    """Those of an answer's closing tokens with which it is part of no probe of the same boundary so far."""
+    for probe in counted:
+        length = len(os.path.commonprefix([probe.token_ids, token_ids]))
+        if length < min(len(probe.token_ids), len(token_ids)):
+            continue
+        if len(token_ids) > length and token_ids[length] in probe.closing_token_ids:
+            # It would go on behind the end of the other.
+            return ()
+        if len(token_ids) == length:
+            taken = probe.token_ids[length : length + 1] or probe.closing_token_ids
+            if not set(taken).isdisjoint(closing_ids):
+                closing_ids = tuple(token_id for token_id in closing_ids if token_id not in taken)
+    return closing_ids

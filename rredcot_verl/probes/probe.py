@@ -8,7 +8,8 @@ class Probe:
     """One probe: the trace up to `position`, then `token_ids`, then any of `closing_token_ids`.
 
     An answer may have two probes at a boundary: one that ends after its last token, and one whose closing tokens hold
-    its last token too ("}}" ends both \\frac{1}{2} and the box around it). Their probabilities add up.
+    its last token too ("}}" ends both \\frac{1}{2} and the box around it). Their probabilities add up, as those of all
+    probes of a boundary do: no sequence of tokens is part of two of them.
 
     Attributes:
         state: Index k of the boundary.

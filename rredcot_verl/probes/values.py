@@ -56,7 +56,7 @@ def self_values(form: str, probes: Sequence[Probe], scores: Sequence[ProbeScore]
 
     Args:
         form: `joint`, `normalized` or `geometric`.
-        probes: One or two probes for every state and proposal.
+        probes: For every state, of each proposal at most two.
         scores: One a probe.
         utilities: One an answer, in [0, 1].
     """
@@ -92,7 +92,7 @@ def values_of_log_probs(
 def sum_by_state(
     places: Sequence[ProbePlace] | np.ndarray, log_probs: Sequence[float], num_answers: int
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each answer at each state, from its one or two probes.
+    """Log-probability of each answer at each state, from its probes; -inf where it has none.
 
     Args:
         places, log_probs: As in `values_of_log_probs`.

@@ -48,6 +48,7 @@ class Vocabulary:
             [text[:1].isalpha() and not name.startswith(_BLANKS) for text, name in zip(self.texts, names, strict=True)]
         )
         self._blank = torch.tensor([not text.strip() for text in self.texts])
+        self._in_order = sorted(self._written)
         special = set(tokenizer.all_special_ids)
         self._lengths = [0 if i in special else len(text) for i, text in enumerate(self.texts)]
         self._by_first_character: dict[str, list[int]] = {}
@@ -146,6 +147,11 @@ class Vocabulary:
             i for first in dict.fromkeys(text[:1] for text in texts) for i in self._by_first_character.get(first, ())
         ]
         return [token_id for token_id in candidates if self.texts[token_id].startswith(tuple(texts))]
+
+    def goes_on(self, text: str) -> bool:
+        """Whether some token's text starts with `text` and is longer."""
+        place = bisect.bisect_right(self._in_order, text)
+        return place < len(self._in_order) and self._in_order[place].startswith(text)
 
     def ends_line(self, token_id: int) -> bool:
         """Whether a token's text ends with a newline."""

@@ -19,7 +19,7 @@ from rredcot_verl.core.values import attribution_values
 from rredcot_verl.passes.attribution_task import AttributionPlan, AttributionTask, decode_plan, encode_plan
 from rredcot_verl.passes.leave_one_out import leave_one_out_tasks, leave_one_out_weights
 from rredcot_verl.passes.protocol import FIELDS, PassFields
-from rredcot_verl.probes.elicitation import Proposal
+from rredcot_verl.probes.proposals import Proposal
 from rredcot_verl.sources.base import PassRequest, Source, Workers
 from rredcot_verl.sources.engines import EngineChoice, ulysses_size, why_not_separate, why_not_shared
 from rredcot_verl.sources.group import Group

@@ -12,8 +12,8 @@ from rredcot_verl.core.groups import from_unit, to_unit
 from rredcot_verl.core.values import new_highs
 from rredcot_verl.passes.probe_codec import encode, num_probe_tokens
 from rredcot_verl.passes.protocol import FIELDS
-from rredcot_verl.probes.elicitation import Proposal, build_proposals
 from rredcot_verl.probes.probe import Probe
+from rredcot_verl.probes.proposals import Proposal, build_proposals
 from rredcot_verl.probes.values import ProbePlace, self_values, values_of_log_probs
 from rredcot_verl.servers.client import ProbeReader, make_probe_reader
 from rredcot_verl.sources.base import NOTHING_REGRESSED, PassRequest, Source, Workers, why_not_regressed
@@ -27,7 +27,7 @@ from rredcot_verl.sources.engines import (
     why_not_shared,
     why_server_cannot_score,
 )
-from rredcot_verl.sources.group import Group
+from rredcot_verl.sources.group import Group, Member
 from rredcot_verl.sources.queue import RecordedBatch, Rows
 from rredcot_verl.sources.record import Plan, Record, Status
 from rredcot_verl.sources.regression import HIDDEN_FIELD, Regression, hidden_positions, hidden_request
@@ -56,7 +56,7 @@ class Probes(Source):
         super().__init__(settings, name)
         value = settings.self_value
         self.form = self.default_form if value.form == "auto" else value.form
-        self.needs_all = value.proposals != "reference"
+        self.needs_all = _waits_for_group(value.proposals, value.engine, value.share_prefix)
         self._regression: Regression | None = None
         if value.calibration == "logistic":
             self._regression = Regression(settings, self.form if settings.readout.use_probe else None)
@@ -123,6 +123,14 @@ class Probes(Source):
             choice.reason,
             weights_of_probes(config, choice.engine),
         )
+        waits = _waits_for_group(value.proposals, choice.engine, choice.share_prefix)
+        if not waits and self.settings.elicitation.format != "code":
+            logger.warning(
+                "rredcot: self_value.proposals=reference with probes read by %s: answers are probed as the data spell "
+                "them, not as the other responses of the group did, for which a probe would have to wait; "
+                "self_value.proposals=union waits",
+                choice.label,
+            )
         if choice.engine == "actor" and not choice.share_prefix:
             obstacle = why_too_many(config, self.settings)
             if obstacle is not None:
@@ -203,16 +211,13 @@ class Probes(Source):
             Exception: Whatever the rollout client raises; `ProbingTimeout` for a server that stands still.
         """
         settings, elicitation = self.settings.self_value, self.tools.elicitation
-        known_members = list(group.members.values())
-        if self._regression is not None:
-            # With the own answer among them, known to be right, a value would hold its own outcome.
-            known_members.remove(response.as_member())
-        members = [
-            (member.answer, to_unit(member.reward - member.shaping, settings.reward_range))
-            for member in known_members
-            if member.answer is not None and member.reward is not None
-        ]
-        known = build_proposals(self.settings, response.references, members, self.form)
+        everyone = [member for _, member in sorted(group.members.items())]
+        others = everyone.copy()
+        others.remove(response.as_member())
+        # With the own answer among them, known to be right, a calibrated value would hold its own outcome.
+        members = self._answers(others if self._regression is not None else everyone)
+        spellings = self._answers(others) if self.needs_all else []
+        known = build_proposals(self.settings, response.references, members, self.form, spellings)
         answer_format = elicitation.usual_format()
         proposals = [proposal for proposal in known if elicitation.can_append(proposal.text, answer_format)]
         probes = elicitation.probes(response.prompt_ids, response.response_ids, boundaries, proposals, answer_format)
@@ -248,6 +253,15 @@ class Probes(Source):
                 lost_closing_mass=max(score.lost_closing_mass for score in scores),
             )
         )
+
+    def _answers(self, members: Sequence[Member]) -> list[tuple[str, float]]:
+        """Text and utility of the answers that are verified."""
+        reward_range = self.settings.self_value.reward_range
+        return [
+            (member.answer, to_unit(member.reward - member.shaping, reward_range))
+            for member in members
+            if member.answer is not None and member.reward is not None
+        ]
 
     def _for_the_engine(
         self, response: Response, record: Record, probes: Sequence[Probe], utilities: Sequence[float]
@@ -355,6 +369,15 @@ class NewHighs(ReferenceProgress):
     def values(self, rows: Rows) -> list[list[float]]:
         """See `Source`."""
         return [new_highs(own) for own in super().values(rows)]
+
+
+def _waits_for_group(proposals: str, engine: str, share_prefix: bool) -> bool:
+    """Whether a response is probed when all of its group are there, whose answers and spellings are then known.
+
+    Who is there before depends on how long the response itself is. For the reference alone a server that reads beside
+    generation does not wait, and sequences of their own are not made for more than one spelling.
+    """
+    return proposals != "reference" or (engine == "actor" and share_prefix)
 
 
 def _drop_long_answers(

@@ -10,7 +10,8 @@ import torch
 from rredcot_verl.config.schema import parse
 from rredcot_verl.cpu.language_model import RolloutModel
 from rredcot_verl.cpu.rollout_server import RolloutServer, ServerLimits
-from rredcot_verl.probes.elicitation import Elicitation, Proposal
+from rredcot_verl.probes.elicitation import Elicitation
+from rredcot_verl.probes.proposals import Proposal
 from rredcot_verl.probes.values import self_values
 from rredcot_verl.probes.vocabulary import Vocabulary
 from rredcot_verl.servers.client import ProbeReader

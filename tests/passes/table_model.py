@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rredcot_verl.probes.elicitation import Proposal
+from rredcot_verl.probes.proposals import Proposal
 from tests.servers.fake_vllm import FakeVLLM
 
 

@@ -11,7 +11,8 @@ from rredcot_verl.preflight.composition import compose_as_main_ppo
 from rredcot_verl.preflight.memory import GIB, server_memory, training_memory
 from rredcot_verl.preflight.model_size import read_facts
 from rredcot_verl.preflight.probe_budget import probe_budget
-from rredcot_verl.probes.elicitation import Elicitation, Proposal
+from rredcot_verl.probes.elicitation import Elicitation
+from rredcot_verl.probes.proposals import Proposal
 from rredcot_verl.probes.vocabulary import Vocabulary
 from tests.preflight.material import make_model_folder
 from tests.tiny_model import make_tokenizer

@@ -8,7 +8,8 @@ from rredcot_verl.answers.grammar import PROGRAM, find_answer, formats_of, look_
 from rredcot_verl.answers.program import canonical_program, open_fence
 from rredcot_verl.config.blocks import GROUND_TRUTH
 from rredcot_verl.config.schema import parse
-from rredcot_verl.probes.elicitation import Elicitation, Proposal, build_proposals
+from rredcot_verl.probes.elicitation import Elicitation
+from rredcot_verl.probes.proposals import Proposal, build_proposals
 from rredcot_verl.probes.vocabulary import Vocabulary
 from tests.probes.tiny_tokenizers import KINDS, byte_level, encode
 
@@ -107,7 +108,7 @@ def test_canonical_program(program, expected):
 
 
 def opened(response: str, boundary_text: str, kind: str = "byte_level", **elicitation) -> tuple[str, str]:
-    """What a probe of PROGRAM_TEXT appends after `boundary_text`: what is given, and what is scored."""
+    """What a probe of PROGRAM_TEXT appends after `boundary_text`: the opening, and the program."""
     asked = Elicitation(Vocabulary(KINDS[kind]()), parse(CODE | {"elicitation": {"format": "code", **elicitation}}))
     tokenizer = asked.vocabulary.tokenizer
     prefix, rest = encode(tokenizer, boundary_text), encode(tokenizer, response.removeprefix(boundary_text))
@@ -118,7 +119,7 @@ def opened(response: str, boundary_text: str, kind: str = "byte_level", **elicit
     )
     assert probe.position == len(prefix)
     before = tokenizer.decode(prefix)
-    given = tokenizer.decode(prefix + list(probe.token_ids[: probe.scored_from])).removeprefix(before)
+    given = tokenizer.decode(prefix + list(probe.token_ids[: probe.answer_from])).removeprefix(before)
     whole = tokenizer.decode(prefix + list(probe.token_ids)).removeprefix(before)
     assert all(asked.vocabulary.texts[i].startswith("`") for i in probe.closing_token_ids)
     return given, whole.removeprefix(given)

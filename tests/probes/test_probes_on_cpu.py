@@ -2,12 +2,15 @@
 
 import asyncio
 import dataclasses
+import itertools
 import math
+import random
 
 import pytest
 
 from rredcot_verl.config.schema import parse
-from rredcot_verl.probes.elicitation import Elicitation, JoinError, Proposal, build_proposals
+from rredcot_verl.probes.elicitation import Elicitation, JoinError
+from rredcot_verl.probes.proposals import Proposal, build_proposals
 from rredcot_verl.probes.values import self_values
 from rredcot_verl.probes.vocabulary import Vocabulary
 from rredcot_verl.servers.client import PROBING_BACKENDS, make_probe_reader
@@ -168,12 +171,36 @@ def test_after_an_opening_only_the_answer_is_forced(kind, name, opened):
     assert asked.landmarks(thinking, whole) == ([], [])
 
 
-def test_an_answer_that_joins_with_the_opening_is_asked_for_anew():
-    asked = elicitation()
-    prefix = encode(asked.vocabulary.tokenizer, "so 3 \\boxed{")
-    (probe, *_) = asked.probes([], prefix, [len(prefix), 99], [Proposal("\\frac{1}{2}", 1.0)], "boxed")
-    forced = asked.vocabulary.tokenizer.decode(probe.token_ids)
-    assert forced == "\n\nThe final answer is \\boxed{\\frac{1}{2}"
+def test_an_answer_that_would_have_joined_with_the_opening_is_forced_as_it_can_still_be_written():
+    """The response has written "{" alone, so the model goes on with other tokens than those it would have taken."""
+    asked, tokenizer = elicitation(), byte_level()
+    prefix, half = encode(tokenizer, "so 3 \\boxed{"), "\\frac{1}{2}"
+    proposals = [Proposal("15", 1.0), Proposal(half, 1.0)]
+    found = asked.probes([], prefix, [len(prefix), 99], proposals, "boxed")
+    assert [tokenizer.decode(probe.token_ids) for probe in found] == ["15", half, half[:-1]]
+    assert {probe.scored_from for probe in found} == {0}
+
+
+def test_after_an_opening_all_answers_are_forced_there_or_none(monkeypatch):
+    asked, tokenizer = elicitation(), byte_level()
+    prefix, proposals = encode(tokenizer, "so 3 \\boxed{"), [Proposal("15", 1.0), Proposal("16", 1.0)]
+
+    def forced() -> list[str]:
+        return [
+            tokenizer.decode(probe.token_ids)
+            for probe in asked.probes([], prefix, [len(prefix), 99], proposals, "boxed")
+        ]
+
+    assert forced() == ["15", "16"]
+    encode_text = asked._continue_text
+
+    def refuse(text: str) -> list[int]:
+        if text.endswith("\\boxed{16") and not text.startswith("\n"):
+            raise JoinError
+        return encode_text(text)
+
+    monkeypatch.setattr(asked, "_continue_text", refuse)
+    assert forced() == ["\n\nThe final answer is \\boxed{15", "\n\nThe final answer is \\boxed{16"]
 
 
 def test_how_the_response_goes_on_changes_no_probe():
@@ -201,10 +228,21 @@ def test_the_answer_is_read_with_its_format_and_first_token():
 def test_only_the_answer_counts_unless_the_opening_is_scored_too(kind, name):
     asked = elicitation(kind)
     probe, _, _ = probe_of(asked, PROMPT, "so 3.", name=name)
-    given, counted = texts(asked.vocabulary.tokenizer, probe)
-    # What merges with the answer's first token counts; for these answers that is a space at most.
-    assert counted.strip() == "15" and "15" not in given
-    assert probe.answer_from == probe.scored_from
+    tokenizer = asked.vocabulary.tokenizer
+    given, counted = texts(tokenizer, probe)
+    assert tokenizer.decode(probe.token_ids[probe.answer_from :]).strip() == "15"
+    # What is given ends where the first token starts that could hold the opening's end and more.
+    opening = asked.formats[name].opening + asked.formats[name].lead
+    anchor = encode(tokenizer, "so 3.")
+    texts_of = [tokenizer.decode([*anchor, token_id]).removeprefix("so 3.") for token_id in range(len(tokenizer))]
+    crossing = min(
+        place
+        for place in range(len(opening))
+        for text in texts_of
+        if text != opening[place:] and text.startswith(opening[place:])
+    )
+    first = len(tokenizer.decode(anchor + list(probe.token_ids[: probe.scored_from + 1]))) - len("so 3.")
+    assert len(given) <= crossing < first and counted
     scored = elicitation(kind, self_value={"score_opening": True})
     other, _, _ = probe_of(scored, PROMPT, "so 3.", name=name)
     # The answer starts where it starts, whatever counts.
@@ -480,3 +518,68 @@ def test_normalized_keeps_a_wrong_answer_to_compare_with():
     assert proposals(None, wrong, proposals="group", form="normalized") == []
     # Other forms gain nothing from a wrong one.
     assert proposals(None, useful[:1] + wrong, proposals="group") == [("0", 1.0)]
+
+
+def spelled(references, others, members=(), **self_value):
+    config = parse({"self_value": self_value})
+    return [(p.text, p.utility) for p in build_proposals(config, references, members, others=others)]
+
+
+def test_spellings_of_others_follow_the_answers_the_most_frequent_first():
+    others = [("\\dfrac{1}{2}", 1.0), ("$1/2$", 1.0), (" 0.5", 1.0), ("0.5", 1.0), ("\\frac{1}{2}", 1.0), ("7", 0.0)]
+    expected = [("\\frac{1}{2}", 1.0), ("0.5", 1.0), ("$1/2$", 1.0), ("\\dfrac{1}{2}", 1.0)]
+    assert spelled("\\frac{1}{2}", others) == expected == spelled("\\frac{1}{2}", others[::-1])
+    # In the room that distinct answers leave.
+    assert spelled("\\frac{1}{2}", others, max_proposals=2) == expected[:2]
+    assert spelled(["\\frac{1}{2}", "one half"], others, max_proposals=2) == [expected[0], ("one half", 1.0)]
+    assert spelled("1234", [("1,234", 1.0), ("$1234$", 1.0)]) == [("1234", 1.0), ("$1234$", 1.0), ("1,234", 1.0)]
+    # Nothing to spell.
+    assert spelled(None, others) == []
+
+
+def test_only_what_the_verifier_counts_as_the_same_is_a_spelling():
+    # The same text to us and wrong to the verifier; half right; more than a line.
+    assert spelled("8", [("$8$", 0.0), ("8.0", 0.5), ("$$\n8\n$$", 1.0)]) == [("8", 1.0)]
+    # The group's answers have spellings of their own, by our canonical form alone.
+    members = [("9", 0.5), ("8", 1.0), ("7", 0.0)]
+    others = [*members, ("$9$", 0.5), ("8.0", 1.0), ("8.", 1.0), ("$7$", 0.0), ("9.", 0.0)]
+    assert spelled(None, others, members, proposals="group", max_proposals=9) == [
+        *(("8", 1.0), ("9", 0.5)),
+        *(("$9$", 0.5), ("8.", 1.0)),
+    ]
+    compared = spelled(None, others, members, proposals="group", form="normalized", max_proposals=9)
+    assert compared == [("8", 1.0), ("9", 0.5), ("7", 0.0), ("$7$", 0.0), ("$9$", 0.5), ("8.", 1.0)]
+
+
+def test_a_program_has_no_other_spelling():
+    config = parse({"elicitation": {"format": "code"}, "self_value": {"reference_key": "extra_info.solutions"}})
+    assert len(build_proposals(config, ["a = 1"], [], others=[("a  = 1", 1.0), ("b = 1", 1.0)])) == 1
+
+
+# Ends that hold an answer's last character too, and one that goes on as another answer.
+ENDS = {
+    "elicitation": {
+        "format": "custom",
+        "opening": "\nResult: ",
+        "pattern": "Result: (.+)",
+        "closing": ["\n", ".", " = "],
+    }
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("block", [{}, ENDS])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_sequence_of_tokens_is_part_of_two_probes(kind, block, seed):
+    rng, asked = random.Random(seed), elicitation(kind, **block)
+    texts_of = ["15", "15.", "15. = 4", "1", "15.5", "$15$", "15}", "15}}", "15} = 4", "\\frac{1}{2}", "15\n", "15.}"]
+    proposals = [Proposal(text, 1.0) for text in rng.sample(texts_of, 8)]
+    for name in asked.formats:
+        known = [each for each in proposals if asked.can_append(each.text, name)]
+        for prefix in ("so 3.", asked.formats[name].marker):
+            ids = encode(asked.vocabulary.tokenizer, prefix)
+            probes = asked.probes([], ids, [len(ids), 99], known, name)
+            ways = sorted((*probe.token_ids, end) for probe in probes for end in probe.closing_token_ids)
+            assert ways and not any(after[: len(way)] == way for way, after in itertools.pairwise(ways))
+            # What the first one counts is counted.
+            assert probes[0].proposal == 0 and (*probes[0].token_ids, probes[0].closing_token_ids[0]) in ways

@@ -18,8 +18,8 @@ THINKING = [AddedToken("<think>", normalized=False), AddedToken("</think>", norm
 
 
 @functools.cache
-def byte_level(thinking: bool = True) -> PreTrainedTokenizerFast:
-    """Byte-level BPE; "}.\\n", "}}" and "\\n\\n" are single tokens."""
+def byte_level(thinking: bool = True, texts: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+    """Byte-level BPE, trained on some texts more; "}.\\n", "}}", "{\\\\" and "\\n\\n" are single tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -34,7 +34,7 @@ def byte_level(thinking: bool = True) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=["<|endoftext|>", "<|im_end|>"],
     )
-    tokenizer.train_from_iterator([*TEXTS, *["a.\n\nb\n\nc.}. x}. "] * 20], trainer)
+    tokenizer.train_from_iterator([*TEXTS, *["a.\n\nb\n\nc.}. x}. ", *texts] * 20], trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     if thinking:
         fast.add_tokens(THINKING)

@@ -11,7 +11,8 @@ from recipes.code.tiny import language, task, warm_start
 from recipes.code.tiny.language import Effect, Operation
 from recipes.code.tiny.tokens import build_tokenizer
 from rredcot_verl.config.schema import parse
-from rredcot_verl.probes.elicitation import Elicitation, Proposal
+from rredcot_verl.probes.elicitation import Elicitation
+from rredcot_verl.probes.proposals import Proposal
 from rredcot_verl.probes.vocabulary import Vocabulary
 from tests.runs import REPOSITORY
 

@@ -10,8 +10,8 @@ import torch
 
 from rredcot_verl.config.blocks import SelfValueConfig
 from rredcot_verl.config.schema import parse
-from rredcot_verl.probes.elicitation import Proposal
 from rredcot_verl.probes.probe import Probe
+from rredcot_verl.probes.proposals import Proposal
 from rredcot_verl.probes.values import ProbeScore, self_values
 from rredcot_verl.servers.client import PROBING_BACKENDS, ProbeReader, make_probe_reader
 from tests.passes.table_model import FakeServer, TableModel, utilities

@@ -210,8 +210,18 @@ def test_the_choice_is_said_once_and_its_cost_where_it_has_one(config, caplog):
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         choose(config, engine="actor", share_prefix=False, max_closing_tokens=3)
-    said, cost = [record.getMessage() for record in caplog.records if record.name.startswith("rredcot_verl")]
+    said, _, cost = [record.getMessage() for record in caplog.records if record.name.startswith("rredcot_verl")]
     assert "actor, separate sequences" in said and "max_closing_tokens=3" in cost
+
+
+@pytest.mark.parametrize("road", [{"engine": "rollout"}, {"engine": "actor", "share_prefix": False}])
+def test_where_the_groups_spellings_are_not_known_it_is_said_once(config, caplog, road):
+    for more, times in (({}, 1), ({"proposals": "union"}, 0)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            choose(config, **road, max_closing_tokens=1, **more)
+        said = [record.getMessage() for record in caplog.records if "as the data spell them" in record.getMessage()]
+        assert len(said) == times and all("proposals=union waits" in each for each in said)
 
 
 @pytest.mark.parametrize(

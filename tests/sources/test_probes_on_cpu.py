@@ -10,8 +10,8 @@ import torch
 from rredcot_verl.passes.probe_codec import decode, num_probe_tokens
 from rredcot_verl.passes.probe_codec import encode as encode_probes
 from rredcot_verl.passes.protocol import FIELDS
-from rredcot_verl.probes.elicitation import Proposal
 from rredcot_verl.probes.probe import Probe
+from rredcot_verl.probes.proposals import Proposal
 from rredcot_verl.probes.values import ProbePlace
 from rredcot_verl.sources.base import PassRequest
 from rredcot_verl.sources.group import Group, Member
@@ -176,7 +176,10 @@ def test_an_answer_that_ends_in_a_brace_has_two_probes_a_boundary():
     assert first.record.num_probes == second.record.num_probes == 3 * len(values)
     assert values == pytest.approx(values_of(second), rel=1e-5)
     # The model writes "}}": without the second probe nearly nothing would be left.
-    assert min(values) > 0.5
+    assert min(values[:-1]) > 0.5
+    # The last prefix holds the "{" of a number, after which this model writes anything but its habit.
+    assert byte_level().decode(response.response_ids[: first.record.segment_boundaries[-2]]).endswith("\\boxed{")
+    assert values[-1] < 0.1
     # Every value is the sum over all that was sent: utility 1 for both answers.
     sent = server.requests[0]["sampling_params"]["read_probes"]
     ids = response.prompt_ids + response.response_ids
@@ -472,3 +475,74 @@ def test_a_calibrated_value_does_not_know_the_own_answer(calibration):
     response = agent.response(reward=torch.tensor(1.0))
     assert agent.record(response, others=[Member(0.0, "16"), Member(1.0, "15")]).record.payload == shared.payload
     assert agent.record(response, others=[Member(1.0, "15")] * 2).record.status is Status.UNIFORM_GROUP
+
+
+# --- how the group spelled it
+
+SPELLINGS = {"\\dfrac{1}{2}": 3, "0.5": 2, "$\\frac{1}{2}$": 1}
+GROUP = [Member(1.0, text) for text, count in SPELLINGS.items() for _ in range(count)] + [Member(0.0, "0.25")]
+
+
+NO_ANSWER = "so 3.\nWait, let me see.\nFirst, 12 + 3.\n"
+
+
+@pytest.mark.parametrize("proposals", ["reference", "union", "group"])
+def test_the_spellings_of_the_group_are_branches_whose_probabilities_add_up(proposals):
+    tokenizer = byte_level()
+    # A model that writes the group's favourite, never the reference's.
+    model = TableModel(len(tokenizer), habit=encode(tokenizer, "The final answer is \\boxed{\\dfrac{1}{2}}"))
+    block = BY_ACTOR | {"proposals": proposals}
+    agent = Agent(block={"self_value": block})
+    response = agent.response(NO_ANSWER, references=HALF, reward=0.0)
+    plan = agent.record(response, GROUP)
+    num_texts = len(plan.record.payload["utilities"])
+    assert num_texts == (3 if proposals == "group" else 4) and set(plan.record.payload["utilities"]) == {1.0}
+    log_probs, expected = [], [0.0] * (len(plan.record.segment_boundaries) - 1)
+    for probe in decode(plan.rows[FIELDS["probes"].payload]):
+        written = [*(PROMPT + response.response_ids)[: probe.position], *probe.token_ids]
+        read = model.sequence(written[: probe.position], list(probe.token_ids))[probe.scored_from :]
+        read.append(model.any_of(written, list(probe.closing_token_ids)))
+        log_probs += read
+        expected[probe.state] += math.exp(sum(read))
+    values = agent.source._of_log_probs("key", plan.record, log_probs)
+    assert values == pytest.approx(expected) and min(values) > 0.5
+
+
+def test_a_spelling_costs_its_own_tokens():
+    """And not the opening's, where prefixes are shared: in the tree of a boundary it is one branch more."""
+    agent, one = Agent(block={"self_value": BY_ACTOR}), Agent(block={"self_value": BY_ACTOR | {"max_proposals": 1}})
+    response = agent.response(NO_ANSWER, references=HALF)
+    several, alone = agent.record(response, GROUP).record, one.record(response, GROUP).record
+    # "{\\" is shared with the reference, and "{" by two of them.
+    more = sum(len(encode(byte_level(), text)) for text in ("dfrac{1}{2}", "{", "0.5", "$\\frac{1}{2}$"))
+    num_states = len(several.segment_boundaries) - 1
+    assert several.num_probe_tokens == alone.num_probe_tokens + num_states * more
+    assert alone.payload["utilities"] == [1.0]
+
+
+@pytest.mark.parametrize(
+    "block, known",
+    [
+        (BY_ACTOR, True),
+        (BY_ACTOR | {"share_prefix": False}, False),
+        (BY_ACTOR | {"share_prefix": False, "proposals": "union"}, True),
+        ({"engine": "rollout"}, False),
+        ({"engine": "rollout", "proposals": "union"}, True),
+    ],
+)
+def test_spellings_are_known_where_the_whole_group_is(block, known):
+    agent = Agent(block={"self_value": block})
+    record = agent.record(agent.response(references=HALF), GROUP).record
+    # "}}" makes it two probes for all but "0.5" and "$\\frac{1}{2}$".
+    texts = 4 if known else 1
+    assert record.num_probes == (len(record.segment_boundaries) - 1) * {4: 6, 1: 2}[texts]
+    assert agent.source.needs_all is known
+
+
+@pytest.mark.parametrize("calibration", ["none", "logistic"])
+def test_the_own_spelling_does_not_enter_the_own_values(calibration):
+    """It would tell at every boundary how the response ends."""
+    agent = Agent(block={"self_value": BY_ACTOR | {"calibration": calibration}})
+    response = agent.response("so \\boxed{\\tfrac{1}{2}}\n", references=HALF)
+    for others, num_texts in (([Member(0.0, "16")], 1), ([Member(0.0, "16"), Member(1.0, "\\tfrac{1}{2}")], 2)):
+        assert agent.record(response, others).record.payload["utilities"] == [1.0] * num_texts
