@@ -6,13 +6,12 @@ trainer tells it the phase, and prints what it says.
 
 import contextlib
 import functools
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
-
-import ray
 
 TOKENS, GENERATED, VERIFIED, MEASURED, PASSED = "tokens of a batch", "generated", "verified", "measured", "passes"
 """What is told: tokens of the CPU server's batches, responses that are generated, verified and measured, and passes of
@@ -112,7 +111,9 @@ class Board:
 @functools.cache
 def _board() -> Any:
     """The run's board; None without one. It is there before whoever tells it anything."""
-    if not ray.is_initialized():
+    # Not imported for this: what tells works without it.
+    ray: Any = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
         return None
     try:
         return ray.get_actor(_NAME)
@@ -146,7 +147,10 @@ class LiveLine:
     """
 
     def __init__(self, every_s: float) -> None:
+        import ray
+
         self._every_s = every_s
+        self._ray = ray
         self._board: Any = ray.remote(num_cpus=0)(Board).options(name=_NAME).remote()
         threading.Thread(target=self._print, name="rredcot-live", daemon=True).start()
 
@@ -165,8 +169,8 @@ class LiveLine:
 
     def metrics(self) -> dict[str, float]:
         """Of the step that ends."""
-        with contextlib.suppress(ray.exceptions.RayError):
-            silence = ray.get(self._board.longest_silence.remote(), timeout=_READ_TIMEOUT_S)
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            silence = self._ray.get(self._board.longest_silence.remote(), timeout=_READ_TIMEOUT_S)
             return {"rredcot/silence_seconds/max": silence}
         return {}
 
@@ -174,9 +178,9 @@ class LiveLine:
         while True:
             time.sleep(self._every_s)
             try:
-                text = ray.get(self._board.line.remote(self._every_s), timeout=_READ_TIMEOUT_S)
-            except ray.exceptions.GetTimeoutError:
+                text = self._ray.get(self._board.line.remote(self._every_s), timeout=_READ_TIMEOUT_S)
+            except self._ray.exceptions.GetTimeoutError:
                 text = "rredcot: what the run is doing is not known, this machine is too busy"
-            except ray.exceptions.RayError:
+            except self._ray.exceptions.RayError:
                 return
             print(text, flush=True)
