@@ -172,7 +172,7 @@ def probe_budget(
 
 def _opening_tokens(tokenizer: Any, settings: RREDCoTConfig, form: AnswerFormat) -> int:
     """Where most has to be written: a fenced block and a thinking block are open."""
-    text = f"\n{settings.elicitation.think_close}\n\n" + form.opening.lstrip("\n") + form.lead
+    text = settings.elicitation.leave_thinking + form.opening.lstrip("\n") + form.lead
     if form.fence:
         text = f"\n{form.fence}\n\n" + text.lstrip("\n")
     return len(_encode(tokenizer, text))

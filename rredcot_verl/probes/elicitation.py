@@ -4,13 +4,16 @@ A probe closes the thinking block if one is open, opens the answer, gives the an
 The trace's own tokens are never re-encoded; only what is appended is encoded.
 """
 
+import bisect
 import functools
 import itertools
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
+from jinja2.exceptions import TemplateError
 
 from rredcot_verl.answers.grammar import (
     AnswerFormat,
@@ -21,6 +24,7 @@ from rredcot_verl.answers.grammar import (
 )
 from rredcot_verl.answers.program import open_fence
 from rredcot_verl.answers.thinking import Thinking
+from rredcot_verl.config.blocks import ElicitationConfig
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.probes.vocabulary import Vocabulary
 
@@ -39,8 +43,9 @@ class Proposal:
 class Probe:
     """One probe: the trace up to `position`, then `token_ids`, then any of `closing_token_ids`.
 
-    An answer may have two probes at a boundary: one that ends after its last token, and one whose closing tokens hold
-    its last token too ("}}" ends both \\frac{1}{2} and the box around it). Their probabilities add up.
+    An answer may have several probes at a boundary: one that ends after its last token, one whose closing tokens hold
+    its last token too ("}}" ends both \\frac{1}{2} and the box around it), and one for each way to write an end of
+    several tokens ("</answer>"), the last of which is its closing token. Their probabilities add up.
 
     Attributes:
         state: Index k of the boundary.
@@ -67,11 +72,19 @@ class JoinError(ValueError):
 
 @dataclass(frozen=True)
 class _Suffix:
-    """The tokens of an answer and its opening, and the tokens that end the answer together with its last one."""
+    """The tokens of an answer and its opening, and how it may end other than by one token after them.
+
+    Attributes:
+        token_ids: Opening and answer.
+        answer_from: Where the answer starts.
+        merged_closing_token_ids: Tokens that end the answer together with its last one.
+        written_out: Opening, answer and all but the last token of an end of several, and tokens that complete it.
+    """
 
     token_ids: tuple[int, ...]
     answer_from: int
     merged_closing_token_ids: tuple[int, ...]
+    written_out: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -83,12 +96,14 @@ class _Situation:
         new_line: The prefix ends a line.
         at_answer: An answer of the response's own is replaced.
         fence: The fence that closes an open block; "": none is open.
+        skips: Nothing is written, and that nothing is thought has to be said.
     """
 
     thinking: bool
     new_line: bool
     at_answer: bool
     fence: str
+    skips: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,27 +132,28 @@ class Elicitation:
 
     Raises:
         JoinError: The tokenizer cannot append an opening to a prefix without changing the text.
-        ValueError: No token of the vocabulary could end an answer.
+        ValueError: No token of the vocabulary could end an answer, or the tokenizer cannot write a tag or closing that
+            is configured.
     """
 
     def __init__(self, vocabulary: Vocabulary, config: RREDCoTConfig) -> None:
         self.vocabulary = vocabulary
         self.config = config
         self.formats = formats_of(config.elicitation)
-        self._think_open = vocabulary.special_id(config.elicitation.think_open)
-        self._think_close = vocabulary.special_id(config.elicitation.think_close)
+        self._words = vocabulary.read_with(config.elicitation)
+        self._can_think = self._can_write_tags()
+        self._skip = skipped_thinking(vocabulary.tokenizer, config.elicitation) if self._can_think else ""
         self._closings = {name: self._closing_ids(answer_format) for name, answer_format in self.formats.items()}
         self._seen_closings: dict[str, Counter[int]] = {name: Counter() for name in self.formats}
         self._seen_formats: Counter[str] = Counter()
         self._anchor = self._encode(JOIN_ANCHOR)
         self._suffix = functools.lru_cache(maxsize=4096)(self._build_suffix)
-        can_think = self._think_open is not None and self._think_close is not None
         yes_and_no = (False, True)
         self._situations = {
             name: [
                 _Situation(*facts)
                 for facts in itertools.product(
-                    yes_and_no if can_think else (False,),
+                    yes_and_no if self._can_think else (False,),
                     yes_and_no,
                     yes_and_no,
                     ("", answer_format.fence) if answer_format.fence else ("",),
@@ -146,18 +162,30 @@ class Elicitation:
             for name, answer_format in self.formats.items()
         }
         for name in self.formats:
+            if self._skip:
+                self._situations[name].append(_Situation(False, True, False, "", skips=True))
             for situation in self._situations[name]:
                 self._suffix(name, "2", situation)
 
-    def read(self, response_ids: Sequence[int], prompt_ids: Sequence[int] = ()) -> ReadAnswer | None:
-        """Find the final answer of a response."""
-        text = self.vocabulary.decode(response_ids)
+    def read(
+        self,
+        response_ids: Sequence[int],
+        prompt_ids: Sequence[int] = (),
+        response_mask: Sequence[int] | None = None,
+    ) -> ReadAnswer | None:
+        """Find the final answer of a response, in what the model wrote: all of it where there is no mask."""
+        words = self.written(response_ids, response_mask)
+        text = self.vocabulary.decode(words)
         found = find_answer(text, self.formats, self.thinking_after(prompt_ids))
         if found is None:
             return None
-        start, end = (self.vocabulary.offset_of(response_ids, text, place) for place in (found.start, found.end))
-        closing = response_ids[end] if end < len(response_ids) else None
+        start, end = (self.vocabulary.offset_of(words, text, place) for place in (found.start, found.end))
+        closing = words[end] if end < len(words) else None
         return ReadAnswer(found.format, found.text, start, closing)
+
+    def written(self, response_ids: Sequence[int], response_mask: Sequence[int] | None) -> list[int]:
+        """See `Words.written`: as long as the response, and nothing in it that the model did not write."""
+        return self._words.written(response_ids, response_mask)
 
     def remember(self, answer: ReadAnswer | None) -> None:
         """Count an answer's format and the token that ended it, for the probes of other responses.
@@ -173,25 +201,29 @@ class Elicitation:
     def thinking_after(self, prompt_ids: Sequence[int]) -> Thinking:
         """How a response to this prompt marks what it only thinks."""
         tags = self.config.elicitation
-        return Thinking(tags.think_open, tags.think_close, self._in_thinking(prompt_ids, ()))
+        return Thinking(tags.think_open, tags.think_close, self._words.last_tag(prompt_ids) or False)
 
-    def landmarks(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> tuple[list[int], list[int]]:
+    def landmarks(
+        self,
+        prompt_ids: Sequence[int],
+        response_ids: Sequence[int],
+        response_mask: Sequence[int] | None = None,
+    ) -> tuple[list[int], list[int]]:
         """Places of the tokens that open an answer outside a thinking block, and of those that close such a block."""
-        thinking = self._in_thinking(prompt_ids, ())
-        opens = {
-            place for form in self.formats.values() for place in self.vocabulary.endings(response_ids, form.marker)
-        }
-        tags = [tag for tag in (self._think_open, self._think_close) if tag is not None]
-        marks = torch.isin(torch.tensor(response_ids, dtype=torch.int64), torch.tensor(tags, dtype=torch.int64))
-        opened, closed = [], []
-        for place in sorted(opens.union(marks.nonzero().flatten().tolist())):
-            if response_ids[place] in tags:
-                thinking = response_ids[place] == self._think_open
-                if not thinking:
-                    closed.append(place)
-            elif not thinking:
-                opened.append(place)
-        return opened, closed
+        words = self.written(response_ids, response_mask)
+        tags = self._thinking_tags(prompt_ids, words)
+        opens = {place for form in self.formats.values() for place in self.vocabulary.endings(words, form.marker)}
+        opened = [place for place in sorted(opens) if not _is_open(tags, place)]
+        return opened, [place for place, opens_block in tags[1:] if not opens_block]
+
+    def _thinking_tags(self, prompt_ids: Sequence[int], words: Sequence[int]) -> list[tuple[int, bool]]:
+        """Places of the tokens that complete a tag of thinking, and whether it opens a block; first what was open."""
+        if not self._can_think:
+            return [(-1, False)]
+        tags = self.config.elicitation
+        places = ((place, True) for place in self.vocabulary.completions(words, tags.think_open))
+        closes = ((place, False) for place in self.vocabulary.completions(words, tags.think_close))
+        return [(-1, self._words.last_tag(prompt_ids) or False), *sorted(itertools.chain(places, closes))]
 
     def usual_format(self) -> str:
         """The format remembered most often, of equals the first."""
@@ -205,6 +237,7 @@ class Elicitation:
         proposals: Sequence[Proposal],
         format_name: str,
         replaced: int = -1,
+        response_mask: Sequence[int] | None = None,
     ) -> list[Probe]:
         """Probes of every answer at every boundary but the last, whose value is the outcome itself.
 
@@ -216,30 +249,35 @@ class Elicitation:
             format_name: Format to ask in, where the prefix has not opened an answer in another.
             replaced: Offset of an answer opening of the response's own, in place of which a probe answers; -1: none. It
                 tells how the response goes on: not for values.
+            response_mask: 1 for tokens the model wrote; None where it wrote all.
 
         Returns:
-            One or two probes for each boundary and proposal, boundary by boundary.
+            One probe or more for each boundary and proposal, boundary by boundary.
 
         Raises:
             JoinError: An answer cannot be appended; see `can_append`.
         """
         score_opening = self.config.self_value.score_opening
         result = []
-        fences = self._open_fences(response_ids, boundaries, format_name)
+        words = self.written(response_ids, response_mask)
+        tags = self._thinking_tags(prompt_ids, words)
+        skips = bool(self._skip) and self._words.last_tag(prompt_ids) is None
+        fences = self._open_fences(words, boundaries, format_name)
         opened_in = {
             1 + place: name
             for name in (*self.formats, format_name)
-            for place in self.vocabulary.endings(response_ids, self.formats[name].marker)
+            for place in self.vocabulary.endings(words, self.formats[name].marker)
         }
         closings = {name: self._rank(self._closings[name], name) for name in {format_name, *opened_in.values()}}
         for state, boundary in enumerate(boundaries[:-1]):
             situation = _Situation(
-                thinking=self._in_thinking(prompt_ids, response_ids[:boundary]),
+                thinking=_is_open(tags, boundary),
                 # A response starts where the chat template has put what separates it from the prompt.
                 new_line=boundary == 0 or self.vocabulary.ends_line(response_ids[boundary - 1]),
                 at_answer=boundary == replaced,
                 # Where the response opens its answer inside a block, it has given that one up itself.
                 fence="" if boundary == replaced else fences[state],
+                skips=skips and boundary == 0 and boundary != replaced,
             )
             opened = None if situation.thinking else opened_in.get(boundary)
             for number, proposal in enumerate(proposals):
@@ -248,10 +286,11 @@ class Elicitation:
                 if suffix is None:
                     asked_in, suffix = format_name, self._suffix(format_name, proposal.text, situation)
                 scored_from = 0 if score_opening else suffix.answer_from
-                endings = [(suffix.token_ids, closings[asked_in])]
+                endings = [(suffix.token_ids, closings[asked_in])] if closings[asked_in] else []
                 if suffix.merged_closing_token_ids:
                     merged = self._rank(suffix.merged_closing_token_ids, asked_in)
                     endings.append((suffix.token_ids[:-1], merged))
+                endings += [(way, self._rank(ends, asked_in)) for way, ends in suffix.written_out]
                 for token_ids, closing_ids in endings:
                     position = len(prompt_ids) + boundary
                     result.append(
@@ -271,10 +310,12 @@ class Elicitation:
     def _opening(self, answer_format: AnswerFormat, situation: _Situation) -> str:
         opening = answer_format.opening
         if situation.thinking:
-            opening = "\n" + self.config.elicitation.think_close + "\n\n" + opening.lstrip("\n")
+            opening = self.config.elicitation.leave_thinking + opening.lstrip("\n")
         elif situation.at_answer:
             # Here the response itself opened its answer: so does the probe, in as many words.
             opening = answer_format.marker
+        elif situation.skips:
+            opening = self._skip + opening.lstrip("\n")
         if situation.fence:
             opening = "\n" + situation.fence + "\n\n" + opening.lstrip("\n")
         return opening.lstrip("\n") if situation.new_line else opening
@@ -289,8 +330,26 @@ class Elicitation:
         while shared < len(given) and token_ids[shared] == given[shared]:
             shared += 1
         last = self.vocabulary.texts[token_ids[-1]]
-        merged = self.vocabulary.starting_with([last + text for text in answer_format.closing])
-        return _Suffix(tuple(token_ids), shared, tuple(merged) if len(token_ids) > shared else ())
+        merged = self.vocabulary.starting_with(answer_format.closing, last, answer_format.dropped)
+        return _Suffix(
+            tuple(token_ids),
+            shared,
+            tuple(merged) if len(token_ids) > shared else (),
+            self._written_out(answer_format, opening + answer_format.lead + answer, token_ids, shared),
+        )
+
+    def _written_out(
+        self, answer_format: AnswerFormat, text: str, token_ids: list[int], given: int
+    ) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+        """A text with each end of several tokens, encoded apart and together: "a)" and "</answer>", or ")</" in one."""
+        ways: dict[tuple[int, ...], tuple[int, ...]] = {}
+        for closing in answer_format.closing:
+            if not self.vocabulary.starting_with([closing]):
+                together = self._continue_text(text + closing)
+                for way in (token_ids + self._continue_text(closing), together):
+                    if way[:given] == token_ids[:given]:
+                        ways[tuple(way[:-1])] = tuple(self.vocabulary.starting_with([self.vocabulary.texts[way[-1]]]))
+        return tuple(ways.items())
 
     def _opened_suffix(self, format_name: str, answer: str) -> _Suffix | None:
         """The answer alone, after an opening; None where it needs the opening's last token, or cannot be written."""
@@ -302,7 +361,8 @@ class Elicitation:
         # A last token that holds the end too leaves nothing to force of an answer of one token.
         if merged or (suffix.merged_closing_token_ids and len(suffix.token_ids) == len(opening) + 1):
             return None
-        return _Suffix(suffix.token_ids[len(opening) :], 0, suffix.merged_closing_token_ids)
+        written_out = tuple((way[len(opening) :], ends) for way, ends in suffix.written_out)
+        return _Suffix(suffix.token_ids[len(opening) :], 0, suffix.merged_closing_token_ids, written_out)
 
     def _continue_text(self, text: str) -> list[int]:
         """Encode text that continues a prefix, and check the join: some tokenizers put a space before a text."""
@@ -324,16 +384,33 @@ class Elicitation:
     def _encode(self, text: str) -> list[int]:
         return list(self.vocabulary.tokenizer.encode(text, add_special_tokens=False))
 
+    def _can_write_tags(self) -> bool:
+        """Whether the policy can mark its thinking at all; the tags by default need not be writable."""
+        tags, fields = self.config.elicitation, ElicitationConfig.model_fields
+        texts = {key: getattr(tags, key) for key in ("think_open", "think_close", "think_exit", "think_skip")}
+        unwritable = [key for key, text in texts.items() if text and not self._can_write(text)]
+        for key in unwritable:
+            if texts[key] != fields[key].default:
+                raise ValueError(
+                    f"elicitation.{key}={texts[key]!r}: this tokenizer cannot write it, so the policy never will; set "
+                    f"the text with which the model itself marks its thinking, or leave {fields[key].default!r}"
+                )
+        return not unwritable
+
+    def _can_write(self, text: str) -> bool:
+        return text in self.vocabulary.tokenizer.decode(self._encode(text))
+
     def _closing_ids(self, answer_format: AnswerFormat) -> list[int]:
-        ids = self.vocabulary.starting_with(answer_format.closing)
+        ids = self.vocabulary.starting_with(answer_format.closing, dropped=answer_format.dropped)
         if answer_format.ends_at_eos:
             ids = [*self.vocabulary.end_of_sequence_ids(), *ids]
         # Short texts first: what a model writes most often stands first until responses show otherwise.
         ids.sort(key=lambda token_id: len(self.vocabulary.texts[token_id]))
-        if not ids:
+        unwritable = [text for text in answer_format.closing if not self._can_write(text)]
+        if unwritable and (set(unwritable) & set(self.config.elicitation.closing) or not ids):
             raise ValueError(
-                f"elicitation.format={answer_format.name}: no token of this tokenizer starts with one of "
-                f"{list(answer_format.closing)}, so no answer could end"
+                f"elicitation.format={answer_format.name}: this tokenizer cannot write {unwritable}, so no answer "
+                "could end in it; name the texts that end an answer in elicitation.closing, with format=custom"
             )
         return list(dict.fromkeys(ids))
 
@@ -353,13 +430,32 @@ class Elicitation:
         think_close = self.config.elicitation.think_close
         return [open_fence(text, think_close) for text in itertools.accumulate(segments)]
 
-    def _in_thinking(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> bool:
-        if self._think_open is None or self._think_close is None:
-            return False
-        for token_id in (*reversed(response_ids), *reversed(prompt_ids)):
-            if token_id in (self._think_open, self._think_close):
-                return token_id == self._think_open
-        return False
+
+def skipped_thinking(tokenizer: Any, tags: ElicitationConfig) -> str:
+    """Text with which a response begins that is not to think, "" where nothing is written: as its template writes it.
+
+    Args:
+        tokenizer: The policy's, with its chat template.
+        tags: The tags, and the text itself where it is set.
+    """
+    if tags.think_skip is not None or not getattr(tokenizer, "chat_template", None):
+        return tags.think_skip or ""
+    try:
+        thinks, skips = (
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+            )
+            for thinking in (True, False)
+        )
+    except TemplateError:
+        return ""
+    block = re.search(f"{re.escape(tags.think_open)}\\s*{re.escape(tags.think_close)}\\s*$", skips)
+    return "" if block is None or thinks.endswith(block[0]) else block[0]
+
+
+def _is_open(tags: Sequence[tuple[int, bool]], place: int) -> bool:
+    """Whether a thinking block is open before the token at a place."""
+    return tags[bisect.bisect_left(tags, (place, False)) - 1][1]
 
 
 def build_proposals(

@@ -85,7 +85,9 @@ def make_worker(monkeypatch, estimator="rredcot", server=None, **block) -> RREDC
 
     def verls_own(self):
         self.config, self.tokenizer = config, byte_level()
-        self.model_config = SimpleNamespace(hf_config=SimpleNamespace(max_position_embeddings=4096))
+        self.model_config = SimpleNamespace(
+            hf_config=SimpleNamespace(max_position_embeddings=4096), generation_config=None
+        )
         self.llm_client = server or FakeServer(TableModel(len(byte_level())))
 
     monkeypatch.setattr(worker_module._WorkerTQ, "__init__", verls_own)
