@@ -7,6 +7,7 @@ The trace's own tokens are never re-encoded; only what is appended is encoded.
 import bisect
 import functools
 import itertools
+import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -28,7 +29,10 @@ from rredcot_verl.config.blocks import ElicitationConfig
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.probes.vocabulary import Vocabulary
 
+logger = logging.getLogger(__name__)
+
 JOIN_ANCHOR = "1 + 1 = 2"
+_CHANNEL = "<|channel|>"
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,13 @@ class Elicitation:
         self.formats = formats_of(config.elicitation)
         self._words = vocabulary.read_with(config.elicitation)
         self._can_think = self._can_write_tags()
+        if vocabulary.special_id(_CHANNEL) is not None and _CHANNEL not in config.elicitation.think_open:
+            logger.warning(
+                "rredcot: the tokenizer has %s, and elicitation.think_open=%r names no channel: what a model only "
+                "thinks there counts as said; for harmony's channels see docs/method.md",
+                _CHANNEL,
+                config.elicitation.think_open,
+            )
         self._skip = skipped_thinking(vocabulary.tokenizer, config.elicitation) if self._can_think else ""
         self._closings = {name: self._closing_ids(answer_format) for name, answer_format in self.formats.items()}
         self._seen_closings: dict[str, Counter[int]] = {name: Counter() for name in self.formats}

@@ -144,14 +144,18 @@ class Vocabulary:
         places = self._look_up(self._holds_character[text[-1]], ids).nonzero().flatten().tolist()
         width = len(text.encode())
 
-        def count(start: int, end: int) -> int:
-            return self.decode(token_ids[max(0, start) : end]).count(text)
+        def holds(place: int) -> bool:
+            own = self.texts[token_ids[place]]
+            if text in own:
+                return True
+            tail = self._tail(token_ids, place, len(text) + len(own))
+            if text not in tail and "\ufffd" not in tail:
+                return False
+            start = max(0, place - width)
+            before, with_it = (self.decode(token_ids[start:end]).count(text) for end in (place, place + 1))
+            return with_it > before
 
-        return [
-            place
-            for place in places
-            if text in self.texts[token_ids[place]] or count(place - width, place + 1) > count(place - width, place)
-        ]
+        return [place for place in places if holds(place)]
 
     def _tail(self, token_ids: Sequence[int], place: int, num_characters: int) -> str:
         """At least the last characters of what is written up to a token."""

@@ -260,6 +260,15 @@ def test_channels_of_special_tokens():
     )
 
 
+@pytest.mark.parametrize("tags, warned", [({}, True), (CHANNELS, False)])
+def test_channels_that_no_tag_names_are_reported(caplog, tags, warned):
+    make(harmony(), **tags)
+    assert ("names no channel" in caplog.text) == warned
+    caplog.clear()
+    make(byte_level())
+    assert not caplog.records
+
+
 # --- nothing thought --------------------------------------------------------------------------------------------------
 
 
