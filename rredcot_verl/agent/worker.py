@@ -1,6 +1,7 @@
 """The agent loop side: responses are recorded where they are generated, while their prefix is in the server's cache."""
 
 import functools
+import itertools
 import logging
 from typing import Any
 
@@ -10,13 +11,14 @@ from verl.experimental.agent_loop import AgentLoopOutput
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
+from rredcot_verl.agent.reward_manager import RESPONSE_MASK
 from rredcot_verl.agent.segmenting import ResponseRecorder
 from rredcot_verl.agent.session import SESSION, Session, SessionClient
 from rredcot_verl.answers.grammar import look_up
 from rredcot_verl.live import GENERATED, MEASURED, VERIFIED, under_way
 from rredcot_verl.passes.protocol import NOTHING
 from rredcot_verl.probes.elicitation import Elicitation
-from rredcot_verl.probes.vocabulary import Vocabulary
+from rredcot_verl.probes.vocabulary import Vocabulary, ends_of
 from rredcot_verl.run.settings import max_sequence_length, parse_block, reward_penalty, run_source
 from rredcot_verl.servers.probe_queue import ProbingTimeout
 from rredcot_verl.sources.group import Group
@@ -29,18 +31,33 @@ logger = logging.getLogger(__name__)
 _WorkerTQ: Any = AgentLoopWorkerTQ.__ray_metadata__.modified_class.__ray_actor_class__
 
 
-class RREDCoTAgentLoopWorker(_WorkerTQ):
+class TellingAgentLoopWorker(_WorkerTQ):
+    """verl's agent loop worker, which tells the reward manager `rredcot` what of a response the model wrote."""
+
+    async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict[str, Any]) -> None:
+        # verl hands the manager a response's tokens and these fields, but no mask.
+        fields = outputs[-1].extra_fields
+        fields[RESPONSE_MASK] = list(outputs[-1].response_mask)
+        try:
+            await super()._compute_score(outputs, kwargs=kwargs)
+        finally:
+            del fields[RESPONSE_MASK]
+
+
+class RREDCoTAgentLoopWorker(TellingAgentLoopWorker):
     """verl's agent loop worker; a training rollout is stored with its segments and what their values are made of."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # The trainer has checked them, and names this worker only for runs that redistribute.
         settings = parse_block(self.config)
-        positions = getattr(self.model_config.hf_config, "max_position_embeddings", None)
+        model = self.model_config
+        positions = getattr(model.hf_config, "max_position_embeddings", None)
+        ends = ends_of(model.generation_config, model.hf_config)
         rollout = self.config.actor_rollout_ref.rollout
         self.llm_client = SessionClient(self.llm_client)
         tools = AgentTools(
-            elicitation=Elicitation(Vocabulary(self.tokenizer, settings.segmentation.keywords), settings),
+            elicitation=Elicitation(Vocabulary(self.tokenizer, settings.segmentation.keywords, ends), settings),
             generate=self.llm_client.generate,
             max_length=max_sequence_length(self.config, settings.self_value.engine, positions),
             response_length=int(rollout.response_length),
@@ -160,7 +177,9 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
             # An agent loop that never called the server has no request; any id then routes by load.
             request_id=(session.request_id if session else None) or f"{kwargs['uid']}_{kwargs['session_id']}",
             answer=(
-                self._recorder.elicitation.read(output.response_ids, output.prompt_ids) if output.response_ids else None
+                self._recorder.elicitation.read(output.response_ids, output.prompt_ids, output.response_mask)
+                if output.response_ids
+                else None
             ),
             sampling_params=session.sampling_params if session else {},
             verify=functools.partial(self._verify_other, output, kwargs) if verifiable else None,
@@ -172,7 +191,7 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
         other = AgentLoopOutput(
             prompt_ids=output.prompt_ids,
             response_ids=response_ids,
-            response_mask=[1] * len(response_ids),
+            response_mask=_mask_of(output, response_ids),
             num_turns=output.num_turns,
             metrics=AgentLoopMetrics(),
         )
@@ -181,14 +200,29 @@ class RREDCoTAgentLoopWorker(_WorkerTQ):
         return other.reward_score - self._shaping(other)
 
 
+def _mask_of(output: AgentLoopOutput, response_ids: list[int]) -> list[int]:
+    """Which tokens the model wrote of a response that goes on in another way than an output: after what they share."""
+    pairs = zip(response_ids, output.response_ids, strict=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return list(output.response_mask[:shared]) + [1] * (len(response_ids) - shared)
+
+
 def _failed(error: str) -> Plan:
     return Plan(Record(Status.FAILED, error=error))
 
 
-class RREDCoTAgentLoopManager(AgentLoopManagerTQ):
-    """verl's agent loop manager with our workers."""
+class TellingAgentLoopManager(AgentLoopManagerTQ):
+    """verl's agent loop manager with our workers, for runs that do not redistribute."""
+
+    _worker_class: type = TellingAgentLoopWorker
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # The parent's constructor names verl's worker.
-        self.agent_loop_workers_class = ray.remote(RREDCoTAgentLoopWorker)
+        self.agent_loop_workers_class = ray.remote(self._worker_class)
+
+
+class RREDCoTAgentLoopManager(TellingAgentLoopManager):
+    """verl's agent loop manager with our workers."""
+
+    _worker_class = RREDCoTAgentLoopWorker

@@ -80,7 +80,7 @@ class Bench:
         require_packing(policy)
         self._layers = parse_layers(options.layers, policy.num_layers)
         self._watch = watch = Stopwatch(policy.device)
-        vocabulary = Vocabulary(policy.tokenizer, options.settings.segmentation.keywords)
+        vocabulary = Vocabulary(policy.tokenizer, options.settings.segmentation.keywords, policy.eos_token_ids)
         self._elicitation = elicitation = Elicitation(vocabulary, options.settings)
         self._sampler = Sampler(
             policy.model, policy.eos_token_ids, options.temperature, options.seed, max_batch_tokens=options.batch_tokens

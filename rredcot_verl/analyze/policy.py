@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from rredcot_verl.passes.probe_pack import ProbePack
 from rredcot_verl.passes.shared_attention import shared_prefix, why_not_shared
 from rredcot_verl.probes.probe import Probe
+from rredcot_verl.probes.vocabulary import ends_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -95,14 +96,13 @@ def load_policy(folder: Path, device: str, dtype: str) -> Policy:
         model = model.to(device).eval()
     except (OSError, ValueError, RuntimeError, AssertionError) as error:
         raise ValueError(f"--model {folder}: cannot be loaded on {device}: {error}") from error
-    stops = model.generation_config.eos_token_id if model.generation_config else None
-    eos = {tokenizer.eos_token_id, *(stops if isinstance(stops, list | tuple) else [stops])} - {None}
+    eos = ends_of(tokenizer, model.generation_config)
     if not eos:
         raise ValueError(f"--model {folder}: neither tokenizer nor generation config names an end-of-sequence token")
     # What is sampled goes by the command line alone.
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return Policy(model, tokenizer, tuple(sorted(eos)), positions)
+    return Policy(model, tokenizer, tuple(eos), positions)
 
 
 def default_dtype(device: str) -> str:

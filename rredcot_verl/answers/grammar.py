@@ -44,6 +44,7 @@ class AnswerFormat:
         ends_at_eos: Whether an end-of-sequence token ends an answer.
         find: `text -> (opening start, answer start, answer end)` of the last answer, or None.
         clean: What stands there to the answer.
+        dropped: Regular expression of what may stand between an answer and its closing without being the answer's.
         fence: Text of a line that closes a block; a prefix that stands inside one closes it before it opens the answer.
     """
 
@@ -55,6 +56,7 @@ class AnswerFormat:
     ends_at_eos: bool
     find: Callable[[str], tuple[int, int, int] | None]
     clean: Callable[[str], str] = str
+    dropped: str = ""
     fence: str = ""
 
 
@@ -70,7 +72,18 @@ def _find_pattern(pattern: re.Pattern[str]) -> Callable[[str], tuple[int, int, i
     return find
 
 
-BOXED = AnswerFormat("boxed", "\n\nThe final answer is \\boxed{", "\\boxed{", "", ("}",), False, find_boxes_in_a_row)
+# What `canonical` drops from an answer's end, and what is no part of a line's answer.
+_DROPPED, _DROPPED_IN_LINE = "[ $.]*", "[ $.]*[ \\t*`]*"
+BOXED = AnswerFormat(
+    "boxed",
+    "\n\nThe final answer is \\boxed{",
+    "\\boxed{",
+    "",
+    ("}",),
+    False,
+    find_boxes_in_a_row,
+    dropped=_DROPPED,
+)
 _AFTER_HASHES = re.compile(r"(?<!#)(?P<opening>####)(?!#)(?=[ \t*`:]*(?P<answer>[^\s*`:]))")
 # "####" also makes headings: numbered ones, and words before any number or command.
 _HEADING = re.compile(
@@ -130,8 +143,43 @@ def _find_line(
     return find
 
 
-HASH = AnswerFormat("hash", "\n####", "####", " ", ("\n",), True, _find_line(_AFTER_HASHES, _is_heading))
-PLAIN = AnswerFormat("plain", "\nAnswer:", "Answer:", " ", ("\n",), True, _find_line(_AFTER_ANSWER, _names_none))
+_ANSWER_TAGS = re.compile(r"<answer>((?:(?!</?answer>)[\s\S])*)</answer>")
+
+
+def _find_tags(text: str) -> tuple[int, int, int] | None:
+    """The last complete `<answer>...</answer>`."""
+    matches = list(_ANSWER_TAGS.finditer(text))
+    if not matches:
+        return None
+    inner = matches[-1].group(1)
+    answer_start = matches[-1].start(1) + len(inner) - len(inner.lstrip())
+    return matches[-1].start(), answer_start, answer_start + len(inner.strip())
+
+
+HASH = AnswerFormat(
+    "hash",
+    "\n####",
+    "####",
+    " ",
+    ("\n",),
+    True,
+    _find_line(_AFTER_HASHES, _is_heading),
+    dropped=_DROPPED_IN_LINE,
+)
+PLAIN = AnswerFormat(
+    "plain",
+    "\nAnswer:",
+    "Answer:",
+    " ",
+    ("\n",),
+    True,
+    _find_line(_AFTER_ANSWER, _names_none),
+    dropped=_DROPPED_IN_LINE,
+)
+# As R1-Zero's prompt asks for it.
+TAGS = AnswerFormat(
+    "answer", "\n<answer>", "<answer>", "", ("</answer>",), False, _find_tags, dropped=f"{_DROPPED}\\s*"
+)
 PROGRAM = AnswerFormat(
     "code",
     f"\n\n{FENCE}python\n",
@@ -146,7 +194,7 @@ PROGRAM = AnswerFormat(
 )
 # The more exact first: "Answer: \boxed{4}" is a boxed answer.
 BUILT_IN = {answer_format.name: answer_format for answer_format in (BOXED, HASH, PLAIN)}
-NAMED = BUILT_IN | {PROGRAM.name: PROGRAM}
+NAMED = BUILT_IN | {answer_format.name: answer_format for answer_format in (TAGS, PROGRAM)}
 
 
 def formats_of(config: ElicitationConfig) -> dict[str, AnswerFormat]:
@@ -170,7 +218,14 @@ def formats_of(config: ElicitationConfig) -> dict[str, AnswerFormat]:
     lead = config.opening[len(opening) :]
     return {
         "custom": AnswerFormat(
-            "custom", opening, opening.lstrip("\n"), lead, config.closing or ("\n",), True, _find_pattern(pattern)
+            "custom",
+            opening,
+            opening.lstrip("\n"),
+            lead,
+            config.closing or ("\n",),
+            True,
+            _find_pattern(pattern),
+            dropped=_DROPPED_IN_LINE,
         )
     }
 

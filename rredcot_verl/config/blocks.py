@@ -87,11 +87,11 @@ class SegmentationConfig(Block):
 class ElicitationConfig(Block):
     """How the answer is asked for at a prefix: close the thinking block if one is open, then open the answer."""
 
-    format: Literal["auto", "boxed", "hash", "plain", "code", "custom"] = Field(
+    format: Literal["auto", "boxed", "hash", "plain", "answer", "code", "custom"] = Field(
         "auto",
         description="`boxed`: \\boxed{}; `hash`: #### (GSM8K); `plain`: Answer:; `auto`: of these three the one "
-        "that most responses used so far, at first `boxed`; `code`: the last fenced block of Python; "
-        "`custom`: the three fields below.",
+        "that most responses used so far, at first `boxed`; `answer`: <answer>...</answer> (R1-Zero); `code`: the last "
+        "fenced block of Python; `custom`: the three fields below.",
     )
     opening: str | None = Field(
         None, min_length=1, description="custom: text that opens the answer, e.g. '\\nResult:'."
@@ -102,8 +102,21 @@ class ElicitationConfig(Block):
     closing: tuple[str, ...] = Field(
         (), strict=False, description="custom: texts that end an answer, besides the end-of-sequence tokens."
     )
-    think_open: str = Field("<think>", min_length=1, description="Text of the token that opens a thinking block.")
-    think_close: str = Field("</think>", min_length=1, description="Text of the token that closes a thinking block.")
+    think_open: str = Field(
+        "<think>", min_length=1, description="Text that opens a thinking block, of one token or several."
+    )
+    think_close: str = Field("</think>", min_length=1, description="Text that closes it; what follows is said.")
+    think_exit: str | None = Field(
+        None,
+        min_length=1,
+        description="Text with which a probe leaves an open thinking block, think_close last; null: a new line, "
+        "think_close and an empty line.",
+    )
+    think_skip: str | None = Field(
+        None,
+        description="Text with which a probe at the start of a response says that nothing is thought, where the prompt "
+        "does not; null: what the chat template adds with enable_thinking=false, as Qwen3's empty block; '': nothing.",
+    )
 
     @model_validator(mode="after")
     def _custom(self) -> "ElicitationConfig":
@@ -115,7 +128,16 @@ class ElicitationConfig(Block):
                 f"elicitation.{(given or ['closing'])[0]} is set but elicitation.format={self.format}; it needs "
                 "elicitation.format=custom"
             )
+        if self.think_exit is not None and not self.think_exit.rstrip().endswith(self.think_close.rstrip()):
+            raise ValueError(
+                f"elicitation.think_exit={self.think_exit!r} must end in elicitation.think_close={self.think_close!r}"
+            )
         return self
+
+    @property
+    def leave_thinking(self) -> str:
+        """Text with which a probe leaves an open thinking block."""
+        return self.think_exit or f"\n{self.think_close}\n\n"
 
 
 class SelfValueConfig(Block):

@@ -20,6 +20,7 @@ from rredcot_verl.cpu import ROLLOUT_NAME
 from rredcot_verl.cpu.language_model import RolloutModel
 from rredcot_verl.cpu.rollout_server import RolloutServer, ServerLimits
 from rredcot_verl.cpu.weight_buckets import in_buckets
+from rredcot_verl.probes.vocabulary import ends_of
 
 
 def check_cpu_run(config: RolloutConfig) -> None:
@@ -45,15 +46,6 @@ def check_cpu_run(config: RolloutConfig) -> None:
 
 def _actor_name(replica_rank: int, role: str = "") -> str:
     return f"{ROLLOUT_NAME}_server_{role}{replica_rank}_0"
-
-
-def _eos_token_ids(model_config: HFModelConfig) -> list[int]:
-    """Returns the tokens that end a sequence: the model's generation defaults and the tokenizer's, as vLLM does."""
-    token_ids: set[int] = set()
-    for source in (model_config.generation_config, model_config.hf_config):
-        value = getattr(source, "eos_token_id", None)
-        token_ids.update([] if value is None else [value] if isinstance(value, int) else value)
-    return sorted(token_ids)
 
 
 def _server_limits(config: RolloutConfig, model_config: HFModelConfig) -> ServerLimits:
@@ -92,7 +84,9 @@ class CPURolloutServer(RolloutServer):
             dtype=torch.float32,
             trust_remote_code=model_config.trust_remote_code,
         )
-        rollout_model = RolloutModel(model, _eos_token_ids(model_config), config.max_num_batched_tokens)
+        rollout_model = RolloutModel(
+            model, ends_of(model_config.generation_config, model_config.hf_config), config.max_num_batched_tokens
+        )
         super().__init__(rollout_model, _server_limits(config, model_config))
 
     async def ready(self) -> bool:

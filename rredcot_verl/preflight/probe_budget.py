@@ -130,11 +130,12 @@ def probe_budget(
 ) -> ProbeBudget:
     """Bound the probes of a response.
 
-    K = `num_segments` boundaries (the end of the trace is not probed), m = `max_proposals`, a = `max_answer_tokens`,
-    o = tokens of the opening. At most K m (o + a) tokens; probes of a boundary that begin alike share the opening where
-    prefixes are shared: K (o + m a). Elsewhere an answer that may end in one token with what closes it ("}}") is probed
-    twice, which is not counted. Separate sequences recompute every prefix, on average half of the trace, for each
-    answer and closing token: K / 2 m c forward passes.
+    K = `num_segments` boundaries (the end of the trace is not probed), m = `max_proposals`, a =
+    `max_answer_tokens`, o = tokens of the opening. At most K m (o + a) tokens; probes of a boundary that begin
+    alike share the opening where prefixes are shared: K (o + m a). An end of several tokens is forced too, in two
+    ways. Elsewhere an answer that may end in one token with what closes it ("}}") is probed twice, which is not
+    counted. Separate sequences recompute every prefix, on average half of the trace, for each answer and closing
+    token: K / 2 m c forward passes.
 
     Args:
         settings: The run's.
@@ -146,9 +147,15 @@ def probe_budget(
     """
     value = settings.self_value
     boundaries, proposals = settings.segmentation.num_segments, value.max_proposals
-    opening = max(_opening_tokens(tokenizer, settings, form) for form in formats_of(settings.elicitation).values())
+    formats = formats_of(settings.elicitation).values()
+    opening = max(_opening_tokens(tokenizer, settings, form) for form in formats)
+    # A single character that ends an answer is forced by no probe.
+    ends = [len(_encode(tokenizer, text)) for form in formats for text in form.closing if len(text) > 1]
+    num_ends = max(ends, default=1) - 1
 
     def tokens(num_answers: int, length: int) -> int:
+        if num_ends:
+            num_answers, length = 2 * num_answers, length + num_ends
         return boundaries * ((opening if shared else opening * num_answers) + num_answers * length)
 
     form = canonical_form(settings.elicitation)
@@ -173,7 +180,7 @@ def probe_budget(
 
 def _opening_tokens(tokenizer: Any, settings: RREDCoTConfig, form: AnswerFormat) -> int:
     """Where most has to be written: a fenced block and a thinking block are open."""
-    text = f"\n{settings.elicitation.think_close}\n\n" + form.opening.lstrip("\n") + form.lead
+    text = settings.elicitation.leave_thinking + form.opening.lstrip("\n") + form.lead
     if form.fence:
         text = f"\n{form.fence}\n\n" + text.lstrip("\n")
     return len(_encode(tokenizer, text))

@@ -53,7 +53,7 @@ def make_trace(
     starts = torch.ones(length, dtype=torch.bool)
     starts[1:] = line_end[:-1] | sentence_end[:-1] | ~mask[:-1]
     starts[1:] |= starts[:-1] & vocabulary.blanks(ids)[:-1]
-    opened, closed = elicitation.landmarks(prompt_ids, response_ids)
+    opened, closed = elicitation.landmarks(prompt_ids, response_ids, response_mask)
     return Trace(
         response_mask=mask,
         surprisal=surprisal.nan_to_num(nan=0.0, posinf=1e4, neginf=0.0),

@@ -4,25 +4,33 @@ A probe closes the thinking block if one is open, opens the answer, gives the an
 The trace's own tokens are never re-encoded; only what is appended is encoded.
 """
 
+import bisect
 import dataclasses
 import functools
 import itertools
+import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
+from jinja2.exceptions import TemplateError
 
 from rredcot_verl.answers.grammar import AnswerFormat, find_answer, formats_of
 from rredcot_verl.answers.program import open_fence
 from rredcot_verl.answers.thinking import Thinking
+from rredcot_verl.config.blocks import ElicitationConfig
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.probes.probe import Probe
 from rredcot_verl.probes.proposals import Proposal
 from rredcot_verl.probes.vocabulary import Vocabulary
 
+logger = logging.getLogger(__name__)
+
 JOIN_ANCHOR = "1 + 1 = 2"
+_CHANNEL = "<|channel|>"
 
 
 class JoinError(ValueError):
@@ -31,12 +39,21 @@ class JoinError(ValueError):
 
 @dataclass(frozen=True)
 class _Suffix:
-    """The tokens of an answer and its opening, and the tokens that end the answer together with its last one."""
+    """The tokens of an answer and its opening, and how it may end other than by one token after them.
+
+    Attributes:
+        token_ids: Opening and answer.
+        answer_from: Where the answer starts.
+        scored_from: From where log-probabilities count, see `Probe`.
+        merged_closing_token_ids: Tokens that end the answer together with its last one.
+        written_out: Opening, answer and all but the last token of an end of several, and tokens that complete it.
+    """
 
     token_ids: tuple[int, ...]
     answer_from: int
     scored_from: int
     merged_closing_token_ids: tuple[int, ...]
+    written_out: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -48,12 +65,14 @@ class _Situation:
         new_line: The prefix ends a line.
         at_answer: An answer of the response's own is replaced.
         fence: The fence that closes an open block; "": none is open.
+        skips: Nothing is written, and that nothing is thought has to be said.
     """
 
     thinking: bool
     new_line: bool
     at_answer: bool
     fence: str
+    skips: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,27 +101,35 @@ class Elicitation:
 
     Raises:
         JoinError: The tokenizer cannot append an opening to a prefix without changing the text.
-        ValueError: No token of the vocabulary could end an answer.
+        ValueError: No token of the vocabulary could end an answer, or the tokenizer cannot write a tag or closing that
+            is configured.
     """
 
     def __init__(self, vocabulary: Vocabulary, config: RREDCoTConfig) -> None:
         self.vocabulary = vocabulary
         self.config = config
         self.formats = formats_of(config.elicitation)
-        self._think_open = vocabulary.special_id(config.elicitation.think_open)
-        self._think_close = vocabulary.special_id(config.elicitation.think_close)
+        self._words = vocabulary.read_with(config.elicitation)
+        self._can_think = self._can_write_tags()
+        if vocabulary.special_id(_CHANNEL) is not None and _CHANNEL not in config.elicitation.think_open:
+            logger.warning(
+                "rredcot: the tokenizer has %s, and elicitation.think_open=%r names no channel: what a model only "
+                "thinks there counts as said; for harmony's channels see docs/method.md",
+                _CHANNEL,
+                config.elicitation.think_open,
+            )
+        self._skip = skipped_thinking(vocabulary.tokenizer, config.elicitation) if self._can_think else ""
         self._closings = {name: self._closing_ids(answer_format) for name, answer_format in self.formats.items()}
         self._seen_closings: dict[str, Counter[int]] = {name: Counter() for name in self.formats}
         self._seen_formats: Counter[str] = Counter()
         self._anchor = self._encode(JOIN_ANCHOR)
         self._suffix = functools.lru_cache(maxsize=4096)(self._build_suffix)
-        can_think = self._think_open is not None and self._think_close is not None
         yes_and_no = (False, True)
         self._situations = {
             name: [
                 _Situation(*facts)
                 for facts in itertools.product(
-                    yes_and_no if can_think else (False,),
+                    yes_and_no if self._can_think else (False,),
                     yes_and_no,
                     yes_and_no,
                     ("", answer_format.fence) if answer_format.fence else ("",),
@@ -111,18 +138,30 @@ class Elicitation:
             for name, answer_format in self.formats.items()
         }
         for name in self.formats:
+            if self._skip:
+                self._situations[name].append(_Situation(False, True, False, "", skips=True))
             for situation in self._situations[name]:
                 self._suffix(name, "2", situation)
 
-    def read(self, response_ids: Sequence[int], prompt_ids: Sequence[int] = ()) -> ReadAnswer | None:
-        """Find the final answer of a response."""
-        text = self.vocabulary.decode(response_ids)
+    def read(
+        self,
+        response_ids: Sequence[int],
+        prompt_ids: Sequence[int] = (),
+        response_mask: Sequence[int] | None = None,
+    ) -> ReadAnswer | None:
+        """Find the final answer of a response, in what the model wrote: all of it where there is no mask."""
+        words = self.written(response_ids, response_mask)
+        text = self.vocabulary.decode(words)
         found = find_answer(text, self.formats, self.thinking_after(prompt_ids))
         if found is None:
             return None
-        start, end = (self.vocabulary.offset_of(response_ids, text, place) for place in (found.start, found.end))
-        closing = response_ids[end] if end < len(response_ids) else None
+        start, end = (self.vocabulary.offset_of(words, text, place) for place in (found.start, found.end))
+        closing = words[end] if end < len(words) else None
         return ReadAnswer(found.format, found.text, start, closing)
+
+    def written(self, response_ids: Sequence[int], response_mask: Sequence[int] | None) -> list[int]:
+        """See `Words.written`: as long as the response, and nothing in it that the model did not write."""
+        return self._words.written(response_ids, response_mask)
 
     def remember(self, answer: ReadAnswer | None) -> None:
         """Count an answer's format and the token that ended it, for the probes of other responses.
@@ -138,25 +177,29 @@ class Elicitation:
     def thinking_after(self, prompt_ids: Sequence[int]) -> Thinking:
         """How a response to this prompt marks what it only thinks."""
         tags = self.config.elicitation
-        return Thinking(tags.think_open, tags.think_close, self._in_thinking(prompt_ids, ()))
+        return Thinking(tags.think_open, tags.think_close, self._words.last_tag(prompt_ids) or False)
 
-    def landmarks(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> tuple[list[int], list[int]]:
+    def landmarks(
+        self,
+        prompt_ids: Sequence[int],
+        response_ids: Sequence[int],
+        response_mask: Sequence[int] | None = None,
+    ) -> tuple[list[int], list[int]]:
         """Places of the tokens that open an answer outside a thinking block, and of those that close such a block."""
-        thinking = self._in_thinking(prompt_ids, ())
-        opens = {
-            place for form in self.formats.values() for place in self.vocabulary.endings(response_ids, form.marker)
-        }
-        tags = [tag for tag in (self._think_open, self._think_close) if tag is not None]
-        marks = torch.isin(torch.tensor(response_ids, dtype=torch.int64), torch.tensor(tags, dtype=torch.int64))
-        opened, closed = [], []
-        for place in sorted(opens.union(marks.nonzero().flatten().tolist())):
-            if response_ids[place] in tags:
-                thinking = response_ids[place] == self._think_open
-                if not thinking:
-                    closed.append(place)
-            elif not thinking:
-                opened.append(place)
-        return opened, closed
+        words = self.written(response_ids, response_mask)
+        tags = self._thinking_tags(prompt_ids, words)
+        opens = {place for form in self.formats.values() for place in self.vocabulary.endings(words, form.marker)}
+        opened = [place for place in sorted(opens) if not _is_open(tags, place)]
+        return opened, [place for place, opens_block in tags[1:] if not opens_block]
+
+    def _thinking_tags(self, prompt_ids: Sequence[int], words: Sequence[int]) -> list[tuple[int, bool]]:
+        """Places of the tokens that complete a tag of thinking, and whether it opens a block; first what was open."""
+        if not self._can_think:
+            return [(-1, False)]
+        tags = self.config.elicitation
+        places = ((place, True) for place in self.vocabulary.completions(words, tags.think_open))
+        closes = ((place, False) for place in self.vocabulary.completions(words, tags.think_close))
+        return [(-1, self._words.last_tag(prompt_ids) or False), *sorted(itertools.chain(places, closes))]
 
     def usual_format(self) -> str:
         """The format remembered most often, of equals the first."""
@@ -170,6 +213,7 @@ class Elicitation:
         proposals: Sequence[Proposal],
         format_name: str,
         replaced: int = -1,
+        response_mask: Sequence[int] | None = None,
     ) -> list[Probe]:
         """Probes of every answer at every boundary but the last, whose value is the outcome itself.
 
@@ -181,31 +225,36 @@ class Elicitation:
             format_name: Format to ask in, where the prefix has not opened an answer in another.
             replaced: Offset of an answer opening of the response's own, in place of which a probe answers; -1: none. It
                 tells how the response goes on: not for values.
+            response_mask: 1 for tokens the model wrote; None where it wrote all.
 
         Returns:
-            At most two probes for each boundary and proposal, boundary by boundary; none where all that they would
-            count is counted by a proposal before.
+            At least one probe for each boundary and proposal, boundary by boundary; none where all that it would count
+            is counted by a proposal before.
 
         Raises:
             JoinError: An answer cannot be appended; see `can_append`.
         """
         result = []
-        fences = self._open_fences(response_ids, boundaries, format_name)
+        words = self.written(response_ids, response_mask)
+        tags = self._thinking_tags(prompt_ids, words)
+        skips = bool(self._skip) and self._words.last_tag(prompt_ids) is None
+        fences = self._open_fences(words, boundaries, format_name)
         opened_in = {
             1 + place: name
             for name in (*self.formats, format_name)
-            for place in self.vocabulary.endings(response_ids, self.formats[name].marker)
+            for place in self.vocabulary.endings(words, self.formats[name].marker)
         }
         answers = tuple(proposal.text for proposal in proposals)
         branches_of = functools.cache(self._branches)
         for state, boundary in enumerate(boundaries[:-1]):
             situation = _Situation(
-                thinking=self._in_thinking(prompt_ids, response_ids[:boundary]),
+                thinking=_is_open(tags, boundary),
                 # A response starts where the chat template has put what separates it from the prompt.
                 new_line=boundary == 0 or self.vocabulary.ends_line(response_ids[boundary - 1]),
                 at_answer=boundary == replaced,
                 # Where the response opens its answer inside a block, it has given that one up itself.
                 fence="" if boundary == replaced else fences[state],
+                skips=skips and boundary == 0 and boundary != replaced,
             )
             opened = None if situation.thinking else opened_in.get(boundary)
             branches = () if opened is None else branches_of(opened, answers, None)
@@ -238,7 +287,9 @@ class Elicitation:
         for number, suffix in enumerate(suffixes):
             scored_from = 0 if self.config.self_value.score_opening else suffix.scored_from
             merged = self._rank(suffix.merged_closing_token_ids, format_name)
-            for token_ids, ends in ((suffix.token_ids, closing_ids), (suffix.token_ids[:-1], merged)):
+            written_out = ((way, self._rank(ends, format_name)) for way, ends in suffix.written_out)
+            endings = ((suffix.token_ids, closing_ids), (suffix.token_ids[:-1], merged), *written_out)
+            for token_ids, ends in endings:
                 counted_once = _uncounted(branches, token_ids, ends)
                 if counted_once:
                     branches.append(Probe(0, number, 0, token_ids, suffix.answer_from, scored_from, counted_once))
@@ -256,10 +307,12 @@ class Elicitation:
     def _opening(self, answer_format: AnswerFormat, situation: _Situation) -> str:
         opening = answer_format.opening
         if situation.thinking:
-            opening = "\n" + self.config.elicitation.think_close + "\n\n" + opening.lstrip("\n")
+            opening = self.config.elicitation.leave_thinking + opening.lstrip("\n")
         elif situation.at_answer:
             # Here the response itself opened its answer: so does the probe, in as many words.
             opening = answer_format.marker
+        elif situation.skips:
+            opening = self._skip + opening.lstrip("\n")
         if situation.fence:
             opening = "\n" + situation.fence + "\n\n" + opening.lstrip("\n")
         return opening.lstrip("\n") if situation.new_line else opening
@@ -272,7 +325,9 @@ class Elicitation:
         # Where the opening's last token merges with the answer's first, the merged token is the answer's.
         shared = len(os.path.commonprefix([given, token_ids]))
         scored_from = min(shared, self._num_settled(opening + answer_format.lead, given))
-        return _Suffix(tuple(token_ids), shared, scored_from, self._merged(answer_format, token_ids, shared))
+        merged = self._merged(answer_format, token_ids[shared:])
+        written_out = self._written_out(answer_format, opening + answer_format.lead + answer, token_ids, shared)
+        return _Suffix(tuple(token_ids), shared, scored_from, merged, written_out)
 
     def _num_settled(self, text: str, token_ids: list[int]) -> int:
         """How many tokens of an opening are the same whatever answer follows.
@@ -283,23 +338,39 @@ class Elicitation:
         settled = next(place for place in range(len(text) + 1) if self.vocabulary.goes_on(text[place:]))
         return sum(len(self._decode_after_anchor(token_ids[:end])) <= settled for end in range(1, len(token_ids) + 1))
 
-    def _merged(self, answer_format: AnswerFormat, token_ids: Sequence[int], answer_from: int) -> tuple[int, ...]:
+    def _merged(self, answer_format: AnswerFormat, answer_ids: Sequence[int]) -> tuple[int, ...]:
         """The tokens that hold an answer's last token and its end."""
-        if len(token_ids) == answer_from:
+        if not answer_ids:
             return ()
-        last = self.vocabulary.texts[token_ids[-1]]
-        return tuple(self.vocabulary.starting_with([last + text for text in answer_format.closing]))
+        last = self.vocabulary.texts[answer_ids[-1]]
+        return tuple(self.vocabulary.starting_with(answer_format.closing, last, answer_format.dropped))
+
+    def _written_out(
+        self, answer_format: AnswerFormat, text: str, token_ids: list[int], given: int
+    ) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+        """A text with each end of several tokens, encoded apart and together: "a)" and "</answer>", or ")</" in one."""
+        ways: dict[tuple[int, ...], tuple[int, ...]] = {}
+        for closing in answer_format.closing:
+            if not self.vocabulary.starting_with([closing]):
+                together = self._continue_text(text + closing)
+                for way in (token_ids + self._continue_text(closing), together):
+                    if way[:given] == token_ids[:given]:
+                        ways[tuple(way[:-1])] = tuple(self.vocabulary.starting_with([self.vocabulary.texts[way[-1]]]))
+        return tuple(ways.items())
 
     def _opened_suffix(self, format_name: str, answer: str) -> _Suffix:
         """The answer alone, after an opening, token by token as a model that has written that has to go on."""
         answer_format = self.formats[format_name]
-        opening = self._continue_text(answer_format.marker)
-        token_ids = self._continue_text(answer_format.marker + answer_format.lead + answer)
-        if token_ids[: len(opening)] == opening:
-            token_ids = token_ids[len(opening) :]
-        else:
-            token_ids = self._continue_text(answer_format.lead + answer)
-        return _Suffix(tuple(token_ids), 0, 0, self._merged(answer_format, token_ids, 0))
+        opening, alone = self._continue_text(answer_format.marker), answer_format.lead + answer
+        text, given = answer_format.marker + alone, len(opening)
+        token_ids = self._continue_text(text)
+        if token_ids[:given] != opening:
+            text, given, token_ids = alone, 0, self._continue_text(alone)
+        written_out = tuple(
+            (way[given:], ends) for way, ends in self._written_out(answer_format, text, token_ids, given)
+        )
+        own = tuple(token_ids[given:])
+        return _Suffix(own, 0, 0, self._merged(answer_format, own), written_out)
 
     def _continue_text(self, text: str) -> list[int]:
         """Encode text that continues a prefix, and check the join: some tokenizers put a space before a text."""
@@ -324,16 +395,33 @@ class Elicitation:
     def _encode(self, text: str) -> list[int]:
         return list(self.vocabulary.tokenizer.encode(text, add_special_tokens=False))
 
+    def _can_write_tags(self) -> bool:
+        """Whether the policy can mark its thinking at all; the tags by default need not be writable."""
+        tags, fields = self.config.elicitation, ElicitationConfig.model_fields
+        texts = {key: getattr(tags, key) for key in ("think_open", "think_close", "think_exit", "think_skip")}
+        unwritable = [key for key, text in texts.items() if text and not self._can_write(text)]
+        for key in unwritable:
+            if texts[key] != fields[key].default:
+                raise ValueError(
+                    f"elicitation.{key}={texts[key]!r}: this tokenizer cannot write it, so the policy never will; set "
+                    f"the text with which the model itself marks its thinking, or leave {fields[key].default!r}"
+                )
+        return not unwritable
+
+    def _can_write(self, text: str) -> bool:
+        return text in self.vocabulary.tokenizer.decode(self._encode(text))
+
     def _closing_ids(self, answer_format: AnswerFormat) -> list[int]:
-        ids = self.vocabulary.starting_with(answer_format.closing)
+        ids = self.vocabulary.starting_with(answer_format.closing, dropped=answer_format.dropped)
         if answer_format.ends_at_eos:
             ids = [*self.vocabulary.end_of_sequence_ids(), *ids]
         # Short texts first: what a model writes most often stands first until responses show otherwise.
         ids.sort(key=lambda token_id: len(self.vocabulary.texts[token_id]))
-        if not ids:
+        unwritable = [text for text in answer_format.closing if not self._can_write(text)]
+        if unwritable and (set(unwritable) & set(self.config.elicitation.closing) or not ids):
             raise ValueError(
-                f"elicitation.format={answer_format.name}: no token of this tokenizer starts with one of "
-                f"{list(answer_format.closing)}, so no answer could end"
+                f"elicitation.format={answer_format.name}: this tokenizer cannot write {unwritable}, so no answer "
+                "could end in it; name the texts that end an answer in elicitation.closing, with format=custom"
             )
         return list(dict.fromkeys(ids))
 
@@ -353,13 +441,32 @@ class Elicitation:
         think_close = self.config.elicitation.think_close
         return [open_fence(text, think_close) for text in itertools.accumulate(segments)]
 
-    def _in_thinking(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> bool:
-        if self._think_open is None or self._think_close is None:
-            return False
-        for token_id in (*reversed(response_ids), *reversed(prompt_ids)):
-            if token_id in (self._think_open, self._think_close):
-                return token_id == self._think_open
-        return False
+
+def skipped_thinking(tokenizer: Any, tags: ElicitationConfig) -> str:
+    """Text with which a response begins that is not to think, "" where nothing is written: as its template writes it.
+
+    Args:
+        tokenizer: The policy's, with its chat template.
+        tags: The tags, and the text itself where it is set.
+    """
+    if tags.think_skip is not None or not getattr(tokenizer, "chat_template", None):
+        return tags.think_skip or ""
+    try:
+        thinks, skips = (
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+            )
+            for thinking in (True, False)
+        )
+    except TemplateError:
+        return ""
+    block = re.search(f"{re.escape(tags.think_open)}\\s*{re.escape(tags.think_close)}\\s*$", skips)
+    return "" if block is None or thinks.endswith(block[0]) else block[0]
+
+
+def _is_open(tags: Sequence[tuple[int, bool]], place: int) -> bool:
+    """Whether a thinking block is open before the token at a place."""
+    return tags[bisect.bisect_left(tags, (place, False)) - 1][1]
 
 
 def _uncounted(counted: Sequence[Probe], token_ids: tuple[int, ...], closing_ids: tuple[int, ...]) -> tuple[int, ...]:

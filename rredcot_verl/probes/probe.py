@@ -7,8 +7,9 @@ from dataclasses import dataclass
 class Probe:
     """One probe: the trace up to `position`, then `token_ids`, then any of `closing_token_ids`.
 
-    An answer may have two probes at a boundary: one that ends after its last token, and one whose closing tokens hold
-    its last token too ("}}" ends both \\frac{1}{2} and the box around it). Their probabilities add up, as those of all
+    An answer may have several probes at a boundary: one that ends after its last token, one whose closing tokens hold
+    its last token too ("}}" ends both \\frac{1}{2} and the box around it), and one for each way to write an end of
+    several tokens ("</answer>"), the last of which is its closing token. Their probabilities add up, as those of all
     probes of a boundary do: no sequence of tokens is part of two of them.
 
     Attributes:

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rredcot_verl.config.blocks import ElicitationConfig
+from rredcot_verl.probes.words import Words
+
 logger = logging.getLogger(__name__)
 
 _BLANKS = ("\u2581", "\u0120")
@@ -20,6 +23,13 @@ _MAY_END = re.compile(r"(?:[.!?。！？]|^(?=\S))" + _CLOSERS)
 _SENTENCE_END = re.compile(r"(?:(?:[^\W\d_]{2}|[^\w\s.!?])(?:\.|[!?]+)|[。！？])" + _CLOSERS)
 _ABBREVIATION = re.compile(r"\b(?:etc|vs|cf|eqs?|figs?|nos?|dr|mrs?|approx|resp)\." + _CLOSERS, re.IGNORECASE)
 _TAIL_CHARACTERS = 24
+_ENDS_OF_TURNS = ("<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<end_of_turn>", "<|end|>", "<|return|>")
+
+
+def ends_of(*configs: Any) -> list[int]:
+    """The tokens that end a sequence by a model's configs, each of which names one, several or none."""
+    found = [getattr(config, "eos_token_id", None) for config in configs]
+    return sorted({i for ids in found if ids is not None for i in ([ids] if isinstance(ids, int) else ids)})
 
 
 class Vocabulary:
@@ -30,10 +40,12 @@ class Vocabulary:
         keywords: Words with which a sentence may begin; matched as the token sequences they encode to, in lower and
             capitalised form, with and without a space before. One that the tokenizer cannot write is reported once and
             left out.
+        ends: Tokens that end a sequence of the model, beside the tokenizer's own; see `ends_of`.
     """
 
-    def __init__(self, tokenizer: Any, keywords: Iterable[str] = ()) -> None:
+    def __init__(self, tokenizer: Any, keywords: Iterable[str] = (), ends: Iterable[int] = ()) -> None:
         self.tokenizer = tokenizer
+        self._ends = tuple(ends)
         self.texts: list[str] = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
         self._newline = torch.tensor(["\n" in text for text in self.texts])
         # A token that stands alone loses its leading blank in some tokenizers; its own name shows it.
@@ -43,14 +55,14 @@ class Vocabulary:
             for text, name in zip(self.texts, names, strict=True)
         ]
         self._last_character: dict[str, Tensor] = {}
+        self._holds_character: dict[str, Tensor] = {}
         self._may_end_sentence = torch.tensor([bool(_MAY_END.search(text)) for text in self.texts])
         self._continues_word = torch.tensor(
             [text[:1].isalpha() and not name.startswith(_BLANKS) for text, name in zip(self.texts, names, strict=True)]
         )
         self._blank = torch.tensor([not text.strip() for text in self.texts])
         self._in_order = sorted(self._written)
-        special = set(tokenizer.all_special_ids)
-        self._lengths = [0 if i in special else len(text) for i, text in enumerate(self.texts)]
+        self.read_with(ElicitationConfig())
         self._by_first_character: dict[str, list[int]] = {}
         for token_id, text in enumerate(self.texts):
             self._by_first_character.setdefault(text[:1], []).append(token_id)
@@ -63,6 +75,12 @@ class Vocabulary:
                 self._phrases.setdefault(ids[0], []).append(ids)
         self._phrase_start = torch.zeros(len(self.texts), dtype=torch.bool)
         self._phrase_start[list(self._phrases)] = True
+
+    def read_with(self, tags: ElicitationConfig) -> Words:
+        """Decode from now on so that these tags of thinking stand in the text."""
+        self.words = Words(self.tokenizer, tags)
+        self._lengths = [0 if i in self.words.dropped_ids else len(text) for i, text in enumerate(self.texts)]
+        return self.words
 
     def _keyword_sequences(self, keywords: Iterable[str]) -> list[tuple[int, ...]]:
         sequences: dict[tuple[int, ...], None] = {}
@@ -117,6 +135,29 @@ class Vocabulary:
         places = self._look_up(self._last_character[text[-1]], torch.tensor(token_ids, dtype=torch.int64)).nonzero()
         return [place for place in places.flatten().tolist() if self._tail(token_ids, place, len(text)).endswith(text)]
 
+    def completions(self, token_ids: Sequence[int], text: str) -> list[int]:
+        """Places of the tokens that hold the last character of each `text` in what is written, whatever follows it."""
+        if text[-1] not in self._holds_character:
+            # A letter may be spread over tokens that show none of it.
+            shown = (text[-1],) if text.isascii() else (text[-1], "\ufffd")
+            self._holds_character[text[-1]] = torch.tensor([any(s in known for s in shown) for known in self.texts])
+        ids = torch.tensor(token_ids, dtype=torch.int64)
+        places = self._look_up(self._holds_character[text[-1]], ids).nonzero().flatten().tolist()
+        width = len(text.encode())
+
+        def holds(place: int) -> bool:
+            own = self.texts[token_ids[place]]
+            if text in own:
+                return True
+            tail = self._tail(token_ids, place, len(text) + len(own))
+            if text not in tail and "\ufffd" not in tail:
+                return False
+            start = max(0, place - width)
+            before, with_it = (self.decode(token_ids[start:end]).count(text) for end in (place, place + 1))
+            return with_it > before
+
+        return [place for place in places if holds(place)]
+
     def _tail(self, token_ids: Sequence[int], place: int, num_characters: int) -> str:
         """At least the last characters of what is written up to a token."""
         text = ""
@@ -141,12 +182,21 @@ class Vocabulary:
             spans += [(place, place + length) for length in lengths]
         return sorted((start, end) for start, end in spans if end < len(ids) and not follows[end])
 
-    def starting_with(self, texts: Sequence[str]) -> list[int]:
-        """Ids of all tokens whose text starts with one of `texts`."""
-        candidates = [
-            i for first in dict.fromkeys(text[:1] for text in texts) for i in self._by_first_character.get(first, ())
-        ]
-        return [token_id for token_id in candidates if self.texts[token_id].startswith(tuple(texts))]
+    def starting_with(self, texts: Sequence[str], last: str = "", dropped: str = "") -> list[int]:
+        """Ids of all tokens whose text starts with one of `texts`.
+
+        Args:
+            texts: What is looked for.
+            last: What stands before it.
+            dropped: Regular expression of what may stand between the two.
+        """
+        # Every token may start with what is dropped.
+        firsts = (
+            dict.fromkeys((last or text)[:1] for text in texts) if last or not dropped else self._by_first_character
+        )
+        start = re.compile(f"{re.escape(last)}(?:{dropped})(?:{'|'.join(map(re.escape, texts))})")
+        candidates = itertools.chain.from_iterable(self._by_first_character.get(first, ()) for first in firsts)
+        return [token_id for token_id in candidates if start.match(self.texts[token_id])]
 
     def goes_on(self, text: str) -> bool:
         """Whether some token's text starts with `text` and is longer."""
@@ -163,13 +213,13 @@ class Vocabulary:
         return None if token_id is None or token_id == self.tokenizer.unk_token_id else int(token_id)
 
     def end_of_sequence_ids(self) -> list[int]:
-        """Ids that end a turn: the tokenizer's own and the usual chat ends it knows."""
-        ids = [self.tokenizer.eos_token_id, *map(self.special_id, ("<|im_end|>", "<|eot_id|>", "<|endoftext|>"))]
+        """Ids that end a turn: the tokenizer's own, the model's, and the usual chat ends it knows."""
+        ids = [self.tokenizer.eos_token_id, *self._ends, *map(self.special_id, _ENDS_OF_TURNS)]
         return list(dict.fromkeys(i for i in ids if i is not None))
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of a response as verl's reward managers see it: without special tokens."""
-        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+        """Text of a response as the reward manager sees it, see `Words.decode`."""
+        return self.words.decode(token_ids)
 
     def offset_of(self, token_ids: Sequence[int], text: str, character: int) -> int:
         """Index of the token that holds a character of `decode(token_ids)`: the first one that reaches past it.

@@ -14,6 +14,7 @@ from rredcot_verl.sources.registry import DEFAULT, SOURCES, SPECIFIC, make_sourc
 logger = logging.getLogger(__name__)
 
 AGENT_LOOP_MANAGER = "rredcot_verl.agent.worker.RREDCoTAgentLoopManager"
+TELLING_AGENT_LOOP_MANAGER = "rredcot_verl.agent.worker.TellingAgentLoopManager"
 TRAINER_MODES = ("sync", "colocate_async", "separate_async")
 """Values of `trainer.v1.trainer_mode`."""
 OUTCOME_ESTIMATORS = frozenset(
@@ -221,11 +222,20 @@ def switch_on(config: DictConfig) -> None:
         OmegaConf.update(config, f"{PREFIX}.self_value.probe_uniform_groups", True, force_add=True)
     if reward_manager.name != "rredcot":
         logger.warning(
-            "rredcot: reward.reward_manager.name=%s is kept; rewards must lie in %s.self_value.reward_range, and the "
-            "diagnostics answer_found and answer_position are not reported",
+            "rredcot: reward.reward_manager.name=%s is kept; rewards must lie in %s.self_value.reward_range, the "
+            "diagnostics answer_found and answer_position are not reported, and its verifier sees what tools wrote and "
+            "no tag of thinking that is a special token",
             reward_manager.name,
             PREFIX,
         )
+
+
+def tell_whose_words(config: DictConfig) -> None:
+    """Let the reward manager `rredcot` know what the model wrote in a run that does not redistribute, too."""
+    agent, manager = config.actor_rollout_ref.rollout.agent, config.reward.reward_manager
+    if manager.source == "register" and manager.name == "rredcot" and not agent.get("agent_loop_manager_class"):
+        with open_dict(config):
+            agent.agent_loop_manager_class = TELLING_AGENT_LOOP_MANAGER
 
 
 def max_sequence_length(config: DictConfig, engine: str, max_position_embeddings: int | None) -> int:

@@ -136,13 +136,14 @@ class Attribution(Source):
         if response.answer is None:
             return None
         vocabulary = self.tools.elicitation.vocabulary
-        text = vocabulary.decode(response.response_ids)
+        words = self.tools.elicitation.written(response.response_ids, response.response_mask)
+        text = vocabulary.decode(words)
         thinking = self.tools.elicitation.thinking_after(response.prompt_ids)
         found = find_answer(text, self.tools.elicitation.formats, thinking)
         if found is None:
             return None
-        first = vocabulary.offset_of(response.response_ids, text, found.answer_start)
-        last = vocabulary.offset_of(response.response_ids, text, found.end - 1)
+        first = vocabulary.offset_of(words, text, found.answer_start)
+        last = vocabulary.offset_of(words, text, found.end - 1)
         kept = [*(boundary for boundary in boundaries if boundary < response.answer.start), response.answer.start]
         return _plan(response, kept, last + 1, (), first, last + 1)
 
@@ -162,6 +163,7 @@ class Attribution(Source):
             [Proposal(text, 1.0)],
             answer_format,
             place if response.answer is not None else -1,
+            response.response_mask,
         )
         answer_from, answer_to = place + probe.answer_from, place + len(probe.token_ids)
         return _plan(response, kept, place, probe.token_ids, answer_from, answer_to)

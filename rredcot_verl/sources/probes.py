@@ -220,7 +220,14 @@ class Probes(Source):
         known = build_proposals(self.settings, response.references, members, self.form, spellings)
         answer_format = elicitation.usual_format()
         proposals = [proposal for proposal in known if elicitation.can_append(proposal.text, answer_format)]
-        probes = elicitation.probes(response.prompt_ids, response.response_ids, boundaries, proposals, answer_format)
+        probes = elicitation.probes(
+            response.prompt_ids,
+            response.response_ids,
+            boundaries,
+            proposals,
+            answer_format,
+            response_mask=response.response_mask,
+        )
         proposals, probes = _drop_long_answers(proposals, probes, settings.max_answer_tokens)
         num_dropped = len(known) - len(proposals)
         if not any(proposal.utility > 0 for proposal in proposals):

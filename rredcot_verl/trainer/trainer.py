@@ -26,6 +26,7 @@ from rredcot_verl.run.settings import (
     reward_penalty,
     run_source,
     switch_on,
+    tell_whose_words,
     warn_of_unread,
 )
 from rredcot_verl.sources.engines import EngineChoice, apply_choice
@@ -51,7 +52,9 @@ class RREDCoTTrainerMixin(PhasesMixin):
         self.rredcot: RREDCoTConfig | None = active_settings(config)
         self._source = None
         self._measuring_seconds = 0.0
-        if self.rredcot is not None:
+        if self.rredcot is None:
+            tell_whose_words(config)
+        else:
             switch_on(config)
             self._source = run_source(config, self.rredcot)
             warn_of_unread(config, self.rredcot, self._source)

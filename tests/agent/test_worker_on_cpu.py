@@ -10,6 +10,7 @@ from verl.experimental.agent_loop import AgentLoopOutput
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics
 
 from rredcot_verl.agent import worker as worker_module
+from rredcot_verl.agent.reward_manager import RESPONSE_MASK
 from rredcot_verl.agent.worker import RREDCoTAgentLoopWorker
 from rredcot_verl.passes.probe_codec import decode
 from rredcot_verl.passes.protocol import FIELDS, NOTHING
@@ -24,6 +25,7 @@ BOTH = {"calibration": "logistic"}
 
 
 async def works(self, outputs, kwargs):
+    assert outputs[-1].extra_fields[RESPONSE_MASK] == outputs[-1].response_mask
     for output in outputs:
         output.reward_score = float(output.response_ids == encode(byte_level(), TEXT))
         output.extra_fields["reward_extra_info"] = {"acc": 1.0}
@@ -85,7 +87,9 @@ def make_worker(monkeypatch, estimator="rredcot", server=None, **block) -> RREDC
 
     def verls_own(self):
         self.config, self.tokenizer = config, byte_level()
-        self.model_config = SimpleNamespace(hf_config=SimpleNamespace(max_position_embeddings=4096))
+        self.model_config = SimpleNamespace(
+            hf_config=SimpleNamespace(max_position_embeddings=4096), generation_config=None
+        )
         self.llm_client = server or FakeServer(TableModel(len(byte_level())))
 
     monkeypatch.setattr(worker_module._WorkerTQ, "__init__", verls_own)
@@ -235,3 +239,50 @@ def test_vineppo_verifies_continuations_as_the_response_was(monkeypatch, stored)
     run(make_worker(monkeypatch, "vineppo", Server(), monte_carlo={"num_rollouts": 2}))
     first, _ = records(stored)
     assert first.error is None and first.payload["values"] == [1.0] * (len(first.segment_boundaries) - 1)
+
+
+@pytest.mark.parametrize("compute_score", [works, fails])
+def test_the_mask_goes_to_the_reward_manager_alone(monkeypatch, stored, compute_score):
+    monkeypatch.setattr(worker_module._WorkerTQ, "_compute_score", compute_score)
+    run(make_worker(monkeypatch, self_value=ACTOR))
+    assert len(stored) == 2
+    assert all(RESPONSE_MASK not in output.extra_fields for outputs, _ in stored for output in outputs)
+
+
+def test_another_response_has_the_tools_words_where_it_has_them_in_common(monkeypatch, stored):
+    masks = []
+
+    async def judge(self, outputs, kwargs):
+        masks.append(outputs[-1].extra_fields[RESPONSE_MASK])
+        await works(self, outputs, kwargs)
+
+    monkeypatch.setattr(worker_module._WorkerTQ, "_compute_score", judge)
+    worker = make_worker(monkeypatch, self_value=ACTOR)
+    output = make_output(TEXT)
+    output.response_mask[1:3] = [0, 0]
+    ids = output.response_ids
+    for other, mask in [
+        ([*ids[:4], 1, 2], [1, 0, 0, 1, 1, 1]),
+        ([*ids[:2], 1, *ids[3:]], [1, 0, *[1] * (len(ids) - 2)]),
+        (ids[:2], [1, 0]),
+        ([1, *ids[1:3]], [1, 1, 1]),
+    ]:
+        asyncio.run(worker._verify_other(output, {}, other))
+        assert masks.pop() == mask
+
+
+def test_a_tools_box_is_no_answer_of_the_response(monkeypatch, stored):
+    def with_tool(text, make=make_output):
+        output = make(text)
+        box = encode(byte_level(), "so \\boxed{16}.")
+        output.response_ids += box
+        output.response_mask += [0] * len(box)
+        output.response_logprobs += [0.0] * len(box)
+        return output
+
+    monkeypatch.setattr(f"{__name__}.make_output", with_tool)
+    answers = []
+    worker = make_worker(monkeypatch, self_value=ACTOR)
+    monkeypatch.setattr(worker._recorder.elicitation, "remember", answers.append)
+    run(worker, ((TEXT,), ("so 3",)))
+    assert {answer and answer.text for answer in answers} == {"15", None}

@@ -8,13 +8,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from rredcot_verl.config.schema import parse
 from rredcot_verl.passes.probe_pack import count_probe_tokens
 from rredcot_verl.preflight.composition import compose_as_main_ppo
+from rredcot_verl.preflight.findings import Findings
 from rredcot_verl.preflight.memory import GIB, server_memory, training_memory
 from rredcot_verl.preflight.model_size import read_facts
-from rredcot_verl.preflight.probe_budget import probe_budget
+from rredcot_verl.preflight.probe_budget import check_budget, probe_budget
 from rredcot_verl.probes.elicitation import Elicitation
 from rredcot_verl.probes.proposals import Proposal
 from rredcot_verl.probes.vocabulary import Vocabulary
 from tests.preflight.material import make_model_folder
+from tests.probes.tiny_tokenizers import sentencepiece_like
 from tests.tiny_model import make_tokenizer
 
 
@@ -123,8 +125,9 @@ PROGRAM = "def f(x):\n    return x\n"
             },
             [PROGRAM, "print(1)\n"],
         ),
+        ({"elicitation": {"format": "answer"}, "self_value": {}}, ["15", "\\frac{12}{35}"]),
     ],
-    ids=["math", "code"],
+    ids=["math", "code", "tags"],
 )
 def test_no_trace_has_more_probe_tokens_than_the_bound(block, answers):
     tokenizer = make_tokenizer()
@@ -155,3 +158,20 @@ def test_without_references_nothing_is_typical():
     settings = parse({})
     budget = probe_budget(settings, make_tokenizer(), [None, "", True], shared=True, separate=False)
     assert budget.typical is None and budget.most > 0
+
+
+@pytest.mark.parametrize(
+    "elicitation, told",
+    [
+        ({"think_close": "<思考>"}, "elicitation.think_close='<思考>': this tokenizer cannot write it"),
+        (
+            {"format": "custom", "opening": "\nx:", "pattern": "x:(.+)", "closing": ["日"]},
+            "elicitation.format=custom: this tokenizer cannot write ['日']",
+        ),
+    ],
+)
+def test_what_the_tokenizer_cannot_write_is_a_fault(elicitation, told):
+    findings = Findings()
+    check_budget(parse({"elicitation": elicitation}), sentencepiece_like(), ["15"], 128, None, {}, findings)
+    (fault,) = findings.faults
+    assert told in f"{fault.message} {fault.way_out}"

@@ -8,6 +8,7 @@ import random
 
 import pytest
 
+from rredcot_verl.answers.grammar import canonical, find_answer
 from rredcot_verl.config.schema import parse
 from rredcot_verl.probes.elicitation import Elicitation, JoinError
 from rredcot_verl.probes.proposals import Proposal, build_proposals
@@ -128,13 +129,6 @@ def test_thinking_is_judged_at_each_boundary_not_at_the_end():
     found = asked.probes(encode(tokenizer, PROMPT), response_ids, boundaries, [Proposal("1", 1.0)], "plain", 99)
     assert ["</think>" in tokenizer.decode(b.token_ids) for b in found] == [False, True, False]
     assert [b.state for b in found] == [0, 1, 2]
-
-
-def test_a_tokenizer_without_thinking_tokens():
-    asked = Elicitation(Vocabulary(byte_level(thinking=False)), parse({}))
-    probe, _, response_ids = probe_of(asked, PROMPT + THINK, "so 3")
-    assert "</think>" not in asked.vocabulary.tokenizer.decode(probe.token_ids)
-    assert asked.landmarks([], response_ids) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -259,13 +253,20 @@ def test_an_opening_that_merges_with_the_answer_counts_from_the_merged_token():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name, ends", [("boxed", "}"), ("hash", "\n"), ("plain", "\n")])
-def test_every_token_that_starts_with_the_closing_text_ends_an_answer(kind, name, ends):
+@pytest.mark.parametrize("name", ["boxed", "hash", "plain"])
+def test_the_tokens_that_end_an_answer_are_those_after_which_it_is_found_whatever_follows(kind, name):
     asked = elicitation(kind)
     tokenizer = asked.vocabulary.tokenizer
     probe, _, _ = probe_of(asked, PROMPT, "so 3.", name=name)
     found = {tokenizer.decode([i]) for i in probe.closing_token_ids}
-    expected = {text for text in (tokenizer.decode([i]) for i in range(len(tokenizer))) if text.startswith(ends)}
+    form = asked.formats[name]
+    expected = set()
+    for text in (tokenizer.decode([i]) for i in range(len(tokenizer))):
+        answers = [
+            find_answer(f"so\n{form.marker}{form.lead}15{text}{rest}", {name: form}) for rest in ("7}\n", "\\x}\n")
+        ]
+        if all(answer is not None and canonical(answer.text) == "15" for answer in answers):
+            expected.add(text)
     if name != "boxed":
         expected |= {tokenizer.decode([i]) for i in asked.vocabulary.end_of_sequence_ids()}
     assert found == expected
@@ -306,11 +307,9 @@ def test_an_answer_that_ends_in_a_brace_counts_as_the_model_writes_it():
     assert tuple(natural) in ways
     # Each way to write it counts once, and each writes the answer and its end.
     assert len(set(ways)) == len(ways)
-    assert all(tokenizer.decode(way).startswith(tokenizer.decode(natural)) for way in ways)
-    assert [sorted(probe.closing_token_ids) for probe in probes] == [
-        ids_starting_with(tokenizer, "}"),
-        ids_starting_with(tokenizer, "}}"),
-    ] * 2
+    assert all(canonical(find_answer(tokenizer.decode(way), asked.formats).text) == "\\frac{1}{2}" for way in ways)
+    for probe, ends in zip(probes, ["}", "}}"] * 2, strict=True):
+        assert set(ids_starting_with(tokenizer, ends)) <= set(probe.closing_token_ids)
     assert len(probes[1].closing_token_ids) > 1
 
 
@@ -358,7 +357,7 @@ def test_the_probability_of_an_answer_that_ends_in_a_brace_is_the_full_one(backe
                 assert value == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind, name, answer", [("byte_level", "boxed", "15"), ("byte_level", "plain", "\\frac{1}{2}")])
+@pytest.mark.parametrize("kind, name, answer", [("byte_level", "boxed", "15"), ("byte_level", "plain", "15")])
 def test_an_answer_that_no_token_joins_to_its_end_has_one_probe(kind, name, answer):
     asked = elicitation(kind)
     prompt_ids = encode(asked.vocabulary.tokenizer, PROMPT)
@@ -417,7 +416,7 @@ def test_an_opening_that_cannot_be_appended_is_refused_at_the_start():
     with pytest.raises(JoinError, match="cannot continue a prefix with .*</think>.*elicitation.format=custom"):
         Elicitation(vocabulary, parse({}))
     assert issubclass(JoinError, ValueError)
-    # Where no thinking block is ever open, nothing is in the way.
+    # A tag of ordinary tokens can be followed.
     asked = Elicitation(vocabulary, parse({"elicitation": {"think_close": "</reasoning>"}}))
     probe, _, _ = probe_of(asked, PROMPT + THINK, "so 3")
     assert vocabulary.tokenizer.decode(probe.token_ids).endswith("\\boxed{15")
@@ -465,10 +464,8 @@ def test_a_custom_format():
 def test_a_format_that_no_token_can_end_is_refused():
     custom = {"format": "custom", "opening": "\nResult: ", "pattern": "Result: (.+)", "closing": ["日"]}
     tokenizer = KINDS["sentencepiece_like"]()
-    vocabulary = Vocabulary(tokenizer)
-    vocabulary.end_of_sequence_ids = lambda: []
-    with pytest.raises(ValueError, match="no token of this tokenizer starts with"):
-        Elicitation(vocabulary, parse({"elicitation": custom}))
+    with pytest.raises(ValueError, match="this tokenizer cannot write \\['日'\\]"):
+        Elicitation(Vocabulary(tokenizer), parse({"elicitation": custom}))
 
 
 # --- which answers ----------------------------------------------------------------------------------------------------

@@ -20,6 +20,13 @@ THINKING = [AddedToken("<think>", normalized=False), AddedToken("</think>", norm
 @functools.cache
 def byte_level(thinking: bool = True, texts: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
     """Byte-level BPE, trained on some texts more; "}.\\n", "}}", "{\\\\" and "\\n\\n" are single tokens."""
+    fast = _byte_level([*TEXTS, *["a.\n\nb\n\nc.}. x}. ", *texts] * 20])
+    if thinking:
+        fast.add_tokens(THINKING)
+    return fast
+
+
+def _byte_level(texts: list[str]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -34,11 +41,27 @@ def byte_level(thinking: bool = True, texts: tuple[str, ...] = ()) -> PreTrained
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=["<|endoftext|>", "<|im_end|>"],
     )
-    tokenizer.train_from_iterator([*TEXTS, *["a.\n\nb\n\nc.}. x}. ", *texts] * 20], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    if thinking:
-        fast.add_tokens(THINKING)
-    return fast
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+
+
+@functools.cache
+def with_tags() -> PreTrainedTokenizerFast:
+    """Byte-level; "</" is a token, and so is ")</", as in vocabularies that have seen much code."""
+    return _byte_level([*TEXTS, *["so (a)</b></answer>\n", "x</answer>\n", "<answer>(1)</answer>"] * 30])
+
+
+@functools.cache
+def harmony() -> PreTrainedTokenizerFast:
+    """Byte-level, with the special tokens in which gpt-oss writes its channels."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(byte_level(thinking=False).backend_tokenizer.to_str()),
+        eos_token="<|return|>",
+        pad_token="<|endoftext|>",
+    )
+    marks = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>")
+    tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
+    return tokenizer
 
 
 @functools.cache

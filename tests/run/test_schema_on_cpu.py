@@ -36,6 +36,8 @@ def test_the_defaults_are_the_method():
             "closing": (),
             "think_open": "<think>",
             "think_close": "</think>",
+            "think_exit": None,
+            "think_skip": None,
         },
         "self_value": {
             "engine": "auto",
