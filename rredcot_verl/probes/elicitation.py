@@ -209,8 +209,8 @@ class Elicitation:
                 tells how the response goes on: not for values.
 
         Returns:
-            At most two probes for each boundary and proposal, boundary by boundary; none where all that they would count
-            is counted by a proposal before.
+            At most two probes for each boundary and proposal, boundary by boundary; none where all that they would
+            count is counted by a proposal before.
 
         Raises:
             JoinError: An answer cannot be appended; see `can_append`.
