@@ -409,7 +409,8 @@ class Elicitation:
         return not unwritable
 
     def _can_write(self, text: str) -> bool:
-        return text in self.vocabulary.tokenizer.decode(self._encode(text))
+        # Some tokenizers drop a blank at the start of a text.
+        return text in self.vocabulary.tokenizer.decode(self._encode(JOIN_ANCHOR + text))
 
     def _closing_ids(self, answer_format: AnswerFormat) -> list[int]:
         ids = self.vocabulary.starting_with(answer_format.closing, dropped=answer_format.dropped)

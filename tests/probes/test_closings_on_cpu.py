@@ -1,7 +1,6 @@
 """What ends an answer: several tokens, tokens with more than the end in them, the ends of turns."""
 
 import asyncio
-import itertools
 import math
 from types import SimpleNamespace
 
@@ -43,9 +42,12 @@ def test_an_answer_in_tags_is_worth_what_the_model_gives_it(kind, answer):
     natural = continued(tokenizer, OPENING + answer + "</answer>")
     assert tokenizer.decode(encode(tokenizer, "so 3") + natural) == "so 3" + OPENING + answer + "</answer>"
     ids = encode(tokenizer, "so 3")
-    # The answer counts from where its tokens differ from the opening's.
-    opening = continued(tokenizer, OPENING)
-    given = next(n for n, (a, b) in enumerate(itertools.zip_longest(opening, natural)) if a != b)
+    # The answer counts from where its tokens may differ from the opening's.
+    texts, before, opening = asked.vocabulary.texts, encode(tokenizer, "so 3"), continued(tokenizer, OPENING)
+    rests = [OPENING[place:] for place in range(len(OPENING) + 1)]
+    place = next(n for n, rest in enumerate(rests) if any(text.startswith(rest) and text != rest for text in texts))
+    lengths = [len(tokenizer.decode(before + opening[:end])) - len("so 3") for end in range(1, len(opening) + 1)]
+    given = sum(length <= place for length in lengths)
     model = TableModel(len(tokenizer), habit=natural)
     true = math.exp(sum(model.sequence([1, *ids], natural)[given:]))
     # The model all but always writes on what the tokenizer writes.

@@ -20,6 +20,7 @@ def test_the_defaults_are_the_method():
     assert parse(None).model_dump() == {
         "enable": None,
         "check_data": True,
+        "live_every_s": 30.0,
         "source": None,
         "source_options": {},
         "segmentation": {
