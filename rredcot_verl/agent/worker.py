@@ -34,6 +34,10 @@ _WorkerTQ: Any = AgentLoopWorkerTQ.__ray_metadata__.modified_class.__ray_actor_c
 class TellingAgentLoopWorker(_WorkerTQ):
     """verl's agent loop worker, which tells the reward manager `rredcot` what of a response the model wrote."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Ray sends an inherited constructor with a copy of its class, of which this one is no subclass.
+        super().__init__(*args, **kwargs)
+
     async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict[str, Any]) -> None:
         # verl hands the manager a response's tokens and these fields, but no mask.
         fields = outputs[-1].extra_fields

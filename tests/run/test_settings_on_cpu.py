@@ -10,6 +10,7 @@ from omegaconf import OmegaConf, open_dict
 
 from rredcot_verl.run.settings import (
     AGENT_LOOP_MANAGER,
+    TELLING_AGENT_LOOP_MANAGER,
     OUTCOME_ESTIMATORS,
     active_settings,
     max_sequence_length,
@@ -17,6 +18,7 @@ from rredcot_verl.run.settings import (
     reward_penalty,
     run_source,
     switch_on,
+    tell_whose_words,
     unread_settings,
     warn_of_unread,
 )
@@ -252,6 +254,20 @@ def test_switching_on_sets_what_is_needed_and_keeps_what_was_chosen(config, capl
     switch_on(config)
     assert config.reward.reward_manager.name == "dapo"
     assert "reward.reward_manager.name=dapo is kept" in caplog.text
+
+
+def test_the_manager_that_asks_whose_words_they_are_is_told_in_runs_that_do_not_redistribute_too(config):
+    agent = config.actor_rollout_ref.rollout.agent
+    before = agent.agent_loop_manager_class
+    for name, own, expected in [
+        ("naive", before, before),
+        ("rredcot", before, TELLING_AGENT_LOOP_MANAGER),
+        ("rredcot", "a.B", "a.B"),
+    ]:
+        put(config, reward__reward_manager__name=name)
+        agent.agent_loop_manager_class = own
+        tell_whose_words(config)
+        assert agent.agent_loop_manager_class == expected
 
 
 def test_a_foreign_agent_loop_manager_is_refused(config):

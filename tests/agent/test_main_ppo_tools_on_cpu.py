@@ -1,0 +1,29 @@
+"""verl's own entry point with a tool in the loop: what it says is paid by verl's managers, and by ours in no run."""
+
+import pytest
+
+from tests.runs import main_ppo
+
+pytestmark = pytest.mark.run
+
+
+@pytest.mark.parametrize(
+    "estimator, manager, paid",
+    [("grpo", "naive", 1.0), ("grpo", "rredcot", 0.0), ("rredcot", "naive", 0.0)],
+)
+def test_a_tools_words_are_not_paid(tmp_path, ray_folder, estimator, manager, paid):
+    loops = tmp_path / "loops.yaml"
+    loops.write_text("- name: tooled\n  _target_: tests.agent.tool_loop.Tooled\n")
+    run = main_ppo(
+        tmp_path,
+        ray_folder,
+        f"algorithm.adv_estimator={estimator}",
+        f"reward.reward_manager.name={manager}",
+        "reward.custom_reward_function.path=pkg://tests.agent.tool_loop",
+        f"actor_rollout_ref.rollout.agent.agent_loop_config_path={loops}",
+        "actor_rollout_ref.rollout.agent.default_agent_loop=tooled",
+        "trainer.total_training_steps=1",
+    )
+    assert run.returncode == 0, run.output[-8000:]
+    assert [step["critic/score/mean"] for step in run.steps] == [paid]
+    assert "does not say which tokens the model wrote" not in run.output
