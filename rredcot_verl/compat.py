@@ -45,6 +45,7 @@ SYMBOLS: dict[str, tuple[str, ...]] = {
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_values": (),
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._update_critic": (),
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._update_actor": (),
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer.on_step_end": (),
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._load_checkpoint": (),
     # Calls the base trainer's between bringing earlier weights back and going on: our pass stands in between.
     "verl.trainer.ppo.v1.trainer_separate_async:PPOTrainerSeparateAsync._compute_old_log_prob": ("batch", "metrics"),

@@ -12,6 +12,7 @@ from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.data.lengths import load_tokenizer
 from rredcot_verl.preflight import config_checks, summary
 from rredcot_verl.preflight.composition import compose_as_main_ppo
+from rredcot_verl.preflight.cpu_memory import FREE_SHARE, OTHERS_GIB, CPUMemory, cpu_memory, machine_gib
 from rredcot_verl.preflight.file_checks import check_files, sample_references
 from rredcot_verl.preflight.findings import Findings
 from rredcot_verl.preflight.log_prob_memory import LogProbMemory, log_prob_memory
@@ -119,6 +120,8 @@ def _estimates(found: Inspection, facts: ModelFacts) -> str:
         _judge_memory(config, training, log_probs, server, gpu, findings)
         rows += summary.memory_rows(training, log_probs, server, config)
         title = f"{title}; GPUs of {gpu:g} GiB ({GPU_MEMORY})"
+    else:
+        rows.append(_cpu_row(cpu_memory(config, facts), config, findings))
     if found.settings is not None:
         source = run_source(config, found.settings)
         generated = source.most_generated_tokens(config.data.max_response_length)
@@ -129,6 +132,24 @@ def _estimates(found: Inspection, facts: ModelFacts) -> str:
                 _warn_of_separate(budget, found.choice, findings)
             rows += summary.probe_rows(config, found.settings, budget, found.choice)
     return section(title, rows)
+
+
+def _cpu_row(memory: CPUMemory, config: DictConfig, findings: Findings) -> Row:
+    """The estimate, with a warning where it is more than this machine has."""
+    machine = machine_gib()
+    if memory.total > FREE_SHARE * machine:
+        fits, key = memory.tokens_within(FREE_SHARE * machine), "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
+        longest = config.data.max_prompt_length + config.data.max_response_length
+        way_out = f"about {key}={fits} fits" if fits >= longest else "not even one full-length response fits"
+        findings.warn(
+            f"the run is estimated at {memory.total:.1f} GiB, this machine has {machine:.1f}; with "
+            f"{key}={memory.num_tokens} a training pass takes {memory.token * memory.num_tokens:.1f} of them: {way_out}"
+        )
+    text = (
+        f"{memory.total:.1f} GiB of this machine's {machine:.1f}: training worker {memory.training:.1f} (states "
+        f"{memory.states:.1f}), server {memory.server:.1f}, for each rank; other processes {OTHERS_GIB:g}"
+    )
+    return "memory", text
 
 
 def _probe_budget(found: Inspection) -> ProbeBudget | None:

@@ -21,6 +21,7 @@ PHASES = {
     "_update_critic": "updating the critic",
     "_update_actor": "updating the policy",
     "_save_checkpoint": "saving a checkpoint",
+    "on_step_end": "bringing weights to the servers",
 }
 """verl's methods, and what the line says while they run."""
 

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from rredcot_verl.config.schema import parse
 from rredcot_verl.passes.probe_pack import count_probe_tokens
+from rredcot_verl.preflight import inspection
 from rredcot_verl.preflight.composition import compose_as_main_ppo
+from rredcot_verl.preflight.cpu_memory import CPUMemory, cpu_memory
 from rredcot_verl.preflight.findings import Findings
 from rredcot_verl.preflight.memory import GIB, server_memory, training_memory
 from rredcot_verl.preflight.model_size import read_facts
@@ -175,3 +178,39 @@ def test_what_the_tokenizer_cannot_write_is_a_fault(elicitation, told):
     check_budget(parse({"elicitation": elicitation}), sentencepiece_like(), ["15"], 128, None, {}, findings)
     (fault,) = findings.faults
     assert told in f"{fault.message} {fault.way_out}"
+
+
+def test_a_cpu_run_is_estimated_as_it_was_measured(tmp_path, monkeypatch):
+    """The run of docs/results/bench.md: 5.07 and 1.61 GiB, 8.7 in all."""
+    shape = {"hidden_size": 512, "num_hidden_layers": 12, "intermediate_size": 2048, "num_attention_heads": 8}
+    monkeypatch.setenv("QUICKSTART_DATA", str(tmp_path))
+    monkeypatch.setenv("QUICKSTART_RUN", str(tmp_path))
+    config = compose_as_main_ppo(
+        [
+            *("--config-path=pkg://recipes.quickstart", "--config-name=rredcot"),
+            f"actor_rollout_ref.model.path={make_model_folder(tmp_path, vocab_size=151936, head_dim=64, **shape)}",
+            "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=1024",
+        ]
+    )
+    memory = cpu_memory(config, read_facts(config.actor_rollout_ref.model))
+    assert memory.training == pytest.approx(5.07, rel=0.2)
+    assert memory.server == pytest.approx(1.61, rel=0.2)
+    assert memory.total == pytest.approx(8.7, rel=0.2)
+    fits = memory.tokens_within(memory.total)
+    assert fits == pytest.approx(1024, abs=1) and memory.tokens_within(1.0) < 0
+
+
+@pytest.mark.parametrize("machine, words", [(24.0, ""), (8.0, "fits"), (2.0, "not even one full-length response")])
+def test_a_pass_that_cannot_fit_into_a_machine_is_warned_of(monkeypatch, machine, words):
+    monkeypatch.setattr(inspection, "machine_gib", lambda: machine)
+    config = OmegaConf.create(
+        {
+            "data": {"max_prompt_length": 32, "max_response_length": 200},
+            "actor_rollout_ref": {"actor": {"ppo_max_token_len_per_gpu": 8192}},
+        }
+    )
+    findings = Findings()
+    memory = CPUMemory(states=0.5, token=0.001, num_tokens=8192, server=1.0, num_ranks=1)
+    inspection._cpu_row(memory, config, findings)
+    warning = " ".join(finding.message for finding in findings.warnings)
+    assert words in warning and bool(words) == ("ppo_max_token_len_per_gpu" in warning)

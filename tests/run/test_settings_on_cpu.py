@@ -10,8 +10,8 @@ from omegaconf import OmegaConf, open_dict
 
 from rredcot_verl.run.settings import (
     AGENT_LOOP_MANAGER,
-    TELLING_AGENT_LOOP_MANAGER,
     OUTCOME_ESTIMATORS,
+    TELLING_AGENT_LOOP_MANAGER,
     active_settings,
     max_sequence_length,
     parse_block,
@@ -258,14 +258,12 @@ def test_switching_on_sets_what_is_needed_and_keeps_what_was_chosen(config, capl
 
 def test_the_manager_that_asks_whose_words_they_are_is_told_in_runs_that_do_not_redistribute_too(config):
     agent = config.actor_rollout_ref.rollout.agent
-    before = agent.agent_loop_manager_class
     for name, own, expected in [
-        ("naive", before, before),
-        ("rredcot", before, TELLING_AGENT_LOOP_MANAGER),
+        ("naive", None, None),
+        ("rredcot", None, TELLING_AGENT_LOOP_MANAGER),
         ("rredcot", "a.B", "a.B"),
     ]:
-        put(config, reward__reward_manager__name=name)
-        agent.agent_loop_manager_class = own
+        put(config, reward__reward_manager__name=name, actor_rollout_ref__rollout__agent__agent_loop_manager_class=own)
         tell_whose_words(config)
         assert agent.agent_loop_manager_class == expected
 
