@@ -17,7 +17,6 @@ TOKENS, GENERATED, VERIFIED, MEASURED, PASSED = "tokens of a batch", "generated"
 """What is told: tokens of the CPU server's batches, responses that are generated, verified and measured, and passes of
 the first training rank."""
 
-_NAME = "rredcot_live_board"
 _READ_TIMEOUT_S = 10.0
 
 
@@ -108,6 +107,11 @@ class Board:
         return "; ".join(parts)
 
 
+def _name(ray: Any) -> str:
+    """Of a run's board: other runs may share its cluster and namespace."""
+    return f"rredcot_live_board_{ray.get_runtime_context().get_job_id()}"
+
+
 @functools.cache
 def _board() -> Any:
     """The run's board; None without one. It is there before whoever tells it anything."""
@@ -116,7 +120,7 @@ def _board() -> Any:
     if ray is None or not ray.is_initialized():
         return None
     try:
-        return ray.get_actor(_NAME)
+        return ray.get_actor(_name(ray))
     except ValueError:
         return None
 
@@ -151,7 +155,7 @@ class LiveLine:
 
         self._every_s = every_s
         self._ray = ray
-        self._board: Any = ray.remote(num_cpus=0)(Board).options(name=_NAME).remote()
+        self._board: Any = ray.remote(num_cpus=0)(Board).options(name=_name(ray)).remote()
         threading.Thread(target=self._print, name="rredcot-live", daemon=True).start()
 
     @contextlib.contextmanager
