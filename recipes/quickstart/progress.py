@@ -18,7 +18,7 @@ def _describe(line: str) -> str:
     parts = [f"step {record['step']:3d}"]
     accuracy = [value for key, value in data.items() if key.startswith("val-core/") and "mean@" in key]
     if "critic/score/mean" in data:
-        parts.append(f"training reward {data['critic/score/mean']:.2f}")
+        parts.append(f"training reward {round(data['critic/score/mean'], 2) + 0.0:.2f}")
     if accuracy:
         parts.append(f"validation accuracy {accuracy[0]:.3f}")
     if "timing_s/step" in data:
