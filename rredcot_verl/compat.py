@@ -28,6 +28,7 @@ SYMBOLS: dict[str, tuple[str, ...]] = {
     "verl.experimental.reward_loop.reward_manager:register": ("name",),
     "verl.experimental.reward_loop.reward_manager:NaiveRewardManager": ("config", "tokenizer", "compute_score"),
     "verl.experimental.reward_loop.reward_manager:NaiveRewardManager.run_single": ("data",),
+    "verl.experimental.reward_loop.reward_manager:NaiveRewardManager.tokenizer": (),
     "verl:DataProto": (),
     # trainer
     "verl.trainer.ppo.v1.trainer_base:TRAINER_REGISTRY": (),
@@ -37,6 +38,7 @@ SYMBOLS: dict[str, tuple[str, ...]] = {
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_advantage": ("batch", "metrics"),
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._save_checkpoint": (),
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer.step": ("metrics", "timing_raw"),
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer.global_steps": (),
     # Told by the live line; they pass through.
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._setup": (),
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._validate": (),
@@ -156,6 +158,9 @@ CPU_SYMBOLS: dict[str, tuple[str, ...]] = {
 _MEGATRON_ENGINE = "verl.workers.engine.megatron.transformer_impl:MegatronEngineWithLMHead"
 
 MEGATRON_SYMBOLS: dict[str, tuple[str, ...]] = {
+    f"{_MEGATRON_ENGINE}.module": (),
+    f"{_MEGATRON_ENGINE}.engine_config": (),
+    f"{_MEGATRON_ENGINE}.model_config": (),
     f"{_MEGATRON_ENGINE}.initialize": (),
     f"{_MEGATRON_ENGINE}.forward_backward_batch": ("data", "loss_function", "forward_only"),
     f"{_MEGATRON_ENGINE}.forward_step": (

@@ -22,17 +22,17 @@ _READ_TIMEOUT_S = 10.0
 
 @dataclass
 class Stage:
-    """Counts of a stage, and when the last one changed.
+    """Counts of a stage, and since when nothing of it has ended.
 
     Attributes:
         under_way: Begun and not ended.
         ended: In this step; of passes in this phase.
-        heard: Seconds of the clock.
+        quiet_since: When one last ended, or the first of those under way began; seconds of the clock.
     """
 
     under_way: int = 0
     ended: int = 0
-    heard: float = 0.0
+    quiet_since: float = 0.0
 
 
 class Board:
@@ -57,10 +57,11 @@ class Board:
 
     def tell(self, stage: str, begun: int, ended: int) -> None:
         """So many have begun or ended."""
-        told = self._stages[stage]
+        told, now = self._stages[stage], self._hear()
+        if ended or not told.under_way:
+            told.quiet_since = now
         told.under_way += begun - ended
         told.ended += ended
-        told.heard = self._hear()
 
     def enter(self, phase: str) -> None:
         """The trainer goes on with this."""
@@ -100,8 +101,8 @@ class Board:
                 text = f"{stage.ended} {name}"
                 if stage.under_way:
                     text += f" and {stage.under_way} under way"
-                    if now - stage.heard >= silence_s:
-                        text += f" (none ended for {now - stage.heard:.0f} s)"
+                    if now - stage.quiet_since >= silence_s:
+                        text += f" (none ended for {now - stage.quiet_since:.0f} s)"
                 parts.append(text)
         parts.append(f"last sign of life {now - self._heard:.0f} s ago")
         return "; ".join(parts)

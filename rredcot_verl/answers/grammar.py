@@ -103,7 +103,7 @@ _NO_ANSWER = re.compile(
     re.IGNORECASE,
 )
 # What is said after a number: a reason, or words that hold no other number. Each run of blanks is tried once.
-_REASON = re.compile(r"(?:[,.]|(?<!\s))\s+\(?(?:because|since|which|as|so|thus|hence|therefore)\b")
+_REASON = re.compile(r"(?:[,.]|(?<!\s))\s+\(?(?:because|since|which|as)\b")
 _WORDS = re.compile(r"[.!]\s+(?=[A-Z])|(?<!\s)\s+(?=\([^()]*[A-Za-z]{4})")
 _MATHEMATICAL = "0123456789\\$="
 

@@ -9,10 +9,10 @@ from rredcot_verl.preflight.memory import GIB
 from rredcot_verl.preflight.model_size import ModelFacts
 
 LIBRARIES_GIB = 0.6
-"""Of a process with torch, transformers and verl; measured."""
+"""Of a process with torch, transformers and verl: about what is left of those in docs/results/bench.md."""
 
 OTHERS_GIB = 3.0
-"""Driver, trainer, agent loop, reward and storage processes, Ray's own and the batch; measured on small models."""
+"""Assumed for the other processes, Ray's own and shared pages: 2 and 0.75 in docs/results/bench.md."""
 
 FREE_SHARE = 0.9
 """Share of the machine's memory that an estimate may take without a warning."""
@@ -20,7 +20,8 @@ FREE_SHARE = 0.9
 
 @dataclass(frozen=True)
 class CPUMemory:
-    """GiB at most; see docs/results/bench.md for what was measured.
+    """GiB at most, with passes filled up to a number of tokens; the one run that it was compared with is in
+    docs/results/bench.md, which the number of copies of the logits was chosen by.
 
     Attributes:
         states: Weights, gradients and AdamW of a training worker, 4, 4 and 8 bytes a parameter over the ranks.

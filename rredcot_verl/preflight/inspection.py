@@ -120,6 +120,8 @@ def _estimates(found: Inspection, facts: ModelFacts) -> str:
         _judge_memory(config, training, log_probs, server, gpu, findings)
         rows += summary.memory_rows(training, log_probs, server, config)
         title = f"{title}; GPUs of {gpu:g} GiB ({GPU_MEMORY})"
+    elif not config.actor_rollout_ref.actor.use_dynamic_bsz:
+        findings.skip("memory: on CPU there are formulas for actor_rollout_ref.actor.use_dynamic_bsz=true only")
     else:
         rows.append(_cpu_row(cpu_memory(config, facts), config, findings))
     if found.settings is not None:

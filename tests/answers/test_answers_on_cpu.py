@@ -66,7 +66,7 @@ from rredcot_verl.config.schema import parse
         ("Answer: `13`", "13", "plain"),
         # A reason is not the answer's, another candidate is.
         ("Answer: 5, because 2 + 3 = 5", "5", "plain"),
-        ("#### 42, so she has 42 - 0 left", "42", "hash"),
+        ("Answer: x + 1 = 4, so x = 3", "x + 1 = 4, so x = 3", "plain"),
         ("Answer: 7. Hope this helps!", "7", "plain"),
         ("Answer: 3. No wait, 4.", "3. No wait, 4.", "plain"),
         ("Answer: St. Louis", "St. Louis", "plain"),

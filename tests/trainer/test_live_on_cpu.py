@@ -1,6 +1,10 @@
 """The line that says what a run is doing."""
 
 import inspect
+import os
+import secrets
+import subprocess
+import sys
 
 import pytest
 
@@ -51,10 +55,12 @@ def test_what_hangs_is_named(board, clock):
     board.tell(VERIFIED, 0, 1)
     clock.now = 59
     assert "none ended" not in board.line(60)
+    # Others of its kind that begin do not hide it.
+    board.tell(VERIFIED, 1, 0)
     board.tell(GENERATED, 1, 0)
     clock.now = 100
     line = board.line(60)
-    assert "1 verified and 1 under way (none ended for 100 s)" in line
+    assert "1 verified and 2 under way (none ended for 100 s)" in line
     assert "1 under way;" in line and line.endswith("last sign of life 41 s ago")
 
 
@@ -105,3 +111,43 @@ def test_phases_name_methods_of_verls_trainers():
 
     for name in PHASES:
         assert inspect.isfunction(getattr(PPOTrainer, name)) and name in vars(PhasesMixin)
+
+
+DIES = """
+import ray, sys, threading, time
+from rredcot_verl import live
+
+ray.init(num_cpus=1, include_dashboard=False, _temp_dir=sys.argv[1], log_to_driver=False)
+line = live.LiveLine(0.2)
+line.begin_step(3)
+with line.phase("updating the policy"), live.under_way(live.VERIFIED):
+    time.sleep(1)
+assert line.metrics()["rredcot/silence_seconds/max"] > 0.5
+ray.kill(line._board)
+with line.phase("updating the policy"):
+    live.tell(live.GENERATED, begun=1)
+line.begin_step(4)
+assert line.metrics() == {}
+time.sleep(1)
+assert "rredcot-live" not in [thread.name for thread in threading.enumerate()]
+print("went on")
+"""
+
+
+@pytest.mark.run
+def test_a_run_goes_on_without_its_board(tmp_path, ray_folder):
+    token = tmp_path / "ray_token"
+    token.write_text(secrets.token_hex(32))
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    done = subprocess.run(
+        [sys.executable, "-c", DIES, f"{ray_folder}/r"],
+        env=environment | {"RAY_AUTH_TOKEN_PATH": str(token)},
+        text=True,
+        capture_output=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "went on" in done.stdout
+    assert (
+        "rredcot: step 3, updating the policy for " in done.stdout and "; 0 verified and 1 under way; " in done.stdout
+    )
