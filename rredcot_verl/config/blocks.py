@@ -229,7 +229,8 @@ class SelfValueConfig(Block):
         64,
         ge=1,
         description="rollout: traces sent to the servers at once, per agent loop worker. A server reads four at a "
-        "time; beside 64 responses or more it has one request of theirs under way, and more as fewer are generated.",
+        "time; beside 32 responses it has one request of theirs under way, more as fewer are generated, and one for "
+        "half of the time beside 64.",
     )
 
     @model_validator(mode="after")

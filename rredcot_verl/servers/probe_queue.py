@@ -12,9 +12,10 @@ MAX_TRACES = 4
 """Traces whose probes a server reads at once. A trace begins with one request alone, so it takes several to keep the
 engine busy; of many at once each would lose its prefix to the others between its requests."""
 
-FULL_LOAD = 64
-"""While so many responses or more are generated, probes have one request under way at a time; while half as many are,
-two, and so on: a request delays every response beside it. See docs/results/rollout_scoring.md."""
+FULL_LOAD = 32
+"""While so many responses are generated, probes have one request under way at a time; while half as many are, two, and so
+on; while twice as many, one half of the time: a request delays every response beside it. See
+docs/results/rollout_scoring.md."""
 
 
 class ProbingTimeout(RuntimeError):
@@ -104,6 +105,7 @@ class ProbeQueue:
     def __init__(self, max_requests: int) -> None:
         self._max_requests = max_requests
         self._num_generating = 0
+        self._rests_until = 0.0
         self._requests = Turns(self._request_limit)
         self._traces = Turns(lambda: MAX_TRACES, newest_first=True)
         self._progress = Progress()
@@ -111,6 +113,8 @@ class ProbeQueue:
     def _request_limit(self) -> int:
         if self._num_generating == 0:
             return self._max_requests
+        if self._num_generating > FULL_LOAD and asyncio.get_running_loop().time() < self._rests_until:
+            return 0
         return min(self._max_requests, max(1, FULL_LOAD // self._num_generating))
 
     @contextlib.contextmanager
@@ -127,8 +131,14 @@ class ProbeQueue:
     @contextlib.asynccontextmanager
     async def request(self) -> AsyncIterator[None]:
         """Waits until a request of a probe may be sent, and sends it."""
+        loop = asyncio.get_running_loop()
         async with self._requests.turn():
+            began = loop.time()
             yield
+            rest = (loop.time() - began) * (self._num_generating / FULL_LOAD - 1)
+            if rest > 0:
+                self._rests_until = loop.time() + rest
+                loop.call_at(self._rests_until, self._requests.admit)
         self._progress.made()
 
     async def read(self, read: Callable[[], Awaitable[_T]], timeout_s: float) -> tuple[_T, float]:

@@ -25,32 +25,33 @@ from tests.servers.simulated_engine import Size, Unbounded, lengths_of, simulate
 MAX_REQUESTS = 64
 
 
-def ruled(limit: Callable[[int], int], num_traces: int = MAX_TRACES, newest_first: bool = True) -> ProbeQueue:
-    """A queue with another rule: requests beside so many responses."""
+def waiting(num_traces: int = MAX_TRACES, newest_first: bool = True) -> ProbeQueue:
+    """Our queue with another rule for traces."""
+    queue = ProbeQueue(MAX_REQUESTS)
+    queue._traces = Turns(lambda: num_traces, newest_first)
+    return queue
+
+
+def ruled(limit: Callable[[int], int]) -> ProbeQueue:
+    """A queue with another rule: requests beside so many responses, and no rest."""
 
     class Ruled(ProbeQueue):
         def _request_limit(self) -> int:
             return limit(self._num_generating) if self._num_generating else self._max_requests
 
-    queue = Ruled(MAX_REQUESTS)
-    queue._traces = Turns(lambda: num_traces, newest_first)
-    return queue
-
-
-def ours(generating: int) -> int:
-    """The rule of `ProbeQueue`."""
-    return min(MAX_REQUESTS, max(1, FULL_LOAD // generating))
+    return Ruled(MAX_REQUESTS)
 
 
 RULES: dict[str, Callable[[], ProbeQueue] | None] = {
     "no probes": None,
     "ours": lambda: ProbeQueue(MAX_REQUESTS),
     "ours, probes before responses (priority)": lambda: ProbeQueue(MAX_REQUESTS),
-    "ours, oldest trace first": lambda: ruled(ours, newest_first=False),
-    "ours, one trace": lambda: ruled(ours, 1),
-    "ours, 32 traces": lambda: ruled(ours, 32),
+    "ours, oldest trace first": lambda: waiting(newest_first=False),
+    "ours, one trace": lambda: waiting(1),
+    "ours, 32 traces": lambda: waiting(32),
+    "ours, without rests": lambda: ruled(lambda generating: min(MAX_REQUESTS, max(1, FULL_LOAD // generating))),
     "one for 16 responses": lambda: ruled(lambda generating: max(1, generating // 16)),
-    "four times ours": lambda: ruled(lambda generating: 4 * ours(generating)),
+    "four times ours, without rests": lambda: ruled(lambda generating: max(4, 4 * FULL_LOAD // generating)),
     "when generation is over": lambda: ruled(lambda generating: 0),
     "unbounded: 64 requests, all traces": lambda: Unbounded(MAX_REQUESTS),
     "unbounded, priority": lambda: Unbounded(MAX_REQUESTS),

@@ -17,12 +17,13 @@ from typing import Any
 from rredcot_verl.probes.probe import Probe
 from rredcot_verl.servers import vllm_tree
 from rredcot_verl.servers.client import ProbeReader
-from rredcot_verl.servers.probe_queue import FULL_LOAD, ProbeQueue, Turns
+from rredcot_verl.servers.probe_queue import ProbeQueue, Turns
 from rredcot_verl.servers.probe_requests import parse_probes
 from rredcot_verl.servers.probing_server import ProbingServerMixin
 from rredcot_verl.servers.vllm_requests import read_probes
 
 BLOCK = 16
+LOADED = 64
 FORCED, CLOSING = 10**6, (7, 8)
 
 
@@ -282,7 +283,7 @@ class Outcome:
     """A simulated step.
 
     Attributes:
-        loaded: Until when at least `FULL_LOAD` responses were generated, seconds.
+        loaded: Until when at least `LOADED` responses were generated, seconds.
         generated: When the last response was there, seconds.
         read: When the last probe was read, seconds.
         num_preempted: Rows that the engine put back.
@@ -347,7 +348,7 @@ def simulate(
             await server.generate([trace] * num_prompt, {"max_tokens": length}, f"{trace}")
             outcome.generated = finished = loop.time()
             left.remove(trace)
-            if len(left) >= FULL_LOAD:
+            if len(left) >= LOADED:
                 outcome.loaded = finished
             if make_queue is None:
                 return

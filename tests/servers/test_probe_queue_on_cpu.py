@@ -61,7 +61,7 @@ def test_what_is_cancelled_gives_its_turn_back_once():
     assert run(scenario()) == pytest.approx(10.2)
 
 
-@pytest.mark.parametrize("generating, most", [(0, 30), (1, 30), (4, 16), (32, 2), (33, 1), (64, 1), (1000, 1)])
+@pytest.mark.parametrize("generating, most", [(0, 30), (1, 30), (4, 8), (16, 2), (17, 1), (32, 1), (1000, 1)])
 def test_the_more_is_generated_the_fewer_probes(generating, most):
     under_way = []
 
@@ -80,7 +80,48 @@ def test_the_more_is_generated_the_fewer_probes(generating, most):
             await asyncio.gather(*[one() for _ in range(40)])
 
     run(scenario())
-    assert max(under_way) == most and FULL_LOAD == 64
+    assert max(under_way) == most and FULL_LOAD == 32
+
+
+@pytest.mark.parametrize("generating, seconds", [(32, 4), (64, 7), (128, 13)])
+def test_beyond_full_load_probes_rest(generating, seconds):
+    """One half of the time beside 64, a quarter beside 128; nobody waits for the rest after the last."""
+
+    async def scenario():
+        queue = ProbeQueue(30)
+
+        async def one():
+            async with queue.request():
+                await asyncio.sleep(1)
+
+        with contextlib.ExitStack() as responses:
+            for _ in range(generating):
+                responses.enter_context(queue.generating())
+            await asyncio.gather(*[one() for _ in range(4)])
+            return asyncio.get_running_loop().time()
+
+    assert run(scenario()) == pytest.approx(seconds)
+
+
+def test_a_rest_ends_with_the_load():
+    async def scenario():
+        queue = ProbeQueue(30)
+
+        async def one():
+            async with queue.request():
+                await asyncio.sleep(1)
+
+        with contextlib.ExitStack() as responses:
+            for _ in range(64):
+                responses.enter_context(queue.generating())
+            await one()
+            second = asyncio.ensure_future(one())
+            await asyncio.sleep(0.25)
+            assert not second.done()
+        await second
+        return asyncio.get_running_loop().time()
+
+    assert run(scenario()) == pytest.approx(2.25)
 
 
 def test_the_end_of_a_response_gives_way_to_probes():
@@ -100,7 +141,7 @@ def test_the_end_of_a_response_gives_way_to_probes():
         return begun
 
     begun = run(scenario())
-    assert [begun.count(time) for time in (0.0, 1.0, 100.0)] == [16, 14, 10]
+    assert [begun.count(time) for time in (0.0, 1.0, 100.0, 101.0)] == [8, 22, 8, 2]
 
 
 def test_a_server_that_finishes_something_is_slow_and_one_that_does_not_stands_still():
