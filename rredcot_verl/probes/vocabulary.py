@@ -227,7 +227,7 @@ class Vocabulary:
         return self.words.decode(token_ids)
 
     def offset_of(self, token_ids: Sequence[int], text: str, character: int) -> int:
-        """Index of the token that holds a character of `decode(token_ids)`: the first one that reaches past it.
+        """Index of the token that holds a character of `decode(token_ids)`: the first one that reaches past it for good.
 
         The tokens' own lengths give a guess, which decoded prefixes settle for any tokenizer: decoding is what costs on
         a long response.
@@ -236,7 +236,12 @@ class Vocabulary:
             return len(token_ids)
 
         def reaches(index: int) -> bool:
-            return len(self.decode(token_ids[: index + 1])) > character
+            # Bytes of a character that is not all there, up to three, may be shown as more characters than it will be.
+            for end in range(index + 1, min(index + 4, len(token_ids)) + 1):
+                shown = self.decode(token_ids[:end])
+                if len(shown) <= character or not shown.endswith(_UNKNOWN):
+                    return len(shown) > character
+            return True
 
         known = [self._lengths[i] if i < len(self._lengths) else 0 for i in token_ids]
         guess = min(bisect.bisect_right(list(itertools.accumulate(known)), character), len(token_ids) - 1)
