@@ -227,7 +227,7 @@ class Vocabulary:
         return self.words.decode(token_ids)
 
     def offset_of(self, token_ids: Sequence[int], text: str, character: int) -> int:
-        """Index of the token that holds a character of `decode(token_ids)`: the first one that reaches past it for good.
+        """Index of the token that holds a character of `decode(token_ids)`: the first that reaches past it for good.
 
         The tokens' own lengths give a guess, which decoded prefixes settle for any tokenizer: decoding is what costs on
         a long response.

@@ -1,4 +1,4 @@
-"""Tokenizers of real models, made of files that packages ship: Qwen's and Mistral's byte-level BPE, sentencepiece's BPE.
+"""Tokenizers of real models, made of files that packages ship: Qwen's and Mistral's byte-level BPE, sentencepiece.
 
 `scripts/setup.sh` puts the packages where nothing imports them; only their data are read.
 """
@@ -52,7 +52,7 @@ def tekken() -> PreTrainedTokenizerFast:
 
 @functools.cache
 def sentencepiece() -> PreTrainedTokenizerFast:
-    """Mistral's before, of Llama's kind: every text begins with a space, a newline is a byte, words may be cut by it."""
+    """Mistral's before, of Llama's kind: every text begins with a space, and a newline is a byte."""
     model = import_protobuf().ModelProto.FromString((DATA / "mistral_common/data/tokenizer.model.v1").read_bytes())
     vocab = {piece.piece: number for number, piece in enumerate(model.pieces)}
     return LlamaTokenizer(vocab=vocab, merges=generate_merges(vocab, None))
@@ -63,6 +63,11 @@ ALL = KINDS | REAL
 
 
 @functools.cache
+def tables(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
+    """A tokenizer's tables, which take seconds of a real one; for one `Elicitation` after the other."""
+    return Vocabulary(tokenizer)
+
+
 def vocabulary(kind: str) -> Vocabulary:
-    """The tables of a tokenizer of `ALL`, which take seconds of a real one; for one `Elicitation` after the other."""
-    return Vocabulary(ALL[kind]())
+    """The tables of a tokenizer of `ALL`."""
+    return tables(ALL[kind]())

@@ -16,7 +16,6 @@ from rredcot_verl.probes.values import self_values
 from rredcot_verl.probes.vocabulary import Vocabulary
 from rredcot_verl.servers.client import PROBING_BACKENDS, make_probe_reader
 from tests.passes.table_model import FakeServer, TableModel, utilities
-from tests.probes.real_tokenizers import ALL, vocabulary
 from tests.probes.tiny_tokenizers import KINDS, byte_level, encode, sentencepiece_like, token
 
 PROMPT = "What is 12 + 3?\n"
@@ -24,7 +23,7 @@ THINK = "<think>"
 
 
 def elicitation(kind: str = "byte_level", **block) -> Elicitation:
-    return Elicitation(vocabulary(kind), parse(block))
+    return Elicitation(Vocabulary(KINDS[kind]()), parse(block))
 
 
 def probe_of(asked: Elicitation, prompt: str, response: str, answer: str = "15", name: str = "boxed", boundary=None):
@@ -59,7 +58,7 @@ def texts(tokenizer, probe):
     )
 
 
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["boxed", "hash", "plain"])
 @pytest.mark.parametrize("answer", ["15", "\\frac{1}{2}", "x + 1", "-3", "a, b"])
 @pytest.mark.parametrize("response", ["First, 12 + 3 = 15.", "First, 12 + 3 = 15.\n", f"{THINK}so 3 but", ""])
@@ -147,7 +146,7 @@ def test_where_the_response_opens_its_answer_the_probe_uses_the_same_words(name,
     assert asked.vocabulary.tokenizer.decode(probe.token_ids) == marker
 
 
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name, opened", [("boxed", "so 3 \\boxed{"), ("hash", "so\n####"), ("plain", "so\nAnswer:")])
 def test_after_an_opening_only_the_answer_is_forced(kind, name, opened):
     asked = elicitation(kind)
@@ -253,24 +252,23 @@ def test_an_opening_that_merges_with_the_answer_counts_from_the_merged_token():
     assert given.endswith("\\boxed") and counted == "{\\frac{1}{2}"
 
 
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["boxed", "hash", "plain"])
 def test_the_tokens_that_end_an_answer_are_those_after_which_it_is_found_whatever_follows(kind, name):
     asked = elicitation(kind)
     tokenizer = asked.vocabulary.tokenizer
     probe, _, _ = probe_of(asked, PROMPT, "so 3.", name=name)
-    texts_of = asked.vocabulary.texts
-    found = {texts_of[i] for i in probe.closing_token_ids}
+    found = {tokenizer.decode([i]) for i in probe.closing_token_ids}
     form = asked.formats[name]
     expected = set()
-    for text in texts_of:
+    for text in (tokenizer.decode([i]) for i in range(len(tokenizer))):
         answers = [
             find_answer(f"so\n{form.marker}{form.lead}15{text}{rest}", {name: form}) for rest in ("7}\n", "\\x}\n")
         ]
         if all(answer is not None and canonical(answer.text) == "15" for answer in answers):
             expected.add(text)
     if name != "boxed":
-        expected |= {texts_of[i] for i in asked.vocabulary.end_of_sequence_ids()}
+        expected |= {tokenizer.decode([i]) for i in asked.vocabulary.end_of_sequence_ids()}
     assert found == expected
     assert len(set(probe.closing_token_ids)) == len(probe.closing_token_ids)
     if kind == "byte_level" and name == "boxed":
@@ -566,7 +564,7 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("block", [{}, ENDS])
 @pytest.mark.parametrize("seed", range(5))
 def test_no_sequence_of_tokens_is_part_of_two_probes(kind, block, seed):
