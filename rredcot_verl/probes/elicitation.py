@@ -355,7 +355,8 @@ class Elicitation:
                 together = self._continue_text(text + closing)
                 for way in (token_ids + self._continue_text(closing), together):
                     if way[:given] == token_ids[:given]:
-                        ways[tuple(way[:-1])] = tuple(self.vocabulary.starting_with([self.vocabulary.texts[way[-1]]]))
+                        ends = self.vocabulary.starting_with([self.vocabulary.texts[way[-1]]])
+                        ways[tuple(way[:-1])] = tuple(ends or way[-1:])
         return tuple(ways.items())
 
     def _opened_suffix(self, format_name: str, answer: str) -> _Suffix:

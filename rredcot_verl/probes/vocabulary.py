@@ -15,14 +15,14 @@ from rredcot_verl.probes.words import Words
 
 logger = logging.getLogger(__name__)
 
-_BLANKS = ("\u2581", "\u0120")
-"""How sentencepiece and byte-level vocabularies write a leading blank."""
 _CLOSERS = r"[\"'”’)\]}*_$」』）]*\s*$"
 _MAY_END = re.compile(r"(?:[.!?。！？]|^(?=\S))" + _CLOSERS)
 # What is written must do: "3." may go on as 3.5, "e." as e.g., and an ellipsis in any way.
 _SENTENCE_END = re.compile(r"(?:(?:[^\W\d_]{2}|[^\w\s.!?])(?:\.|[!?]+)|[。！？])" + _CLOSERS)
 _ABBREVIATION = re.compile(r"\b(?:etc|vs|cf|eqs?|figs?|nos?|dr|mrs?|approx|resp)\." + _CLOSERS, re.IGNORECASE)
 _TAIL_CHARACTERS = 24
+_UNKNOWN = "\ufffd"
+"""What decoding shows for the bytes of a character that are not all there."""
 _ENDS_OF_TURNS = ("<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<end_of_turn>", "<|end|>", "<|return|>")
 
 
@@ -30,6 +30,13 @@ def ends_of(*configs: Any) -> list[int]:
     """The tokens that end a sequence by a model's configs, each of which names one, several or none."""
     found = [getattr(config, "eos_token_id", None) for config in configs]
     return sorted({i for ids in found if ids is not None for i in ([ids] if isinstance(ids, int) else ids)})
+
+
+def _texts_in_a_sequence(tokenizer: Any) -> list[str]:
+    """The text that each token adds to one before it: alone, it loses its leading blank in some vocabularies."""
+    before = tokenizer.encode("a", add_special_tokens=False)[-1:]
+    known = tokenizer.decode(before)
+    return [text.removeprefix(known) for text in tokenizer.batch_decode([[*before, i] for i in range(len(tokenizer))])]
 
 
 class Vocabulary:
@@ -46,22 +53,15 @@ class Vocabulary:
     def __init__(self, tokenizer: Any, keywords: Iterable[str] = (), ends: Iterable[int] = ()) -> None:
         self.tokenizer = tokenizer
         self._ends = tuple(ends)
-        self.texts: list[str] = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+        self.texts = _texts_in_a_sequence(tokenizer)
+        """What each token writes after others."""
         self._newline = torch.tensor(["\n" in text for text in self.texts])
-        # A token that stands alone loses its leading blank in some tokenizers; its own name shows it.
-        names = tokenizer.convert_ids_to_tokens(list(range(len(self.texts))))
-        self._written = [
-            " " + text if name.startswith(_BLANKS) and not text[:1].isspace() else text
-            for text, name in zip(self.texts, names, strict=True)
-        ]
         self._last_character: dict[str, Tensor] = {}
         self._holds_character: dict[str, Tensor] = {}
         self._may_end_sentence = torch.tensor([bool(_MAY_END.search(text)) for text in self.texts])
-        self._continues_word = torch.tensor(
-            [text[:1].isalpha() and not name.startswith(_BLANKS) for text, name in zip(self.texts, names, strict=True)]
-        )
+        self._continues_word = torch.tensor([text[:1].isalpha() for text in self.texts])
         self._blank = torch.tensor([not text.strip() for text in self.texts])
-        self._in_order = sorted(self._written)
+        self._in_order = sorted(self.texts)
         self.read_with(ElicitationConfig())
         self._by_first_character: dict[str, list[int]] = {}
         for token_id, text in enumerate(self.texts):
@@ -139,7 +139,7 @@ class Vocabulary:
         """Places of the tokens that hold the last character of each `text` in what is written, whatever follows it."""
         if text[-1] not in self._holds_character:
             # A letter may be spread over tokens that show none of it.
-            shown = (text[-1],) if text.isascii() else (text[-1], "\ufffd")
+            shown = (text[-1],) if text.isascii() else (text[-1], _UNKNOWN)
             self._holds_character[text[-1]] = torch.tensor([any(s in known for s in shown) for known in self.texts])
         ids = torch.tensor(token_ids, dtype=torch.int64)
         places = self._look_up(self._holds_character[text[-1]], ids).nonzero().flatten().tolist()
@@ -150,7 +150,7 @@ class Vocabulary:
             if text in own:
                 return True
             tail = self._tail(token_ids, place, len(text) + len(own))
-            if text not in tail and "\ufffd" not in tail:
+            if text not in tail and _UNKNOWN not in tail:
                 return False
             start = max(0, place - width)
             before, with_it = (self.decode(token_ids[start:end]).count(text) for end in (place, place + 1))
@@ -162,7 +162,7 @@ class Vocabulary:
         """At least the last characters of what is written up to a token."""
         text = ""
         while place >= 0 and len(text) < num_characters:
-            text = (self._written[token_ids[place]] if token_ids[place] < len(self._written) else "") + text
+            text = (self.texts[token_ids[place]] if token_ids[place] < len(self.texts) else "") + text
             place -= 1
         return text
 
@@ -185,11 +185,16 @@ class Vocabulary:
     def starting_with(self, texts: Sequence[str], last: str = "", dropped: str = "") -> list[int]:
         """Ids of all tokens whose text starts with one of `texts`.
 
+        None does where that, or `last`, holds bytes of a character that are not all there: they may be any.
+
         Args:
             texts: What is looked for.
             last: What stands before it.
             dropped: Regular expression of what may stand between the two.
         """
+        texts = [text for text in texts if _UNKNOWN not in last + text]
+        if not texts:
+            return []
         # Every token may start with what is dropped.
         firsts = (
             dict.fromkeys((last or text)[:1] for text in texts) if last or not dropped else self._by_first_character
@@ -222,7 +227,7 @@ class Vocabulary:
         return self.words.decode(token_ids)
 
     def offset_of(self, token_ids: Sequence[int], text: str, character: int) -> int:
-        """Index of the token that holds a character of `decode(token_ids)`: the first one that reaches past it.
+        """Index of the token that holds a character of `decode(token_ids)`: the first that reaches past it for good.
 
         The tokens' own lengths give a guess, which decoded prefixes settle for any tokenizer: decoding is what costs on
         a long response.
@@ -231,7 +236,12 @@ class Vocabulary:
             return len(token_ids)
 
         def reaches(index: int) -> bool:
-            return len(self.decode(token_ids[: index + 1])) > character
+            # Bytes of a character that is not all there, up to three, may be shown as more characters than it will be.
+            for end in range(index + 1, min(index + 4, len(token_ids)) + 1):
+                shown = self.decode(token_ids[:end])
+                if len(shown) <= character or not shown.endswith(_UNKNOWN):
+                    return len(shown) > character
+            return True
 
         known = [self._lengths[i] if i < len(self._lengths) else 0 for i in token_ids]
         guess = min(bisect.bisect_right(list(itertools.accumulate(known)), character), len(token_ids) - 1)

@@ -14,6 +14,7 @@ from rredcot_verl.probes.values import self_values
 from rredcot_verl.probes.vocabulary import Vocabulary, ends_of
 from rredcot_verl.servers.client import make_probe_reader
 from tests.passes.table_model import FakeServer, TableModel, utilities
+from tests.probes.real_tokenizers import REAL, vocabulary
 from tests.probes.tiny_tokenizers import KINDS, byte_level, encode, sentencepiece_like, token, with_tags
 
 OPENING = "\n<answer>"
@@ -128,6 +129,28 @@ def test_what_models_write_between_an_answer_and_the_end_of_its_line_ends_it(kin
     asked = make(tokenizer, format=name)
     (probe, *_) = asked.probes([1], [], [0, 9], [Proposal("15", 1.0)], name)
     assert token(tokenizer, end) in probe.closing_token_ids
+
+
+@pytest.mark.parametrize("kind", REAL)
+def test_the_ends_of_lines_that_real_vocabularies_hold_in_one_token(kind):
+    asked = Elicitation(vocabulary(kind), parse({"elicitation": {"format": "plain"}}))
+    (probe, *_) = asked.probes([1], [], [0, 9], [Proposal("15", 1.0)], "plain")
+    found = {asked.vocabulary.texts[i] for i in probe.closing_token_ids}
+    # A newline is a byte to sentencepiece: it is part of no other token.
+    ends = {"\n"} if kind == "sentencepiece" else {"\n", "\n\n", ".\n", ".\n\n", "$\n", "**\n", "**\n\n"}
+    assert ends <= found
+    assert not {"5\n", ")\n", "}\n"} & found
+
+
+def test_an_end_in_bytes_is_no_other_ones():
+    """The dodo is four bytes to Mistral's sentencepiece; the last of another character ends nothing."""
+    dodo = "\N{DODO}"
+    custom = {"format": "custom", "opening": "\nx: ", "pattern": f"x: (.+?){dodo}", "closing": [dodo]}
+    asked = Elicitation(vocabulary("sentencepiece"), parse({"elicitation": custom}))
+    last = encode(asked.vocabulary.tokenizer, dodo)[-1]
+    probes = asked.probes([1], [], [0, 9], [Proposal("15", 1.0)], "custom")
+    written_out = [probe for probe in probes if len(probe.token_ids) > min(len(each.token_ids) for each in probes)]
+    assert written_out and all(probe.closing_token_ids == (last,) for probe in written_out)
 
 
 def test_a_box_may_end_with_what_is_no_part_of_its_answer():

@@ -11,6 +11,7 @@ from rredcot_verl.core.segmentation import SEGMENTERS, check_online
 from rredcot_verl.probes.cutting import cut, make_trace
 from rredcot_verl.probes.elicitation import Elicitation
 from rredcot_verl.probes.vocabulary import Vocabulary
+from tests.probes.real_tokenizers import ALL, REAL, vocabulary
 from tests.probes.tiny_tokenizers import KINDS, byte_level, encode
 
 PARTS = [
@@ -118,11 +119,13 @@ def test_the_default_on_long_traces():
         assert max(b - a for a, b in itertools.pairwise(found)) / len(ids) < share
 
 
+@pytest.mark.parametrize("kind", ["byte_level", *REAL])
 @pytest.mark.parametrize("method", ["newline", "keyword_entropy"])
-def test_short_budgets_are_cut_after_every_line(method):
+def test_short_budgets_are_cut_after_every_line(kind, method):
     text = "7+5=12\n12-3=9\n9+8=17\n17-2=15\nAnswer: 15"
-    asked = make(method=method, num_segments=18, min_tokens=4)
-    ids = encode(byte_level(), text)
+    config = parse({"segmentation": {"method": method, "num_segments": 18, "min_tokens": 4}})
+    asked = Elicitation(vocabulary(kind), config)
+    ids = encode(ALL[kind](), text)
     texts = [asked.vocabulary.decode(ids[a:b]) for a, b in itertools.pairwise(places(asked, ids, budget=64))]
     assert texts[:4] == ["7+5=12\n", "12-3=9\n", "9+8=17\n", "17-2=15\n"]
     assert "".join(texts[4:]) == "Answer: 15"

@@ -1,5 +1,6 @@
-"""`joint` against the true value of policies that can be enumerated: finite trees of tokens over real tokenizers."""
+"""`joint` against the true value of policies that can be enumerated: finite trees of tokens, also of real models'."""
 
+import functools
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -11,12 +12,16 @@ from rredcot_verl.config.schema import parse
 from rredcot_verl.probes.elicitation import Elicitation
 from rredcot_verl.probes.proposals import Proposal
 from rredcot_verl.probes.values import ProbeScore, self_values
-from rredcot_verl.probes.vocabulary import Vocabulary
-from tests.probes.tiny_tokenizers import byte_level, encode, sentencepiece_like, token
+from tests.probes.real_tokenizers import REAL, tables
+from tests.probes.tiny_tokenizers import byte_level, encode, sentencepiece_like
 
 # As in Qwen's vocabulary: "{\\" and "{-" are single tokens.
 LIKE_QWEN = byte_level(texts=("so \\boxed{-3}.\n", "is \\boxed{\\frac{1}{2}}\n", ":\n", "####\n", "\n\n\n"))
-TOKENIZERS = {"like_qwen": LIKE_QWEN, "sentencepiece_like": sentencepiece_like()}
+TOKENIZERS = {
+    "like_qwen": lambda: LIKE_QWEN,
+    "sentencepiece_like": sentencepiece_like,
+    **REAL,
+}
 BOXED = "\n\nThe final answer is \\boxed{"
 
 
@@ -57,19 +62,31 @@ class TreePolicy:
 
 
 def elicitation(tokenizer, name: str) -> Elicitation:
-    return Elicitation(Vocabulary(tokenizer), parse({"elicitation": {"format": name}}))
+    return Elicitation(tables(tokenizer), parse({"elicitation": {"format": name}}))
 
 
-def naturally(weights: Mapping[str, float]) -> TreePolicy:
+ANCHOR = "1 + 1 = 2"
+
+
+def continued(tokenizer, text: str) -> list[int]:
+    """The tokens of a text that goes on after another."""
+    anchored, whole = encode(tokenizer, ANCHOR), encode(tokenizer, ANCHOR + text)
+    assert whole[: len(anchored)] == anchored
+    return whole[len(anchored) :]
+
+
+def naturally(weights: Mapping[str, float], tokenizer=LIKE_QWEN) -> TreePolicy:
     """A policy that writes texts as the tokenizer does."""
-    return TreePolicy({tuple(encode(LIKE_QWEN, text)): weight for text, weight in weights.items()})
+    return TreePolicy({tuple(continued(tokenizer, text)): weight for text, weight in weights.items()})
 
 
 HALF = "\\frac{1}{2}"
 
 
-def test_the_tokens_that_hold_the_openings_end_and_more_are_there():
-    assert [LIKE_QWEN.decode([token(LIKE_QWEN, text)]) for text in ("{\\", "{-", "}}", "}.\n", ":\n")]
+@pytest.mark.parametrize("kind", ["like_qwen", "qwen"])
+def test_the_tokens_that_hold_the_openings_end_and_more_are_there(kind):
+    texts = tables(TOKENIZERS[kind]()).texts
+    assert {"{\\", "{-", "}}", "}.\n", ":\n"} <= set(texts)
 
 
 @pytest.mark.parametrize("other", [HALF, "-3"])
@@ -101,8 +118,40 @@ def test_spellings_of_an_answer_add_up_to_the_true_value(closing):
 
 
 ANSWERS = ("15", "1", "155", HALF, "-3", "\\dfrac{1}{2}", "{x}", "$15$", "15.", "a, b")
-ENDS = {"boxed": ("}", "}.\n", "}}", "}\n\n"), "hash": ("\n", ".\n", "\n\n", ""), "plain": ("\n", " \n", "\n\n", "")}
-NO_ANSWERS = {"boxed": ("}", "{}"), "hash": ("\n", "# 15\n", "##15\n"), "plain": ("\n", ":\n", ": 15\n")}
+ENDS = {
+    "boxed": ("}", "}.\n", "}}", "}\n\n"),
+    "hash": ("\n", ".\n", "\n\n", ""),
+    "plain": ("\n", " \n", "\n\n", ""),
+    "answer": ("</answer>", " </answer>", "</answer>\n", "\n</answer>"),
+}
+NO_ANSWERS = {
+    "boxed": ("}", "{}"),
+    "hash": ("\n", "# 15\n", "##15\n"),
+    "plain": ("\n", ":\n", ": 15\n"),
+    "answer": ("</answer>", "15</answer >", "15</ answer>", "15< /answer>"),
+}
+
+
+class Pieces:
+    """What the tokens of a vocabulary write after other words."""
+
+    def __init__(self, tokenizer) -> None:
+        self.ids: dict[str, list[int]] = {}
+        anchored = encode(tokenizer, ANCHOR)
+        texts = tokenizer.batch_decode([[*anchored, i] for i in range(len(tokenizer))])
+        for i, text in enumerate(texts):
+            self.ids.setdefault(text.removeprefix(ANCHOR), []).append(i)
+        self.ids.pop("", None)
+        self.beginnings = {text[:end] for text in self.ids for end in range(1, len(text))}
+        self.longest = max(map(len, self.ids))
+
+    def first_of(self, text: str) -> list[tuple[int, str]]:
+        """The tokens with which a text may begin, and what each writes."""
+        starts = (text[:end] for end in range(1, min(self.longest, len(text)) + 1))
+        return [(i, start) for start in starts for i in self.ids.get(start, ())]
+
+
+pieces = functools.cache(Pieces)
 
 
 def random_policy(rng: random.Random, tokenizer, opening: str, name: str) -> TreePolicy:
@@ -110,19 +159,13 @@ def random_policy(rng: random.Random, tokenizer, opening: str, name: str) -> Tre
 
     Half of its sequences go on in any tokens that make up the text, some with other words.
     """
-    anchor, anchored = "1 + 1 = 2", encode(tokenizer, "1 + 1 = 2")
+    anchored, known = encode(tokenizer, ANCHOR), pieces(tokenizer)
 
     def text_of(token_ids: list[int]) -> str:
-        return tokenizer.decode(anchored + token_ids).removeprefix(anchor)
+        return tokenizer.decode(anchored + token_ids).removeprefix(ANCHOR)
 
-    written = [(i, text) for i in range(len(tokenizer)) if (text := text_of([i]))]
-    starts = [
-        place
-        for place in range(len(opening))
-        for _, text in written
-        if text != opening[place:] and text.startswith(opening[place:])
-    ]
-    sure = encode(tokenizer, anchor + opening)[len(anchored) :]
+    starts = [place for place in range(len(opening)) if opening[place:] in known.beginnings]
+    sure = continued(tokenizer, opening)
     while len(text_of(sure)) > min(starts, default=len(opening)):
         sure.pop()
     left = opening[len(text_of(sure)) :]
@@ -130,21 +173,21 @@ def random_policy(rng: random.Random, tokenizer, opening: str, name: str) -> Tre
     for _ in range(24):
         body = rng.choice([answer + rng.choice(ENDS[name]) for answer in ANSWERS] + list(NO_ANSWERS[name]))
         if rng.random() < 0.5:
-            sequence = encode(tokenizer, anchor + opening + body)[len(anchored) :]
+            sequence = continued(tokenizer, opening + body)
         else:
             sequence, rest = sure, "x." if rng.random() < 0.1 else left + body
             while rest:
-                token_id, text = rng.choice([(i, text) for i, text in written if rest.startswith(text)])
+                token_id, text = rng.choice(known.first_of(rest))
                 sequence, rest = [*sequence, token_id], rest[len(text) :]
         weights[(*sequence, tokenizer.eos_token_id)] = rng.random() ** 6
     return TreePolicy(weights)
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-@pytest.mark.parametrize("name", ["boxed", "hash", "plain"])
+@pytest.mark.parametrize("name", ["boxed", "hash", "plain", "answer"])
 @pytest.mark.parametrize("response", ["so 3.", "so 3.\n", "<think>so 3"])
 def test_never_above_the_true_value(kind, name, response):
-    tokenizer, rng = TOKENIZERS[kind], random.Random(f"{name}{response}")
+    tokenizer, rng = TOKENIZERS[kind](), random.Random(f"{name}{response}")
     asked = elicitation(tokenizer, name)
     form, prefix = asked.formats[name], encode(tokenizer, response)
     opening = form.opening + form.lead
@@ -166,13 +209,15 @@ def test_never_above_the_true_value(kind, name, response):
     assert most > 0.3 and positive > 20
 
 
-@pytest.mark.parametrize("name", ["boxed", "hash", "plain"])
-def test_of_texts_as_the_tokenizer_writes_them_it_is_the_true_value(name):
-    rng, asked = random.Random(name), elicitation(LIKE_QWEN, name)
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("name", ["boxed", "hash", "plain", "answer"])
+def test_of_texts_as_the_tokenizer_writes_them_it_is_the_true_value(kind, name):
+    tokenizer, rng = TOKENIZERS[kind](), random.Random(name)
+    asked = elicitation(tokenizer, name)
     form, answers = asked.formats[name], {"15": 1.0, HALF: 1.0, "$15$": 1.0, "-3": 0.5, "155": 0.0}
     for _ in range(20):
         texts = [form.opening + form.lead + text + rng.choice([ENDS[name][0], ENDS[name][2]]) for text in answers]
-        policy = naturally({text: rng.random() for text in texts})
-        value = policy.value(asked, encode(LIKE_QWEN, "so 3."), answers, name)
+        policy = naturally({text: rng.random() for text in texts}, tokenizer)
+        value = policy.value(asked, encode(tokenizer, "so 3."), answers, name)
         utilities = {canonical(text): utility for text, utility in answers.items()}
         assert value == pytest.approx(policy.true_value(asked, form.opening, utilities))

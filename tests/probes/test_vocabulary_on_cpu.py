@@ -1,4 +1,4 @@
-"""Vocabulary tables on two kinds of tokenizers, against decoding token by token."""
+"""Vocabulary tables on tokenizers made on the spot and on those of real models, against decoding token by token."""
 
 import logging
 import random
@@ -7,18 +7,19 @@ import pytest
 import torch
 
 from rredcot_verl.probes.vocabulary import Vocabulary
+from tests.probes.real_tokenizers import ALL, vocabulary
 from tests.probes.tiny_tokenizers import KINDS, TEXTS, byte_level, encode, sentencepiece_like, token
 
 TEXT = "First, 12 + 3 = 15.\n\nWait, let me see, but so 3.\nSo the answer is \\boxed{15}.\n"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_newlines(kind):
-    tokenizer = KINDS[kind]()
+    tokenizer = ALL[kind]()
     ids = encode(tokenizer, TEXT)
     expected = ["\n" in tokenizer.decode([i]) for i in ids]
     assert sum(expected) >= 3
-    assert Vocabulary(tokenizer).newlines(torch.tensor(ids)).tolist() == expected
+    assert vocabulary(kind).newlines(torch.tensor(ids)).tolist() == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -31,7 +32,7 @@ def test_ids_beyond_the_tokenizers_own_mean_nothing(kind):
     assert not vocabulary.sentence_ends(ids).any() and not vocabulary.endings(ids.tolist(), "Answer:")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize(
     "text, expected",
     [
@@ -57,19 +58,19 @@ def test_ids_beyond_the_tokenizers_own_mean_nothing(kind):
     ],
 )
 def test_sentence_ends(kind, text, expected):
-    tokenizer = KINDS[kind]()
+    tokenizer = ALL[kind]()
     ids = encode(tokenizer, "Wait, " + text)
-    assert Vocabulary(tokenizer).sentence_ends(torch.tensor(ids)).tolist()[-1] == expected
+    assert vocabulary(kind).sentence_ends(torch.tensor(ids)).tolist()[-1] == expected
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("marker", ["\\boxed{", "Answer:", "####"])
 def test_endings(kind, marker):
-    tokenizer = KINDS[kind]()
+    tokenizer = ALL[kind]()
     ids = encode(tokenizer, "".join(TEXTS[:4]) + "Answer: Answer 4 \\boxed{\\frac{1}{2}} {4}")
     written = [tokenizer.decode(ids[: n + 1]) for n in range(len(ids))]
     expected = [n for n, text in enumerate(written) if text.endswith(marker)]
-    assert Vocabulary(tokenizer).endings(ids, marker) == expected and expected
+    assert vocabulary(kind).endings(ids, marker) == expected and expected
 
 
 def test_keywords_of_one_token_and_of_several():
@@ -157,41 +158,43 @@ def test_a_keyword_that_cannot_be_written_is_reported_once_and_left_out(caplog):
     assert vocabulary.keyword_spans(torch.tensor(encode(sentencepiece_like(), "3, but 4")))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_offset_of_is_the_first_token_that_reaches_past_a_character(kind):
-    tokenizer = KINDS[kind]()
-    vocabulary = Vocabulary(tokenizer)
+    tokenizer = ALL[kind]()
+    tables = vocabulary(kind)
     texts = [TEXT, *set(TEXTS)]
-    if kind == "byte_level":
-        texts.append("é 日本 \N{GRINNING FACE} \\boxed{1}")
+    if kind != "sentencepiece_like":
+        # Four bytes to sentencepiece, shown as four characters until all are there.
+        texts += ["é 日本 \N{GRINNING FACE} \\boxed{1}", "\N{DODO}\n\N{DODO}\\boxed{1\N{DODO}}"]
     for text in texts:
         ids = [*encode(tokenizer, text), tokenizer.eos_token_id]
-        decoded = vocabulary.decode(ids)
-        ends = [len(vocabulary.decode(ids[: n + 1])) for n in range(len(ids))]
+        decoded = tables.decode(ids)
+        ends = [len(tables.decode(ids[: n + 1])) for n in range(len(ids))]
         for character in range(len(decoded)):
-            by_force = next(n for n, end in enumerate(ends) if end > character)
-            assert vocabulary.offset_of(ids, decoded, character) == by_force
-        assert vocabulary.offset_of(ids, decoded, len(decoded)) == len(ids)
+            by_force = next(n for n in range(len(ends)) if min(ends[n:]) > character)
+            assert tables.offset_of(ids, decoded, character) == by_force
+        assert tables.offset_of(ids, decoded, len(decoded)) == len(ids)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_offset_of_in_long_and_odd_responses(kind):
     """Ids as a policy may sample them: special tokens anywhere, spaces that decoding drops, halves of characters."""
-    tokenizer = KINDS[kind]()
-    vocabulary = Vocabulary(tokenizer)
+    tokenizer = ALL[kind]()
+    tables = vocabulary(kind)
     rng = random.Random(0)
-    letters = [i for i, text in enumerate(vocabulary.texts) if "\ufffd" not in text]
-    broken = [*letters, *encode(tokenizer, "é日本" if kind == "byte_level" else "but"), tokenizer.eos_token_id]
+    letters = [i for i, text in enumerate(tables.texts) if "\ufffd" not in text]
+    halves = encode(tokenizer, "but" if kind == "sentencepiece_like" else "é日本\N{DODO}")
+    broken = [*letters, *halves, tokenizer.eos_token_id]
     for pool in (letters, broken):
         for _ in range(10):
             ids = rng.choices(pool, k=rng.randint(1, 80)) + rng.randint(0, 3) * [tokenizer.eos_token_id]
-            decoded = vocabulary.decode(ids)
-            ends = [len(vocabulary.decode(ids[: n + 1])) for n in range(len(ids))]
+            decoded = tables.decode(ids)
+            ends = [len(tables.decode(ids[: n + 1])) for n in range(len(ids))]
             for character in rng.sample(range(len(decoded)), min(20, len(decoded))):
-                by_force = next(n for n, end in enumerate(ends) if end > character)
-                assert vocabulary.offset_of(ids, decoded, character) == by_force
-            assert vocabulary.offset_of(ids, decoded, len(decoded)) == len(ids)
-    assert vocabulary.offset_of([], "", 0) == 0
+                by_force = next(n for n in range(len(ends)) if min(ends[n:]) > character)
+                assert tables.offset_of(ids, decoded, character) == by_force
+            assert tables.offset_of(ids, decoded, len(decoded)) == len(ids)
+    assert tables.offset_of([], "", 0) == 0
 
 
 def test_offset_of_with_special_tokens_between():
@@ -206,17 +209,19 @@ def test_offset_of_with_special_tokens_between():
     assert vocabulary.decode(ids[: at + 1]).endswith("\\") and "\\" not in vocabulary.decode(ids[:at])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_starting_with_and_special_ids(kind):
-    tokenizer = KINDS[kind]()
-    vocabulary = Vocabulary(tokenizer)
-    texts = [tokenizer.decode([i]) for i in range(len(tokenizer))]
+    tokenizer = ALL[kind]()
+    tables = vocabulary(kind)
+    before = encode(tokenizer, "so")
+    texts = [text.removeprefix("so") for text in tokenizer.batch_decode([[*before, i] for i in range(len(tokenizer))])]
     for starts in (("}", "\n"), ("}",), ("}}", "}."), ("}", "}}"), (" le", " l"), ("never",), ()):
         expected = [i for i, text in enumerate(texts) if text.startswith(starts)]
-        assert sorted(vocabulary.starting_with(starts)) == expected
-    assert vocabulary.special_id("</think>") == token(tokenizer, "</think>")
-    assert vocabulary.special_id("<reasoning>") is None
-    assert tokenizer.eos_token_id in vocabulary.end_of_sequence_ids()
+        assert sorted(tables.starting_with(starts)) == expected
+    if kind in KINDS:
+        assert tables.special_id("</think>") == token(tokenizer, "</think>")
+    assert tables.special_id("<reasoning>") is None
+    assert tokenizer.eos_token_id in tables.end_of_sequence_ids()
 
 
 def test_all_known_ends_of_a_turn():

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from rredcot_verl.config.schema import parse
 from rredcot_verl.probes.elicitation import Elicitation, Proposal
 from rredcot_verl.probes.vocabulary import Vocabulary
+from tests.probes.real_tokenizers import REAL, vocabulary
 from tests.probes.tiny_tokenizers import KINDS, byte_level, encode, harmony, sentencepiece_like, token
 
 TOOL, MODEL = 0, 1
@@ -151,6 +152,25 @@ def test_a_tag_of_several_tokens_is_found_and_closed():
     assert [tokenizer.decode(ids[place + 1 :]) for place in opened] == ["15}"]
     # Until its last letter is written, the tag is none.
     assert "</think>" in forced(asked, ids, closed[0]) and "</think>" not in forced(asked, ids, closed[0] + 1)
+
+
+@pytest.mark.parametrize("kind", REAL)
+def test_a_tag_that_a_real_vocabulary_does_not_have_is_found_and_closed(kind):
+    """Qwen cuts "<think>a" into "<th", "ink", ">a": the tag's end is merged with what follows."""
+    asked = Elicitation(vocabulary(kind), parse({}))
+    tokenizer = asked.vocabulary.tokenizer
+    ids = encode(tokenizer, "<think>a \\boxed{16}\n</think>\n\nSo \\boxed{15}.")
+    assert asked.vocabulary.special_id("<think>") is None
+    assert asked.read(ids).text == "15"
+    opened, (closed,) = asked.landmarks((), ids)
+    assert [tokenizer.decode(ids[place + 1 :]).strip() for place in opened] == ["15}."]
+    assert tokenizer.decode(ids[: closed + 1]).rstrip("\n").endswith("</think>")
+    assert forced(asked, ids, closed).lstrip("\n").startswith("</think>\n\nThe final answer")
+    assert "</think>" not in forced(asked, ids, closed + 1)
+    assert "</think>" in forced(asked, ids, 4)
+    # What a tool wrote is as long in tokens as before, and is read as a line's end.
+    mask = [MODEL] * 4 + [TOOL] * (len(ids) - 5) + [MODEL]
+    assert asked.vocabulary.decode(asked.written(ids, mask)).count("\n") == 1 and asked.read(ids, (), mask) is None
 
 
 @pytest.mark.parametrize("tag", ["<end of thought>", "◁/think▷", "[/思考]"])
