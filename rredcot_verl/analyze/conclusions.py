@@ -15,6 +15,8 @@ QUESTIONS = (
     ("blame_top1", "Finds the first wrong line (top-1)", 1, 2),
 )
 """Measure, question, which way is better, digits."""
+OF_GOLD = ("spearman_v", "spearman_v_within", "spearman_d", "mse")
+"""Those that compare with the truth."""
 
 
 def by_name(results: dict[str, Any]) -> dict[str, Entry]:
@@ -49,7 +51,11 @@ def findings(results: dict[str, Any]) -> list[str]:
     """
     methods = by_name(results)
     sentences = []
+    gold = results["gold"]
+    has_gold = gold["exact"] or gold["num_rollouts"]["max"] > 0
     for name, question, direction, digits in QUESTIONS:
+        if name in OF_GOLD and not has_gold:
+            continue
         known = [entry for entry in cheap(results) if entry["measures"][name]["estimate"] is not None]
         if not known:
             reasons = [entry["measures"][name]["reason"] for entry in results["methods"]]
@@ -65,7 +71,40 @@ def findings(results: dict[str, Any]) -> list[str]:
                 parts.append(f"difference {describe(difference, digits)}")
         parts += _limits(results, name, digits)
         sentences.append(f"{question}: {'; '.join(parts)}.")
-    return [*sentences, *_gradients(results), *_cost(results)]
+    if not has_gold:
+        sentences.append("Agreement with the truth: not measured, as no continuations were drawn and no true values known.")
+    return [*_labels(results), *sentences, *_gradients(results), *_cost(results)]
+
+
+def about_labels(found: dict[str, Any]) -> str:
+    """What the labelled traces are, in sentences."""
+    outcome = "the set says whether a final answer is right"
+    if found["num_verified"]:
+        outcome = f"final answers verified of {found['num_verified']}, else as the set says"
+    return (
+        f"{found['num_traces']} labelled traces of {found['num_groups']} prompts, {number(found['mean_steps'], 1)} steps each: "
+        f"{found['num_wrong']} with a wrong step ({found['num_wrong_solved']} of them with a right final answer), "
+        f"{found['num_right']} without ({found['num_right_failed']} with a wrong final answer); {outcome}. "
+        f"Off-policy: they were written by {', '.join(found['generators']) or 'others'}, not by this model, whose values and "
+        "log-probabilities are those of a reader. Thresholds are chosen for F1 on the other half of the prompts; intervals "
+        "take them as given."
+    )
+
+
+def _labels(results: dict[str, Any]) -> list[str]:
+    found = results.get("labels")
+    if not found:
+        return []
+    known = [entry for entry in found["entries"] if entry["measures"]["f1"]["estimate"] is not None]
+    values = [entry for entry in known if entry["family"] != "rule" and not entry["uses_outcome"]]
+    if not values:
+        return ["Finds the first wrong step: not measured (no values at both kinds of traces)."]
+    best = max(values, key=lambda entry: entry["measures"]["f1"]["estimate"])
+    parts = [f"best is {best['name']} with {describe(best['measures']['f1'], 2)}"]
+    names = (REFERENCE, "chance", "surprisal", "entropy")
+    others = {entry["name"]: entry["measures"]["f1"] for entry in known if entry is not best}
+    parts += [f"{name} {describe(others[name], 2)}" for name in names if name in others]
+    return [f"Finds the first wrong step of labelled traces (ProcessBench's F1): {'; '.join(parts)}."]
 
 
 def _gradients(results: dict[str, Any]) -> list[str]:

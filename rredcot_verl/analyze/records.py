@@ -74,6 +74,24 @@ class TraceRecord(Record):
 
 
 @dataclass(frozen=True)
+class LabelRecord(Record):
+    """The steps of a labelled trace as its set gives them, and which of them is the first wrong one.
+
+    `boundaries` cut the response at the ends of its steps; the end-of-sequence token after them is a segment of its own.
+    """
+
+    FILE = "labels.jsonl"
+    KEY = ("trace",)
+
+    trace: int
+    boundaries: list[int]
+    first_wrong: int | None
+    final_correct: bool | None
+    generator: str
+    entropies: list[float]
+
+
+@dataclass(frozen=True)
 class CuttingRecord(Record):
     """The segments of one trace under one cutting."""
 
@@ -185,6 +203,7 @@ class TraceArrays:
 
 RECORDS: dict[str, type[Record]] = {
     "traces": TraceRecord,
+    "labels": LabelRecord,
     "cuttings": CuttingRecord,
     "rollouts": RolloutRecord,
     "probes": ProbeRecord,
@@ -209,6 +228,7 @@ class Measurements:
     folder: Path
     run: dict[str, Any]
     traces: list[TraceRecord] = field(default_factory=list)
+    labels: list[LabelRecord] = field(default_factory=list)
     cuttings: list[CuttingRecord] = field(default_factory=list)
     rollouts: list[RolloutRecord] = field(default_factory=list)
     probes: list[ProbeRecord] = field(default_factory=list)
