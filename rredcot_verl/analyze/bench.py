@@ -100,9 +100,7 @@ class Bench:
         self._sampler = Sampler(
             policy.model, policy.eos_token_ids, options.temperature, options.seed, max_batch_tokens=options.batch_tokens
         )
-        self._maker = TraceMaker(
-            options, policy, elicitation, self._verifier, line_checker, watch, self._pack_tokens
-        )
+        self._maker = TraceMaker(options, policy, elicitation, self._verifier, line_checker, watch, self._pack_tokens)
         run = describe_run(options, policy, folder, self._layers, identity)
         run["clock"] = "processor time" if watch.counts_processor_time else "wall time"
         self._store = Store(options.out, run)

@@ -78,9 +78,7 @@ class Options:
         "-n", "--group-size", default=8, least=1, metavar="N", help="responses a prompt (default: 8)"
     )
     temperature: float = _flag(default=1.0, type=float, help="sampling temperature (default: 1)")
-    max_response_tokens: int = _flag(
-        least=1, metavar="N", help="longest response (default: 1024; with --labels 32768)"
-    )
+    max_response_tokens: int = _flag(least=1, metavar="N", help="longest response (default: 1024; with --labels 32768)")
     reward_function: str | None = _flag(
         metavar="NAME",
         help="verifier as verl names it: PATH[:FUNCTION] or pkg://MODULE[:FUNCTION]"
@@ -114,7 +112,7 @@ class Options:
     rollouts: int = _flag(
         least=0,
         metavar="N",
-        help="continuations of a state, 0 for none: then nothing is compared with the truth (default: 16; with --labels 0)",
+        help="continuations of a state; 0: none, nor a comparison with the truth (default: 16; with --labels 0)",
     )
     main_rollouts: int | None = _flag(
         least=0, metavar="N", help="the same for states of the main cutting (default: as others)"
@@ -265,7 +263,7 @@ def _check(given: dict[str, Any]) -> None:
     for name in ("rollouts", "main_rollouts"):
         if given[name] is not None and given[name] == 1 and not given["true_values"]:
             raise ValueError(
-                f"--{name.replace('_', '-')} {given[name]}: expected 0 for none or at least 2, or --true-values beside it"
+                f"--{name.replace('_', '-')} {given[name]}: expected 0 for none, at least 2, or --true-values beside it"
             )
     for name in ("gradients", "line_checker"):
         if given["labels"] and given[name]:

@@ -15,6 +15,12 @@ QUESTIONS = (
     ("blame_top1", "Finds the first wrong line (top-1)", 1, 2),
 )
 """Measure, question, which way is better, digits."""
+_OUTCOMES = {
+    "given": "Of {} the set says whether the final answer is right.",
+    "verified": "Of {} the final answer was verified.",
+    "assumed": "Of {} the set does not say whether the final answer is right: it counts as right where no step is "
+    "wrong, so regressions learn from the labels of other prompts.",
+}
 OF_GOLD = ("spearman_v", "spearman_v_within", "spearman_d", "mse")
 """Those that compare with the truth."""
 
@@ -72,22 +78,26 @@ def findings(results: dict[str, Any]) -> list[str]:
         parts += _limits(results, name, digits)
         sentences.append(f"{question}: {'; '.join(parts)}.")
     if not has_gold:
-        sentences.append("Agreement with the truth: not measured, as no continuations were drawn and no true values known.")
+        sentences.append(
+            "Agreement with the truth: not measured, as no continuations were drawn and no true values known."
+        )
     return [*_labels(results), *sentences, *_gradients(results), *_cost(results)]
 
 
 def about_labels(found: dict[str, Any]) -> str:
     """What the labelled traces are, in sentences."""
-    outcome = "the set says whether a final answer is right"
-    if found["num_verified"]:
-        outcome = f"final answers verified of {found['num_verified']}, else as the set says"
+    how = " ".join(_OUTCOMES[name].format(num) for name, num in found["outcomes"].items())
+    steps = number(found["mean_steps"], 1)
+    counts = (
+        f"{found['num_traces']} labelled traces of {found['num_groups']} prompts, {steps} steps each: "
+        f"{found['num_wrong']} with a wrong one ({found['num_wrong_solved']} with a right final answer all the same), "
+        f"{found['num_right']} without ({found['num_right_failed']} with a wrong final answer)."
+    )
+    authors = ", ".join(found["generators"]) or "others"
     return (
-        f"{found['num_traces']} labelled traces of {found['num_groups']} prompts, {number(found['mean_steps'], 1)} steps each: "
-        f"{found['num_wrong']} with a wrong step ({found['num_wrong_solved']} of them with a right final answer), "
-        f"{found['num_right']} without ({found['num_right_failed']} with a wrong final answer); {outcome}. "
-        f"Off-policy: they were written by {', '.join(found['generators']) or 'others'}, not by this model, whose values and "
-        "log-probabilities are those of a reader. Thresholds are chosen for F1 on the other half of the prompts; intervals "
-        "take them as given."
+        f"{counts} {how} Off-policy: they were written by {authors}, not by this model, whose values and "
+        "log-probabilities are those of a reader. Thresholds are chosen for F1 on the other half of the prompts; "
+        "intervals take them as given."
     )
 
 

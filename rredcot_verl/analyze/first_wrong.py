@@ -1,8 +1,8 @@
 """The prediction of the first wrong step of a trace from scores of its steps, and the choice of its threshold.
 
-A step's score is the fall of the value in it, v_{k-1} - v_k, never pinned to the outcome. What is predicted is the first
-step whose score exceeds a threshold, and that no step is wrong where none does. The threshold is chosen for ProcessBench's
-F1 (arXiv 2412.06559); the prediction from values is ours.
+A step's score is the fall of the value in it, v_{k-1} - v_k, never pinned to the outcome. What is predicted is the
+first step whose score exceeds a threshold, and that no step is wrong where none does. The threshold is chosen for
+ProcessBench's F1 (arXiv 2412.06559); the prediction from values is ours.
 """
 
 from dataclasses import dataclass
@@ -53,8 +53,9 @@ def largest_above(scores: Array, first_wrong: Labels) -> Windows:
 def harmonic(wrong: Array, right: Array) -> Array:
     """ProcessBench's F1 of the accuracies on wrong and on right traces; 0 where both are."""
     total = wrong + right
-    f1: Array = np.divide(2 * wrong * right, total, out=np.zeros_like(total), where=total != 0)
-    return np.where(np.isnan(total), np.nan, f1)
+    f1 = np.divide(2 * wrong * right, total, out=np.zeros_like(total), where=total != 0)
+    found: Array = np.where(np.isnan(total), np.nan, f1)
+    return found
 
 
 def choose_threshold(windows: Windows, is_wrong: Mask) -> float:
@@ -82,5 +83,3 @@ def _num_held(windows: Windows, kind: Mask, thresholds: Array) -> Array:
     low, high = np.sort(windows.low[chosen]), np.sort(windows.high[chosen])
     begun, ended = np.searchsorted(low, thresholds, "right"), np.searchsorted(high, thresholds, "right")
     return (begun - ended).astype(np.float64)
-
-

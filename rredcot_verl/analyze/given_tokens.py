@@ -41,9 +41,8 @@ class GivenTokens:
         """
         steps = itertools.pairwise(self.boundaries[:-1])
         means = [float(entropies[start:end].mean()) for start, end in steps]
-        return LabelRecord(
-            self.number, self.boundaries, label.first_wrong, label.final_correct, label.generator, means
-        )
+        outcome = "assumed" if label.is_assumed else "verified" if label.final_correct is None else "given"
+        return LabelRecord(self.number, self.boundaries, label.first_wrong, outcome, label.generator, means)
 
 
 def encode_steps(vocabulary: Vocabulary, response: str, ends: Sequence[int]) -> tuple[list[int], list[int]]:

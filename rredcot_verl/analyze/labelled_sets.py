@@ -4,12 +4,13 @@ Each is a source of given traces. Steps are joined by an empty line, as ProcessB
 response as one text. Traces of one problem are a group.
 """
 
+import bisect
 import importlib
 import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rredcot_verl.data.load import Row, data_files, load_hub, read_file, require
 
 JOIN = "\n\n"
 CHAMP = "champ"
+_PARAGRAPH = re.compile(r"(?<=\S)[^\S\n]*\n[^\S\n]*\n\s*")
 _HUB = re.compile(r"[\w.-]+/[\w.-]+:[\w.-]+")
 _SECTION = re.compile(r"(?:^|\n+)section ?(\d+): ?\n?", re.IGNORECASE)
 
@@ -51,6 +53,18 @@ def read_labelled(source: str, format_name: str, limit: int | None) -> list[Give
         ValueError: The set cannot be read; a malformed row is named with its file, its number and the key.
     """
     groups: dict[str, list[GivenTrace]] = {}
+    for trace in _champ() if _is_champ(source) else _read(source, format_name):
+        groups.setdefault(trace.problem.group, []).append(trace)
+    if not groups:
+        raise ValueError(f"--labels {source}: no traces")
+    return whole_groups(list(groups.values()), limit)
+
+
+def _is_champ(source: str) -> bool:
+    return source == CHAMP and not Path(source).exists()
+
+
+def _read(source: str, format_name: str) -> Iterator[GivenTrace]:
     for where, row in _rows(source):
         if format_name == "auto":
             format_name = _format_of(row, where)
@@ -59,21 +73,15 @@ def read_labelled(source: str, format_name: str, limit: int | None) -> list[Give
             _check(trace)
         except RowError as error:
             raise ValueError(f"{where}: {error} (format {format_name})") from error
-        groups.setdefault(trace.problem.question, []).append(trace)
-    if not groups:
-        raise ValueError(f"--labels {source}: no traces")
-    return whole_groups(list(groups.values()), limit)
+        yield trace
 
 
 def _rows(source: str) -> Iterator[tuple[str, Row]]:
     """Rows with where each stands, for messages; counted from 1, as lines are."""
-    if Path(source).expanduser().exists() or not (source == CHAMP or _HUB.fullmatch(source)):
+    if Path(source).expanduser().exists() or not _HUB.fullmatch(source):
         for file in data_files(source):
             for number, row in enumerate(read_file(file), start=1):
                 yield f"--labels {file}: row {number}", row
-    elif source == CHAMP:
-        for row in _champ_rows():
-            yield f"--labels champ: {row['id']}", row
     else:
         hub_id, _, split = source.partition(":")
         for number, row in enumerate(load_hub(hub_id, None, split), start=1):
@@ -112,9 +120,9 @@ def _make(
     return GivenTrace(_problem(prompt, ground_truth), response, label=label)
 
 
-def _problem(prompt: str, ground_truth: Any) -> Problem:
+def _problem(prompt: str, ground_truth: Any, group: str = "") -> Problem:
     row = {"data_source": "", "reward_model": {"style": "rule", "ground_truth": ground_truth}}
-    return Problem(prompt, prompt, [{"role": "user", "content": prompt}], row)
+    return Problem(group or prompt, prompt, [{"role": "user", "content": prompt}], row)
 
 
 def _text(row: Row, key: str) -> str:
@@ -160,25 +168,23 @@ def _truth(row: Row, key: str) -> bool | None:
 
 def _own(row: Row) -> GivenTrace:
     """Ours: steps, or the response with the offsets where they end."""
-    prompt = _text(row, "prompt")
-    about = {
-        "ground_truth": row.get("ground_truth", row.get("answer")),
-        "final_correct": _truth(row, "final_correct"),
-        "generator": row.get("generator"),
-    }
+    prompt, ground_truth = _text(row, "prompt"), row.get("ground_truth", row.get("answer"))
+    final_correct, generator = _truth(row, "final_correct"), row.get("generator")
     if "steps" in row:
         steps = _texts(row, "steps")
-        return _make(prompt, steps, _index(row, "first_wrong", len(steps)), **about)
+        first_wrong = _index(row, "first_wrong", len(steps))
+        return _make(
+            prompt, steps, first_wrong, ground_truth=ground_truth, final_correct=final_correct, generator=generator
+        )
     response, ends = _text(row, "response"), row.get("step_ends")
-    rising = isinstance(ends, list) and all(isinstance(end, int) for end in ends)
-    if not rising or sorted(set(ends)) != ends or not ends or ends[0] < 1 or ends[-1] != len(response):
+    numbers = isinstance(ends, list) and all(isinstance(end, int) for end in ends)
+    if not isinstance(ends, list) or not numbers or sorted({0, *ends}) != [0, *ends] or ends[-1:] != [len(response)]:
         raise RowError(
             f"'step_ends' is {ends!r}, expected rising offsets in characters, the last the response's length, "
             f"{len(response)}; or 'steps', a list of texts"
         )
-    first_wrong = _index(row, "first_wrong", len(ends))
-    label = Label(tuple(ends), first_wrong, about["final_correct"], str(about["generator"] or ""))
-    return GivenTrace(_problem(prompt, about["ground_truth"]), response, label=label)
+    label = Label(tuple(ends), _index(row, "first_wrong", len(ends)), final_correct, str(generator or ""))
+    return GivenTrace(_problem(prompt, ground_truth), response, label=label)
 
 
 def _process_bench(row: Row) -> GivenTrace:
@@ -212,7 +218,7 @@ def _delta_bench(row: Row) -> GivenTrace:
     steps = _sections(row)
     wrong = row.get("reason_error_section_numbers")
     try:
-        numbers = json.loads(wrong) if isinstance(wrong, str) else wrong
+        numbers: Any = json.loads(wrong) if isinstance(wrong, str) else wrong
         first = min((int(number) - 1 for number in numbers), default=None)
     except (TypeError, ValueError) as error:
         raise RowError(f"'reason_error_section_numbers' is {wrong!r}, expected a list of numbers") from error
@@ -251,6 +257,33 @@ def _numbered(text: str) -> Iterator[tuple[int, re.Match[str]]]:
             following += 1
 
 
+def _champ() -> Iterator[GivenTrace]:
+    """CHAMP (arXiv 2401.06961) as the package champ-dataset ships it: solutions with the span of the first mistake.
+
+    Steps are the paragraphs; the wrong one is that in which the span starts. Final answers are sentences, so that no
+    program tells if they are right: a solution counts as right where no step is wrong.
+    """
+    require("champ_dataset", "champ-dataset")
+    champ = importlib.import_module("champ_dataset")
+    for problem in champ.load("v0").problems.values():
+        for name, annotation in problem.fws_annotations.items():
+            # The prompt differs from name to name: some are given hints.
+            prompt = next(message.text for message in problem.conversations[name].messages if message.role == "User")
+            response, start = annotation.text.rstrip(), annotation.start_idx
+            ends = [*(mark.end() for mark in _PARAGRAPH.finditer(response)), len(response)]
+            label = Label(ends=tuple(ends), first_wrong=None, final_correct=True, generator=name.partition("|")[0])
+            if start is not None:
+                label = replace(label, first_wrong=bisect.bisect_right(ends, start), final_correct=False)
+            given = _problem(prompt, _champ_answers(problem.answer), problem.identifier)
+            yield GivenTrace(given, response, label=replace(label, is_assumed=True))
+
+
+def _champ_answers(answer: str) -> list[str]:
+    """Spellings of an answer such as `C(10, 5), or equivalently 252`, without remarks such as `(i.e., all values)`."""
+    parts = re.split(r",? or (?:equivalently|approximately|an equivalent form such as) ", answer)
+    return [re.sub(r"\s*\(i\.e\..*\)$", "", part).strip() for part in parts]
+
+
 FORMATS = {
     "rredcot": Format(("prompt", "first_wrong"), _own),
     "processbench": Format(("problem", "steps", "label"), _process_bench),
@@ -258,5 +291,3 @@ FORMATS = {
     "deltabench": Format(("question", "reason_error_section_numbers"), _delta_bench),
 }
 """Columns of the sets known, by name."""
-
-

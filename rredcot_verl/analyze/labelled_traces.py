@@ -1,5 +1,6 @@
 """How well the values of every method find the first wrong step of labelled traces, beside rules that read no value."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -74,10 +75,17 @@ class LabelledTraces:
         found: Mask = self.first_wrong >= 0
         return found
 
+    @property
+    def one_of_all(self) -> Array:
+        """`(num_traces,)`, how often a step drawn at random is a given one."""
+        share: Array = 1.0 / np.maximum(self.num_steps, 1)
+        return share
+
     def falls(self, values: Array) -> Array:
         """v_{k-1} - v_k of every step `(num_traces, width)` from v_0 .. v_K in the first columns."""
         after = np.concatenate([values[:, 1:], np.full((len(values), 1), np.nan)], axis=1)
-        return values - after
+        falls: Array = values - after
+        return falls
 
     def entry(
         self,
@@ -93,28 +101,40 @@ class LabelledTraces:
         rows: Mask = np.all(np.isfinite(scores) | ~self.is_step, axis=1)
         scores = np.where(self.is_step, scores, -np.inf)
         windows = windows_of(np.where(rows[:, None], scores, -np.inf), self.first_wrong)
-        thresholds = []
-        for half in (self.in_second, ~self.in_second):
-            part = rows & half
-            chosen = choose_threshold(Windows(windows.low[part], windows.high[part]), self.is_wrong[part])
-            thresholds.append(chosen if part.any() and (rows & ~half).any() else None)
-        if None in thresholds:
-            measured = dict.fromkeys(NAMES, Measured.none(_NO_HALVES if rows.any() else "no values"))
-        else:
-            # The first half has the threshold of the second.
+        halves = (rows & ~self.in_second, rows & self.in_second)
+        if all(half.any() for half in halves):
+            # A half has the threshold of the other one.
+            thresholds = [self._choose(windows, half) for half in halves[::-1]]
             correct = windows.holds(np.where(self.in_second, thresholds[1], thresholds[0])).astype(np.float64)
             measured = self.measure(correct, rows, self._largest(scores))
-        about_chance = self.chance(rows)["f1"]
+        else:
+            thresholds, measured = [], dict.fromkeys(NAMES, Measured.none(_NO_HALVES))
+        return self._row(name, family, about, rows, measured, thresholds, uses_outcome=uses_outcome)
+
+    def _row(
+        self,
+        name: str,
+        family: str,
+        about: str,
+        rows: Mask,
+        measured: dict[str, Measured],
+        thresholds: list[float] | None = None,
+        *,
+        uses_outcome: bool = False,
+    ) -> dict[str, Any]:
         return {
             "name": name,
             "family": family,
             "about": about,
             "uses_outcome": uses_outcome,
             "coverage": float(rows.mean()),
-            "thresholds": None if None in thresholds else thresholds,
+            "thresholds": thresholds or None,
             "measures": intervals(measured),
-            "over_chance": measured["f1"].minus(about_chance).interval(),
+            "over_chance": measured["f1"].minus(self.chance(rows)["f1"]).interval(),
         }
+
+    def _choose(self, windows: Windows, part: Mask) -> float:
+        return choose_threshold(Windows(windows.low[part], windows.high[part]), self.is_wrong[part])
 
     def measure(self, correct: Array, rows: Mask, largest: Array) -> dict[str, Measured]:
         """Each of `NAMES`.
@@ -145,34 +165,23 @@ class LabelledTraces:
     def chance(self, rows: Mask) -> dict[str, Measured]:
         """None with the share of traces of which none is wrong, else any step of the trace."""
         share_right = float((~self.is_wrong)[rows].mean()) if rows.any() else 0.0
-        one = 1 / np.maximum(self.num_steps, 1)
-        return self.measure(np.where(self.is_wrong, (1 - share_right) * one, share_right), rows, one)
+        one = self.one_of_all
+        expected: Array = np.where(self.is_wrong, (1 - share_right) * one, share_right)
+        return self.measure(expected, rows, one)
 
     def rules(self) -> list[dict[str, Any]]:
         """What reads no value: chance, constant answers, surprisal and entropy."""
         everyone, none = np.ones(len(self.first_wrong), dtype=bool), ~self.is_wrong
-        one = 1 / np.maximum(self.num_steps, 1)
-        first, last = self.first_wrong == 0, self.first_wrong == self.num_steps - 1
+        one = self.one_of_all
+        first = (self.first_wrong == 0).astype(np.float64)
+        last = (self.first_wrong == self.num_steps - 1).astype(np.float64)
         fixed = {
             "chance": ("no wrong step as often as there is none, else any step", self.chance(everyone)),
-            "first_step": ("always the first step", self.measure(first * 1.0, everyone, first * 1.0)),
-            "last_step": ("always the last step", self.measure(last * 1.0, everyone, last * 1.0)),
-            "no_step": ("never a wrong step", self.measure(none * 1.0, everyone, one)),
+            "first_step": ("always the first step", self.measure(first, everyone, first)),
+            "last_step": ("always the last step", self.measure(last, everyone, last)),
+            "no_step": ("never a wrong step", self.measure(none.astype(np.float64), everyone, one)),
         }
-        chance = fixed["chance"][1]["f1"]
-        rows = [
-            {
-                "name": name,
-                "family": "rule",
-                "about": about,
-                "uses_outcome": False,
-                "coverage": 1.0,
-                "thresholds": None,
-                "measures": intervals(measured),
-                "over_chance": measured["f1"].minus(chance).interval(),
-            }
-            for name, (about, measured) in fixed.items()
-        ]
+        rows = [self._row(name, "rule", about, everyone, measured) for name, (about, measured) in fixed.items()]
         surprisal = "the step of the largest mean surprisal of its tokens, if above a threshold"
         entropy = "the step of the largest mean entropy before its tokens, if above a threshold"
         return [
@@ -214,7 +223,7 @@ def labelled_results(evidence: Evidence, methods: list[Method]) -> dict[str, Any
         "num_right": int((~is_wrong).sum()),
         "num_wrong_solved": int((is_wrong & ~table.failed).sum()),
         "num_right_failed": int((~is_wrong & table.failed).sum()),
-        "num_verified": sum(record.final_correct is None for record in traces.records),
+        "outcomes": dict(Counter(record.outcome for record in traces.records)),
         "mean_steps": float(traces.num_steps.mean()),
         "generators": generators[:_MOST_GENERATORS],
         "entries": [*traces.rules(), *entries],

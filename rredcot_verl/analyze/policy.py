@@ -140,10 +140,11 @@ class PackedPass:
         """For each trace `(num_tokens - 1,)`, the policy's entropy before each of its tokens but the first, nats."""
         found = []
         for start, trace in zip(self.pack.trace_starts, traces, strict=False):
-            own = self.logits[start : start + len(trace) - 1]
-            parts = own.split(max(1, READ_AT_ONCE // own.shape[1]))
-            # Read from the pass that gave the log-probabilities, some rows at a time, as copies in float32 are made.
-            found.append(torch.cat([Categorical(logits=part.float() / temperature).entropy() for part in parts]).cpu())
+            rows = torch.arange(start, start + len(trace) - 1, device=self.logits.device)
+            # Some rows at a time, as copies in float32 are made.
+            parts: Any = rows.split(max(1, READ_AT_ONCE // self.logits.shape[1]))  # type: ignore[no-untyped-call]
+            of = [Categorical(logits=self.logits[part].float() / temperature) for part in parts]
+            found.append(torch.cat([each.entropy() for each in of]).cpu())  # type: ignore[no-untyped-call]
         return found
 
 
@@ -174,12 +175,12 @@ def run_pack(
 
 
 def default_pack_tokens(policy: Policy) -> int:
-    """Most tokens of a pass without gradients: what half of a GPU's free memory holds of logits, with two copies in float32."""
+    """Most tokens of a pass without gradients: of logits, with two copies in float32, half of a GPU's free memory."""
     if policy.device.type != "cuda":
         return PACK_TOKENS
     free, _ = torch.cuda.mem_get_info(policy.device)
     per_token = policy.model.config.get_text_config(decoder=True).vocab_size * (policy.model.dtype.itemsize + 8)
-    return min(max(PACK_TOKENS, free // 2 // per_token), _MOST_PACK_TOKENS)
+    return int(min(max(PACK_TOKENS, free // 2 // per_token), _MOST_PACK_TOKENS))
 
 
 def split_by_size(sizes: Sequence[int], limit: int) -> list[list[int]]:

@@ -51,12 +51,14 @@ class Label:
         first_wrong: Number of the first wrong step, from 0; None where none is wrong.
         final_correct: Whether its final answer is right; None where it has to be verified.
         generator: Who wrote it; empty where that is not said.
+        is_assumed: The set does not say if the final answer is right: it counts as right where no step is wrong.
     """
 
     ends: tuple[int, ...]
     first_wrong: int | None
     final_correct: bool | None
     generator: str
+    is_assumed: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def read_traces(paths: Sequence[str], data_source: str, limit: int | None) -> li
 
 
 def whole_groups(groups: Sequence[Sequence[GivenTrace]], limit: int | None) -> list[GivenTrace]:
-    """The traces of the first groups, numbered, at most `limit` of them: part of a group would be taken for the group."""
+    """The traces of the first groups, numbered, at most `limit`: a part of a group would be taken for the group."""
     traces = [
         replace(each, problem=replace(each.problem, group=str(number)))
         for number, group in enumerate(groups)

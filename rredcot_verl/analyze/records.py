@@ -77,7 +77,8 @@ class TraceRecord(Record):
 class LabelRecord(Record):
     """The steps of a labelled trace as its set gives them, and which of them is the first wrong one.
 
-    `boundaries` cut the response at the ends of its steps; the end-of-sequence token after them is a segment of its own.
+    `boundaries` cut the response at the ends of its steps; the end-of-sequence token after them is one more segment.
+    `outcome` says how it is known whether the final answer is right: `given`, `verified`, or `assumed` from the label.
     """
 
     FILE = "labels.jsonl"
@@ -86,7 +87,7 @@ class LabelRecord(Record):
     trace: int
     boundaries: list[int]
     first_wrong: int | None
-    final_correct: bool | None
+    outcome: str
     generator: str
     entropies: list[float]
 

@@ -56,8 +56,8 @@ def test_windows_by_hand():
 
 
 def test_the_threshold_is_chosen_for_f1_by_hand():
-    """From 0.2 to 0.3 two of three wrong and one of two right ones: 2 * 2/3 * 1/2 / (7/6) = 4/7. From 0.6 to 0.9 one and
-    two of two: 2 * 1/3 / (4/3) = 1/2; elsewhere less."""
+    """From 0.2 to 0.3 two of three wrong and one of two right ones: 2 * 2/3 * 1/2 / (7/6) = 4/7. From 0.6 to 0.9 one
+    and two of two: 2 * 1/3 / (4/3) = 1/2; elsewhere less."""
     windows = first_above(SCORES, FIRST_WRONG)
     assert choose_threshold(windows, FIRST_WRONG >= 0) == pytest.approx(0.25)
     correct = windows.holds(np.full(5, 0.25))
@@ -81,7 +81,7 @@ def test_the_threshold_is_the_best_of_all():
 
 
 def test_a_flat_method_predicts_what_is_right_more_often():
-    """No threshold has an F1 above 0: of the two predictions, the first step or none, the one with more traces right."""
+    """No threshold has an F1 above 0: of the two predictions, the first step or none, the one that is right more."""
     flat = np.zeros((5, 3))
     for labels, expected in (([0, 0, 0, -1, -1], -0.5), ([0, 1, -1, -1, -1], 0.0)):
         labels = np.array(labels)

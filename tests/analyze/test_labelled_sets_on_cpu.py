@@ -88,31 +88,34 @@ def test_whole_groups_come_first(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "words"),
+    ("good", "change", "words"),
     [
-        (OWN | {"first_wrong": 2}, ["'first_wrong' is 2", "0 .. 1"]),
-        (OWN | {"first_wrong": True}, ["'first_wrong' is True"]),
-        (OWN | {"steps": []}, ["'steps'", "list of texts"]),
-        (OWN | {"steps": "2+3=6"}, ["'steps'", "list of texts"]),
-        (OWN | {"prompt": ""}, ["'prompt'", "expected text"]),
-        (OWN | {"ground_truth": None}, ["reference answer"]),
-        (OWN | {"final_correct": "perhaps"}, ["'final_correct' is 'perhaps'", "true or false"]),
-        (TEXT | {"step_ends": [6, 10]}, ["'step_ends'", "length, 11"]),
-        (TEXT | {"step_ends": [6, 6, 11]}, ["'step_ends'", "rising"]),
-        (PROCESS | {"label": 5}, ["'label' is 5", "-1 where no step is wrong"]),
-        (MISTAKE | {"mistake_index": -1}, ["'mistake_index' is -1"]),
-        (DELTA | {"reason_error_section_numbers": [4]}, ["numbers from 1 to 3"]),
-        (DELTA | {"reason_error_section_numbers": "none"}, ["'reason_error_section_numbers' is 'none'"]),
-        (DELTA | {"sections_content": "we add"}, ["'sections_content'", "section1"]),
-        ({"text": "x"}, ["['text']", "processbench: problem, steps, label"]),
+        (OWN, {"first_wrong": 2}, ["'first_wrong' is 2", "0 .. 1"]),
+        (OWN, {"first_wrong": True}, ["'first_wrong' is True"]),
+        (OWN, {"steps": []}, ["'steps'", "list of texts"]),
+        (OWN, {"steps": "2+3=6"}, ["'steps'", "list of texts"]),
+        (OWN, {"prompt": ""}, ["'prompt'", "expected text"]),
+        (OWN, {"ground_truth": None}, ["reference answer"]),
+        (OWN, {"final_correct": "perhaps"}, ["'final_correct' is 'perhaps'", "true or false"]),
+        (TEXT, {"step_ends": [6, 10]}, ["'step_ends'", "length, 11"]),
+        (TEXT, {"step_ends": [6, 6, 11]}, ["'step_ends'", "rising"]),
+        (PROCESS, {"label": 5}, ["'label' is 5", "-1 where no step is wrong"]),
+        (MISTAKE, {"mistake_index": -1}, ["'mistake_index' is -1"]),
+        (DELTA, {"reason_error_section_numbers": [4]}, ["numbers from 1 to 3"]),
+        (DELTA, {"reason_error_section_numbers": "none"}, ["'reason_error_section_numbers' is 'none'"]),
+        (DELTA, {"sections_content": "we add"}, ["'sections_content'", "section1"]),
     ],
 )
-def test_a_malformed_row_is_named(tmp_path, row, words):
-    good = next((kind for kind in (OWN, PROCESS, MISTAKE, DELTA) if set(kind) & set(row) >= set(list(kind)[:1])), None)
-    rows = [row] if good is None else [good, row]
+def test_a_malformed_row_is_named(tmp_path, good, change, words):
     with pytest.raises(ValueError) as raised:
-        read(tmp_path, *rows)
-    assert all(word in str(raised.value) for word in [*words, f"set.jsonl: row {len(rows)}"]), raised.value
+        read(tmp_path, good, good | change)
+    assert all(word in str(raised.value) for word in [*words, "set.jsonl: row 2"]), raised.value
+
+
+def test_unknown_columns_are_said(tmp_path):
+    with pytest.raises(ValueError) as raised:
+        read(tmp_path, {"text": "x"})
+    assert all(word in str(raised.value) for word in ("row 1", "['text']", "processbench: problem, steps, label"))
 
 
 @pytest.mark.parametrize(
@@ -130,6 +133,42 @@ def test_an_empty_file_has_no_traces(tmp_path):
         read(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def champ():
+    pytest.importorskip("champ_dataset")
+    return read_labelled("champ", "auto", None)
+
+
+def test_champ_as_its_package_ships_it(champ):
+    from champ_dataset import load
+
+    problems = load("v0").problems
+    spans = [
+        (annotation.start_idx, name, problem)
+        for problem in problems.values()
+        for name, annotation in problem.fws_annotations.items()
+    ]
+    assert len(champ) == len(spans) == 540 and len({trace.problem.group for trace in champ}) == 270
+    for trace, (start, name, problem) in zip(champ, spans, strict=True):
+        label, steps = trace.label, steps_of(trace)
+        assert "".join(steps) == trace.response and all(step.strip() for step in steps)
+        assert (label.first_wrong is None) == (start is None) == label.final_correct and label.is_assumed
+        if start is not None:
+            before = sum(map(len, steps[: label.first_wrong]))
+            assert before <= start < before + len(steps[label.first_wrong])
+        assert problem.text in trace.problem.question and name.startswith(label.generator)
+    assert sum(trace.label.first_wrong is None for trace in champ) == 96
+    assert champ[0].problem.ground_truth == ["239"]
+    spellings = [answer for trace in champ for answer in trace.problem.ground_truth]
+    assert "252" in spellings and "C(10, 5)" in spellings and not any("i.e." in answer for answer in spellings)
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install champ-dataset"):
+        read_labelled("champ", "auto", None)
+
+
 VOCABULARY = Vocabulary(make_tokenizer())
 
 
@@ -138,7 +177,6 @@ VOCABULARY = Vocabulary(make_tokenizer())
     [
         ("ab\n\ncd", [4, 6], [4, 6]),
         # Steps without text have a token each, of those around them.
-        ("ab", [0, 0, 2], [1, 2, 2]),
         ("abcd", [0, 0, 4], [1, 2, 4]),
         ("abcd", [4, 4, 4], [2, 3, 4]),
         # What the tokenizer does not know, it does not give back: step after step then.
@@ -146,9 +184,10 @@ VOCABULARY = Vocabulary(make_tokenizer())
     ],
 )
 def test_where_steps_end_in_tokens(response, ends, expected):
-    if response == "ab":
-        with pytest.raises(ValueError, match="3 steps in 2 tokens"):
-            encode_steps(VOCABULARY, response, ends)
-        return
     ids, offsets = encode_steps(VOCABULARY, response, ends)
     assert (len(ids), offsets) == (len(response), expected)
+
+
+def test_more_steps_than_tokens_are_refused():
+    with pytest.raises(ValueError, match="3 steps in 2 tokens"):
+        encode_steps(VOCABULARY, "ab", [0, 0, 2])

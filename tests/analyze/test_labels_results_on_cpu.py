@@ -55,8 +55,8 @@ def _write_trace(folder, number, group, num_steps, wrong, values, rng):
     append(folder, trace)
     append(folder, CuttingRecord(number, LABELS, boundaries, [min(place, len(text)) for place in boundaries]))
     entropies = rng.random(num_steps).tolist()
-    final = None if number % 2 else bool(reward)
-    append(folder, LabelRecord(number, boundaries, wrong, final, "some <model>", entropies))
+    outcome = "verified" if number % 2 else "given"
+    append(folder, LabelRecord(number, boundaries, wrong, outcome, "some <model>", entropies))
     log_probs = [[math.log(value)] for value in values[: num_steps + 1]]
     ones = [[1]] * len(log_probs)
     append(folder, ProbeRecord(number, LABELS, ["5"], [1.0], [True], [False], log_probs, ones, 0.1, 3))
@@ -103,7 +103,7 @@ def test_rules_by_hand(results, tmp_path):
         assert by_name(results)[name]["thresholds"] and by_name(results)[name]["measures"]["f1"]["estimate"] < 0.6
     data = results["labels"]
     assert (data["num_traces"], data["num_groups"], data["num_wrong"]) == (60, 30, len(wrong))
-    assert data["num_verified"] == 30 and data["generators"] == ["some <model>"]
+    assert data["outcomes"] == {"given": 30, "verified": 30} and data["generators"] == ["some <model>"]
     solved = sum(t.reward > 0.5 and t.wrong_from is not None for t in measurements.traces)
     assert data["num_wrong_solved"] == solved > 0 and data["num_right_failed"] == 0
 

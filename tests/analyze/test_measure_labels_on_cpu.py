@@ -53,7 +53,7 @@ def test_labelled_traces_are_measured(place, whole):
     assert wrong.response[wrong.wrong_from : wrong.wrong_to] == "so 1+2=7\n\n"
     label, length = whole.labels[1], len(wrong.response_ids)
     assert label.boundaries == [0, 12, 22, 31, 32] and length == 32
-    assert (label.first_wrong, label.final_correct, label.generator) == (1, False, "a")
+    assert (label.first_wrong, label.outcome, label.generator) == (1, "given", "a")
     # One token a character, so a third of the vocabulary's logarithm is far below what a random policy has.
     assert len(label.entropies) == 3 and all(1.0 < entropy < 5.0 for entropy in label.entropies)
     cutting = next(record for record in whole.cuttings if record.trace == 1)
@@ -75,7 +75,7 @@ def test_results_have_every_kind_of_value(place, whole):
     assert {"chance", "surprisal", "entropy", "joint:reference", "geometric:reference", "vps", "mig"} <= set(found)
     assert {"calibrated", "hidden:0", "hidden:1", "both:0", "both:1"} <= set(found)
     assert found["chance"]["measures"]["right"]["estimate"] == 0.5
-    assert results["run"]["main_cutting"] == "labels" and results["labels"]["num_verified"] == 6
+    assert results["run"]["main_cutting"] == "labels" and results["labels"]["outcomes"] == {"verified": 6, "given": 6}
     for name in ("tables.md", "report.html"):
         assert "first wrong step" in (place / "whole" / name).read_text().lower()
 
@@ -139,7 +139,9 @@ def test_what_does_not_go_together_is_said_before_a_model_is_loaded(place, extra
 
 def test_without_continuations(place, capsys):
     """Of sampled traces: no gold, and the rest of the results, the tables and the page."""
-    (place / "verifier.py").write_text("def compute_score(**kwargs):\n    return float(len(kwargs['solution_str']) % 2)\n")
+    (place / "verifier.py").write_text(
+        "def compute_score(**kwargs):\n    return float(len(kwargs['solution_str']) % 2)\n"
+    )
     arguments = [
         *("--model", str(place / "model"), "--prompts", str(place / "train.parquet"), "--out", str(place / "plain")),
         *("--rollouts", "0", "-n", "3", "--max-response-tokens", "24", "--reward-function", str(place / "verifier.py")),
