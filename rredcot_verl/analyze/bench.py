@@ -154,7 +154,7 @@ class Bench:
                     break
         if self._maker.encoder.num_approximate:
             self._note(f"{self._maker.encoder.num_approximate} prompts were tokenised without a chat template")
-        if given:
+        if given and not options.labels:
             self._note(
                 "the responses were tokenised again from text, so their tokens may not be those that were sampled"
             )

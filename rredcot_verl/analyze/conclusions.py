@@ -3,7 +3,7 @@
 from typing import Any
 
 from rredcot_verl.analyze.estimators import READ, REFERENCE
-from rredcot_verl.pages.text import describe, number
+from rredcot_verl.pages.text import describe, number, percent
 
 Entry = dict[str, Any]
 
@@ -23,6 +23,10 @@ _OUTCOMES = {
 }
 OF_GOLD = ("spearman_v", "spearman_v_within", "spearman_d", "mse")
 """Those that compare with the truth."""
+
+
+FEWEST_COVERED = 0.5
+"""Share of the traces below which a method is not named the best."""
 
 
 def by_name(results: dict[str, Any]) -> dict[str, Entry]:
@@ -46,7 +50,7 @@ def cheap(results: dict[str, Any]) -> list[Entry]:
     return [
         entry
         for entry in shown(results)
-        if entry["family"] not in ("truth", "monte_carlo", "attribution") and entry["coverage"] > 0.5
+        if entry["family"] not in ("truth", "monte_carlo", "attribution") and entry["coverage"] > FEWEST_COVERED
     ]
 
 
@@ -101,12 +105,23 @@ def about_labels(found: dict[str, Any]) -> str:
     )
 
 
+def label_name(entry: dict[str, Any]) -> str:
+    """Name of an entry of `labels` with what sets it apart from the others."""
+    marks = ["knows the outcome"] if entry["uses_outcome"] else []
+    marks += [f"on {percent(entry['coverage'])} of the traces"] if entry["coverage"] < 1 else []
+    return f"{entry['name']} ({', '.join(marks)})" if marks else str(entry["name"])
+
+
 def _labels(results: dict[str, Any]) -> list[str]:
     found = results.get("labels")
     if not found:
         return []
     known = [entry for entry in found["entries"] if entry["measures"]["f1"]["estimate"] is not None]
-    values = [entry for entry in known if entry["family"] != "rule" and not entry["uses_outcome"]]
+    values = [
+        entry
+        for entry in known
+        if entry["family"] != "rule" and not entry["uses_outcome"] and entry["coverage"] > FEWEST_COVERED
+    ]
     if not values:
         return ["Finds the first wrong step: not measured (no values at both kinds of traces)."]
     best = max(values, key=lambda entry: entry["measures"]["f1"]["estimate"])

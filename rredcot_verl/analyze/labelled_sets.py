@@ -84,8 +84,12 @@ def _rows(source: str) -> Iterator[tuple[str, Row]]:
                 yield f"--labels {file}: row {number}", row
     else:
         hub_id, _, split = source.partition(":")
-        for number, row in enumerate(load_hub(hub_id, None, split), start=1):
-            yield f"--labels {source}: row {number}", row
+        try:
+            for number, row in enumerate(load_hub(hub_id, None, split), start=1):
+                yield f"--labels {source}: row {number}", row
+        except ValueError as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"--labels {source}: {reason}; files of it that lie here can be given too") from error
 
 
 def _format_of(row: Row, where: str) -> str:
@@ -241,19 +245,19 @@ def _sections(row: Row) -> list[str]:
         found = [each.get("content", each.get("section")) if isinstance(each, dict) else each for each in sections]
         return _texts({"sections": found}, "sections")
     text = _text(row, "sections_content")
-    marks = [mark for number, mark in _numbered(text)]
+    marks = list(_numbered(text))
     if not marks or text[: marks[0].start()].strip():
         raise RowError(f"'sections_content' is {text[:40]!r}..., expected 'section1: ...', 'section2: ...'")
     ends = [*(mark.start() for mark in marks[1:]), len(text)]
     return [text[mark.end() : end].strip("\n") for mark, end in zip(marks, ends, strict=True)]
 
 
-def _numbered(text: str) -> Iterator[tuple[int, re.Match[str]]]:
+def _numbered(text: str) -> Iterator[re.Match[str]]:
     """The marks that count up from 1: a section may speak of others."""
     following = 1
     for mark in _SECTION.finditer(text):
         if int(mark[1]) == following:
-            yield following, mark
+            yield mark
             following += 1
 
 
@@ -278,10 +282,11 @@ def _champ() -> Iterator[GivenTrace]:
             yield GivenTrace(given, response, label=replace(label, is_assumed=True))
 
 
-def _champ_answers(answer: str) -> list[str]:
+def _champ_answers(answer: str) -> str | list[str]:
     """Spellings of an answer such as `C(10, 5), or equivalently 252`, without remarks such as `(i.e., all values)`."""
     parts = re.split(r",? or (?:equivalently|approximately|an equivalent form such as) ", answer)
-    return [re.sub(r"\s*\(i\.e\..*\)$", "", part).strip() for part in parts]
+    found = [re.sub(r"\s*\(i\.e\..*\)$", "", part).strip() for part in parts]
+    return found[0] if len(found) == 1 else found
 
 
 FORMATS = {

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rredcot_verl.analyze.comparison import IS_THE_GOLD
-from rredcot_verl.analyze.conclusions import label, shown
+from rredcot_verl.analyze.conclusions import label, label_name, shown
 from rredcot_verl.pages.charts import Bin, Guide, Row, forest, reliability
 from rredcot_verl.pages.text import describe, number
 
@@ -136,7 +136,7 @@ def _labels(results: Results) -> list[Panel]:
     chart = forest(rows, guide, x_label=x_label, description=f"{heading}: {x_label}")
     figures = [
         (
-            entry["name"] + (" (knows the outcome)" if entry["uses_outcome"] else ""),
+            label_name(entry),
             *(describe(entry["measures"][name], 3) for name in ("f1", "wrong", "right", "exact", "largest")),
             describe(entry["over_chance"], 3),
             ", ".join(number(threshold, None) for threshold in entry["thresholds"] or ()),

@@ -204,13 +204,13 @@ class TraceArrays:
 
 RECORDS: dict[str, type[Record]] = {
     "traces": TraceRecord,
-    "labels": LabelRecord,
     "cuttings": CuttingRecord,
     "rollouts": RolloutRecord,
     "probes": ProbeRecord,
     "truth": TruthRecord,
     "weights": WeightRecord,
     "costs": CostRecord,
+    "labels": LabelRecord,
 }
 """Kinds of records, by the attribute of `Measurements` that holds them."""
 
@@ -229,13 +229,13 @@ class Measurements:
     folder: Path
     run: dict[str, Any]
     traces: list[TraceRecord] = field(default_factory=list)
-    labels: list[LabelRecord] = field(default_factory=list)
     cuttings: list[CuttingRecord] = field(default_factory=list)
     rollouts: list[RolloutRecord] = field(default_factory=list)
     probes: list[ProbeRecord] = field(default_factory=list)
     truth: list[TruthRecord] = field(default_factory=list)
     weights: list[WeightRecord] = field(default_factory=list)
     costs: list[CostRecord] = field(default_factory=list)
+    labels: list[LabelRecord] = field(default_factory=list)
 
     def where(self, keep: Callable[[Any], bool]) -> "Measurements":
         """The same folder with the records that a condition keeps."""

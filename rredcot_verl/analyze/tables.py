@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rredcot_verl.analyze.conclusions import about_labels, findings, label
+from rredcot_verl.analyze.conclusions import about_labels, findings, label, label_name
 from rredcot_verl.pages.text import describe, number
 
 AGREEMENT = (
@@ -104,10 +104,7 @@ def _labels(results: dict[str, Any]) -> list[str]:
     found = results.get("labels")
     if not found:
         return []
-    entries = [
-        {**entry, "name": f"{entry['name']} (knows the outcome)" if entry["uses_outcome"] else entry["name"]}
-        for entry in found["entries"]
-    ]
+    entries = [{**entry, "name": label_name(entry)} for entry in found["entries"]]
     title, _, *rows = _table("First wrong step of labelled traces", LABELS, entries, "measures")
     return [title, "", about_labels(found), "", *rows]
 

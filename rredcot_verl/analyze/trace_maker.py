@@ -201,7 +201,7 @@ class TraceMaker:
         return GivenTokens(number, given, prompt_ids, response_ids)
 
     def _labelled_tokens(self, given: GivenTrace, label: Label, number: int, prompt_ids: list[int]) -> GivenTokens:
-        """Without tokens where the response is too long; of its own, the token that ends it is a segment."""
+        """Without tokens of the response where they are too many."""
         try:
             ids, ends = encode_steps(self.elicitation.vocabulary, given.response, label.ends)
         except ValueError as error:

@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 
+from rredcot_verl.analyze import labelled_sets
 from rredcot_verl.analyze.given_tokens import encode_steps
 from rredcot_verl.analyze.labelled_sets import read_labelled
 from rredcot_verl.probes.vocabulary import Vocabulary
@@ -158,9 +159,20 @@ def test_champ_as_its_package_ships_it(champ):
             assert before <= start < before + len(steps[label.first_wrong])
         assert problem.text in trace.problem.question and name.startswith(label.generator)
     assert sum(trace.label.first_wrong is None for trace in champ) == 96
-    assert champ[0].problem.ground_truth == ["239"]
-    spellings = [answer for trace in champ for answer in trace.problem.ground_truth]
-    assert "252" in spellings and "C(10, 5)" in spellings and not any("i.e." in answer for answer in spellings)
+    answers = [trace.problem.ground_truth for trace in champ]
+    assert answers[0] == "239" and ["C(10, 5)", "252"] in answers and "100" in answers
+
+
+def test_a_hub_that_cannot_be_reached_is_said(monkeypatch):
+    def load_hub(hub_id, config, split):
+        yield PROCESS
+        raise ValueError(f"hub data set {hub_id!r}, split {split!r}: no way\nGive --source")
+
+    monkeypatch.setattr(labelled_sets, "load_hub", load_hub)
+    with pytest.raises(ValueError) as raised:
+        read_labelled("Qwen/ProcessBench:math", "auto", None)
+    words = ("--labels Qwen/ProcessBench:math", "'Qwen/ProcessBench', split 'math': no way")
+    assert all(word in str(raised.value) for word in words) and "--source" not in str(raised.value)
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch):

@@ -158,6 +158,18 @@ def test_tables_and_page_show_it(results):
     assert "best is" in next(line for line in text.splitlines() if "ProcessBench's F1" in line)
 
 
+def test_methods_that_know_the_outcome_or_lack_traces_are_marked_and_not_named_best(results):
+    changed = json.loads(json.dumps(results))
+    entries = {entry["name"]: entry for entry in changed["labels"]["entries"]}
+    entries["joint:reference"]["uses_outcome"] = True
+    best = entries["vps"]
+    best["coverage"], best["measures"]["f1"]["estimate"] = 0.4, 1.0
+    text = tables.render(changed)
+    assert "| joint:reference (knows the outcome) |" in text and f"| {best['name']} (on 40 % of the traces) |" in text
+    told = next(line for line in text.splitlines() if "ProcessBench's F1" in line)
+    assert "best is joint:reference" not in told and f"best is {best['name']} " not in told
+
+
 def test_with_continuations_monte_carlo_is_judged_too(tmp_path):
     results = evaluate(load(write_world(tmp_path / "m", num_prompts=4, rollouts=True)), num_resamples=5)
     assert "monte_carlo" in by_name(results) and tables.render(results).startswith("# Credit against Monte Carlo")
