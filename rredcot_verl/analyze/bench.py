@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from rredcot_verl.analyze.command_line import Options
 from rredcot_verl.analyze.estimators import HIDDEN, PROBES
+from rredcot_verl.analyze.labelled_sets import read_labelled
 from rredcot_verl.analyze.measured_costs import CostMeasurement
 from rredcot_verl.analyze.measured_gradients import measure_gradients
 from rredcot_verl.analyze.measured_hidden import HiddenStateMeasurement, parse_layers
@@ -16,7 +17,14 @@ from rredcot_verl.analyze.measured_rollouts import RolloutMeasurement
 from rredcot_verl.analyze.measured_truth import TruthMeasurement, load_true_values
 from rredcot_verl.analyze.measured_weights import WeightMeasurement
 from rredcot_verl.analyze.measuring import Context, Measurement, Segments, complete, is_whole, measure_in_blocks
-from rredcot_verl.analyze.policy import check_folder, fingerprint, load_policy, require_packing
+from rredcot_verl.analyze.policy import (
+    PACK_TOKENS,
+    check_folder,
+    default_pack_tokens,
+    fingerprint,
+    load_policy,
+    require_packing,
+)
 from rredcot_verl.analyze.prefix_sampler import Sampler
 from rredcot_verl.analyze.problems import GivenTrace, Problem, read_prompts, read_traces
 from rredcot_verl.analyze.records import Measurements, TraceRecord
@@ -38,7 +46,10 @@ def _read_inputs(options: Options) -> tuple[list[Problem], list[GivenTrace]]:
     """Prompts, one a group, in order; and the traces, where they are given."""
     if options.prompts:
         return read_prompts(options.prompts, options.num_prompts), []
-    given = read_traces(options.traces or [], options.data_source, options.num_traces)
+    if options.labels:
+        given = read_labelled(options.labels, options.labels_format, options.num_traces)
+    else:
+        given = read_traces(options.traces or [], options.data_source, options.num_traces)
     return list({trace.problem.group: trace.problem for trace in given}.values()), given
 
 
@@ -71,13 +82,17 @@ class Bench:
         line_checker = load_line_checker(options.line_checker) if options.line_checker else None
         self._true_value = load_true_values(options.true_values) if options.true_values else None
         self._problems, self._given = _read_inputs(options)
-        _try(self._verifier, self._problems[0])
+        if any(options.num_rollouts) or not self._given or not all(given.is_decided for given in self._given):
+            _try(self._verifier, self._problems[0])
         identity = options.identity(fingerprint(folder))
         check_identity(options.out, identity)
         self._num_asked = len(self._given) or len(self._problems) * options.group_size
         self._budget = Budget(options.budget_s)
         self._policy = policy = load_policy(folder, options.device, options.dtype)
         require_packing(policy)
+        # What keeps gradients needs more room.
+        reads_alone = set(options.measured) <= {PROBES, HIDDEN}
+        self._pack_tokens = options.pack_tokens or (default_pack_tokens(policy) if reads_alone else PACK_TOKENS)
         self._layers = parse_layers(options.layers, policy.num_layers)
         self._watch = watch = Stopwatch(policy.device)
         vocabulary = Vocabulary(policy.tokenizer, options.settings.segmentation.keywords, policy.eos_token_ids)
@@ -85,7 +100,7 @@ class Bench:
         self._sampler = Sampler(
             policy.model, policy.eos_token_ids, options.temperature, options.seed, max_batch_tokens=options.batch_tokens
         )
-        self._maker = TraceMaker(options, policy, elicitation, self._verifier, line_checker, watch)
+        self._maker = TraceMaker(options, policy, elicitation, self._verifier, line_checker, watch, self._pack_tokens)
         run = describe_run(options, policy, folder, self._layers, identity)
         run["clock"] = "processor time" if watch.counts_processor_time else "wall time"
         self._store = Store(options.out, run)
@@ -99,8 +114,14 @@ class Bench:
         try:
             self._make_traces()
             traces = self._traces()
-            options, known = self._options, self._store.records().cuttings
-            segments = Segments(options.cuttings, self._elicitation, options.max_response_tokens, known)
+            options, known = self._options, self._store.records()
+            segments = Segments(
+                options.cuttings,
+                self._elicitation,
+                options.max_response_tokens,
+                known.cuttings,
+                {label.trace: label.boundaries for label in known.labels},
+            )
             complete(self._store, segments, traces)
             measurements = self._measurements(segments, traces)
             measure_in_blocks(self._store, measurements, traces, self._budget)
@@ -120,19 +141,20 @@ class Bench:
         for record in present:
             self._maker.remember(record)
         made: Any = (
-            ((records, []) for records in self._maker.read_given(given, len(present)))
+            self._maker.read_given(given, len(present))
             if given
             else self._maker.sample(self._sampler, self._problems, len(present))
         )
         with tqdm(total=self._num_asked, initial=len(present), desc="traces", unit="trace") as bar:
-            for records, costs in made:
-                store.add([*records, *costs])
+            for records, others in made:
+                # A trace that is there is not made again, so what belongs to it comes first.
+                store.add([*others, *records])
                 bar.update(len(records))
                 if self._budget.seconds is not None and self._budget.spent > _SHARE_OF_TRACES * self._budget.seconds:
                     break
         if self._maker.encoder.num_approximate:
             self._note(f"{self._maker.encoder.num_approximate} prompts were tokenised without a chat template")
-        if given:
+        if given and not options.labels:
             self._note(
                 "the responses were tokenised again from text, so their tokens may not be those that were sampled"
             )
@@ -147,8 +169,12 @@ class Bench:
         groups = {problem.group for problem in self._problems}
         asked = [trace for trace in self._store.records().traces if trace.group in groups]
         traces = [trace for trace in asked if trace.response_ids]
-        if len(traces) < len(asked):
-            self._note(f"{len(asked) - len(traces)} empty responses are left out")
+        num_empty = len(asked) - len(traces)
+        if num_empty:
+            self._num_asked -= num_empty
+            limit = f"--max-response-tokens {self._options.max_response_tokens}"
+            too_long = f"traces of more tokens than the model or {limit} takes"
+            self._note(f"{num_empty} {too_long if self._options.labels else 'empty responses'} are left out")
         return traces
 
     def _measurements(self, segments: Segments, traces: list[TraceRecord]) -> list[Measurement]:
@@ -162,10 +188,12 @@ class Bench:
             {problem.group: problem for problem in self._problems},
             self._maker.answers,
             options.temperature,
-            options.pack_tokens,
+            self._pack_tokens,
             self._watch,
         )
-        probes = ProbeMeasurement(context, traces) if PROBES in options.measured else None
+        probes = None
+        if PROBES in options.measured:
+            probes = ProbeMeasurement(context, traces, leave_own_out=bool(options.labels))
         hidden = HiddenStateMeasurement(context, self._layers, options.dim, options.seed)
         weights = [name for name in options.measured if name not in (PROBES, HIDDEN)]
         found: list[Measurement | None] = [
@@ -181,7 +209,8 @@ class Bench:
             probes,
             *(WeightMeasurement(context, name) for name in weights),
             hidden if HIDDEN in options.measured else None,
-            CostMeasurement(hidden, probes),
+            # Of traces of others nothing is generated that a cost could be compared with.
+            None if options.labels else CostMeasurement(hidden, probes),
         ]
         return [measurement for measurement in found if measurement is not None]
 

@@ -12,10 +12,10 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rredcot_verl.analyze.estimators import ESTIMATORS
-from rredcot_verl.analyze.segmentations import parse_segmentations
+from rredcot_verl.analyze.estimators import ESTIMATORS, FORECASTS
+from rredcot_verl.analyze.labelled_sets import FORMATS
+from rredcot_verl.analyze.segmentations import Rules, parse_segmentations
 from rredcot_verl.analyze.timing import parse_duration
-from rredcot_verl.config.blocks import SegmentationConfig
 from rredcot_verl.config.schema import PREFIX, RREDCoTConfig, parse
 
 
@@ -31,6 +31,12 @@ def _flag(*names: str, default: Any = None, least: int | None = None, **argument
     return dataclasses.field(metadata={"names": names, "least": least, "argument": {"default": default, **argument}})
 
 
+MATH_VERIFIER = "pkg://rredcot_verl.rewards.math:compute_score"
+"""What verifies the final answers of a labelled set that does not say if they are right."""
+_NOT_OF_LABELS = {
+    "gradients": "the policy's gradient is that of its own samples",
+    "line_checker": "the labels say which step is wrong",
+}
 _WORDS: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
 
 
@@ -56,17 +62,27 @@ class Options:
         help="verl's rollout dumps, traces/<step>.jsonl of a run, or JSON lines with prompt, response, ground_truth; "
         "text is tokenised again, which may differ from what was sampled",
     )
+    labels: str | None = _flag(
+        metavar="SET",
+        help="traces whose first wrong step is known: a file or folder, champ (the package champ-dataset), or "
+        "OWNER/NAME:SPLIT on the hub",
+    )
+    labels_format: str = _flag(
+        default="auto", choices=("auto", *FORMATS), help="columns of such a file (default: auto, by its first row)"
+    )
     num_prompts: int = _flag(default=64, least=1, metavar="N", help="prompts sampled from (default: 64)")
-    num_traces: int = _flag(default=512, least=1, metavar="N", help="with --traces: most traces (default: 512)")
+    num_traces: int | None = _flag(
+        least=1, metavar="N", help="with --traces or --labels: most traces (default: 512, and all)"
+    )
     group_size: int = _flag(
         "-n", "--group-size", default=8, least=1, metavar="N", help="responses a prompt (default: 8)"
     )
     temperature: float = _flag(default=1.0, type=float, help="sampling temperature (default: 1)")
-    max_response_tokens: int = _flag(default=1024, least=1, metavar="N", help="longest response (default: 1024)")
+    max_response_tokens: int = _flag(least=1, metavar="N", help="longest response (default: 1024; with --labels 32768)")
     reward_function: str | None = _flag(
         metavar="NAME",
         help="verifier as verl names it: PATH[:FUNCTION] or pkg://MODULE[:FUNCTION]"
-        "; plain or async; default: verl's own, by data_source",
+        "; plain or async; default: verl's own, by data_source; with --labels ours for math",
     )
     reward_options: dict[str, Any] = _flag(
         "--reward-set", **_WORDS, metavar="KEY=VALUE", help="keyword arguments of the verifier"
@@ -83,14 +99,21 @@ class Options:
         "--set", **_WORDS, metavar="KEY=VALUE", help=f"settings under {PREFIX}, e.g. segmentation.min_tokens=4"
     )
     methods: list[str] = _flag(
-        nargs="+", default=list(ESTIMATORS), metavar="METHOD", help=f"of: {', '.join(ESTIMATORS)} (default: all)"
+        nargs="+",
+        metavar="METHOD",
+        help=f"of: {', '.join(ESTIMATORS)} (default: all; with --labels those that do not know the outcome)",
     )
-    cuttings: dict[str, SegmentationConfig] = _flag(
+    cuttings: Rules = _flag(
         nargs="+",
         metavar="METHOD-N",
-        help="ways to cut, the main one first, e.g. keyword_entropy-8 fixed-8 (default: the settings' own and others)",
+        help="ways to cut, the main one first, e.g. keyword_entropy-8 fixed-8 (default: the settings' own and others; "
+        "with --labels these come after the steps of the labels)",
     )
-    rollouts: int = _flag(default=16, least=0, metavar="N", help="continuations of a state (default: 16)")
+    rollouts: int = _flag(
+        least=0,
+        metavar="N",
+        help="continuations of a state; 0: none, nor a comparison with the truth (default: 16; with --labels 0)",
+    )
     main_rollouts: int | None = _flag(
         least=0, metavar="N", help="the same for states of the main cutting (default: as others)"
     )
@@ -115,7 +138,12 @@ class Options:
     device: str = _flag(default="cpu", help="e.g. cpu or cuda:0 (default: cpu)")
     dtype: str = _flag(default="auto", help="float32, bfloat16, float16 or auto: float32 on a CPU, else bfloat16")
     batch_tokens: int = _flag(default=65536, least=1, metavar="N", help="tokens of a sampling batch (default: 65536)")
-    pack_tokens: int = _flag(default=4096, least=1, metavar="N", help="tokens of a forward pass (default: 4096)")
+    pack_tokens: int | None = _flag(
+        least=1,
+        metavar="N",
+        help="tokens of a forward pass (default: 4096; on a GPU, where no method needs gradients, up to 32768 as its "
+        "memory allows)",
+    )
     seed: int = _flag(default=0, least=0, help="of sampling, projections and resampling (default: 0)")
     budget_s: float | None = _flag(
         "--budget", metavar="TIME", help="wall time of measuring, e.g. 30m or 2h (default: none)"
@@ -149,13 +177,14 @@ class Options:
         """What must be equal for two calls to go on with one measurement."""
         # Not the number of prompts: more of them may be added. A trace more would change what its group knows.
         names = (
-            "prompts traces group_size temperature max_response_tokens reward_function "
+            "prompts traces labels group_size temperature max_response_tokens reward_function "
             "data_source line_checker rollouts main_rollouts true_values layers dim dtype seed"
         ).split()
         return {
             "model": model_fingerprint,
             **{name: getattr(self, name) for name in names},
-            "num_traces": self.num_traces if self.traces else None,
+            "num_traces": self.num_traces if self.traces or self.labels else None,
+            "labels_format": self.labels_format if self.labels else None,
             "settings": self.settings.model_dump(mode="json"),
             "cuttings": list(self.cuttings),
             "measured": list(self.measured),
@@ -177,7 +206,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     for name, flag in _FLAGS.items():
-        add = source.add_argument if name in ("prompts", "traces") else parser.add_argument
+        add = source.add_argument if name in ("prompts", "traces", "labels") else parser.add_argument
         names = flag["names"] or (f"--{name.replace('_', '-')}",)
         number: dict[str, Any] = {} if flag["least"] is None else {"type": int}
         add(*names, dest=name, **number, **flag["argument"])
@@ -192,6 +221,7 @@ def read_options(arguments: Sequence[str] | None = None) -> Options:
         SystemExit: argparse's own complaints, and `--help`.
     """
     given = vars(build_parser().parse_args(arguments))
+    given |= {name: value for name, value in _defaults(bool(given["labels"])).items() if given[name] is None}
     _check(given)
     settings = _settings(given["config"], given["settings"])
     unknown = [name for name in given["methods"] if name not in ESTIMATORS]
@@ -204,12 +234,24 @@ def read_options(arguments: Sequence[str] | None = None) -> Options:
     read = {
         "command": "python -m rredcot_verl.analyze " + shlex.join(sys.argv[1:] if arguments is None else arguments),
         "settings": settings,
-        "cuttings": parse_segmentations(given["cuttings"], settings),
+        "cuttings": parse_segmentations(given["cuttings"], settings, labelled=bool(given["labels"])),
         "reward_options": _pairs(given["reward_options"], "--reward-set"),
         "template_options": _pairs(given["template_options"], "--template-set"),
         "budget_s": None if given["budget_s"] is None else parse_duration(given["budget_s"]),
     }
     return Options(**{**given, **read})
+
+
+def _defaults(labelled: bool) -> dict[str, Any]:
+    """What is taken where a flag is not given, and depends on whether the traces are labelled."""
+    if not labelled:
+        return {"num_traces": 512, "max_response_tokens": 1024, "methods": list(ESTIMATORS), "rollouts": 16}
+    return {
+        "max_response_tokens": 32768,
+        "methods": list(FORECASTS),
+        "rollouts": 0,
+        "reward_function": MATH_VERIFIER,
+    }
 
 
 def _check(given: dict[str, Any]) -> None:
@@ -219,10 +261,13 @@ def _check(given: dict[str, Any]) -> None:
     if not given["temperature"] > 0:
         raise ValueError(f"--temperature {given['temperature']}: expected a number above 0")
     for name in ("rollouts", "main_rollouts"):
-        if given[name] is not None and given[name] < (0 if given["true_values"] else 2):
+        if given[name] is not None and given[name] == 1 and not given["true_values"]:
             raise ValueError(
-                f"--{name.replace('_', '-')} {given[name]}: expected at least 2, or --true-values in their place"
+                f"--{name.replace('_', '-')} {given[name]}: expected 0 for none, at least 2, or --true-values beside it"
             )
+    for name in ("gradients", "line_checker"):
+        if given["labels"] and given[name]:
+            raise ValueError(f"--{name.replace('_', '-')} {given[name]}: not with --labels: {_NOT_OF_LABELS[name]}")
     if given["dtype"] not in ("auto", "float32", "bfloat16", "float16"):
         raise ValueError(f"--dtype {given['dtype']}: expected auto, float32, bfloat16 or float16")
     if given["config"] is not None and not given["config"].is_file():

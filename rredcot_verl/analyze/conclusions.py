@@ -3,7 +3,7 @@
 from typing import Any
 
 from rredcot_verl.analyze.estimators import READ, REFERENCE
-from rredcot_verl.pages.text import describe, number
+from rredcot_verl.pages.text import describe, number, percent
 
 Entry = dict[str, Any]
 
@@ -15,6 +15,18 @@ QUESTIONS = (
     ("blame_top1", "Finds the first wrong line (top-1)", 1, 2),
 )
 """Measure, question, which way is better, digits."""
+_OUTCOMES = {
+    "given": "Of {} the set says whether the final answer is right.",
+    "verified": "Of {} the final answer was verified.",
+    "assumed": "Of {} the set does not say whether the final answer is right: it counts as right where no step is "
+    "wrong, so regressions learn from the labels of other prompts.",
+}
+OF_GOLD = ("spearman_v", "spearman_v_within", "spearman_d", "mse")
+"""Those that compare with the truth."""
+
+
+FEWEST_COVERED = 0.5
+"""Share of the traces below which a method is not named the best."""
 
 
 def by_name(results: dict[str, Any]) -> dict[str, Entry]:
@@ -38,7 +50,7 @@ def cheap(results: dict[str, Any]) -> list[Entry]:
     return [
         entry
         for entry in shown(results)
-        if entry["family"] not in ("truth", "monte_carlo", "attribution") and entry["coverage"] > 0.5
+        if entry["family"] not in ("truth", "monte_carlo", "attribution") and entry["coverage"] > FEWEST_COVERED
     ]
 
 
@@ -49,7 +61,11 @@ def findings(results: dict[str, Any]) -> list[str]:
     """
     methods = by_name(results)
     sentences = []
+    gold = results["gold"]
+    has_gold = gold["exact"] or gold["num_rollouts"]["max"] > 0
     for name, question, direction, digits in QUESTIONS:
+        if name in OF_GOLD and not has_gold:
+            continue
         known = [entry for entry in cheap(results) if entry["measures"][name]["estimate"] is not None]
         if not known:
             reasons = [entry["measures"][name]["reason"] for entry in results["methods"]]
@@ -65,7 +81,55 @@ def findings(results: dict[str, Any]) -> list[str]:
                 parts.append(f"difference {describe(difference, digits)}")
         parts += _limits(results, name, digits)
         sentences.append(f"{question}: {'; '.join(parts)}.")
-    return [*sentences, *_gradients(results), *_cost(results)]
+    if not has_gold:
+        sentences.append(
+            "Agreement with the truth: not measured, as no continuations were drawn and no true values known."
+        )
+    return [*_labels(results), *sentences, *_gradients(results), *_cost(results)]
+
+
+def about_labels(found: dict[str, Any]) -> str:
+    """What the labelled traces are, in sentences."""
+    how = " ".join(_OUTCOMES[name].format(num) for name, num in found["outcomes"].items())
+    steps = number(found["mean_steps"], 1)
+    counts = (
+        f"{found['num_traces']} labelled traces of {found['num_groups']} prompts, {steps} steps each: "
+        f"{found['num_wrong']} with a wrong one ({found['num_wrong_solved']} with a right final answer all the same), "
+        f"{found['num_right']} without ({found['num_right_failed']} with a wrong final answer)."
+    )
+    authors = ", ".join(found["generators"]) or "others"
+    return (
+        f"{counts} {how} Off-policy: they were written by {authors}, not by this model, whose values and "
+        "log-probabilities are those of a reader. Thresholds are chosen for F1 on the other half of the prompts; "
+        "intervals take them as given."
+    )
+
+
+def label_name(entry: dict[str, Any]) -> str:
+    """Name of an entry of `labels` with what sets it apart from the others."""
+    marks = ["knows the outcome"] if entry["uses_outcome"] else []
+    marks += [f"on {percent(entry['coverage'])} of the traces"] if entry["coverage"] < 1 else []
+    return f"{entry['name']} ({', '.join(marks)})" if marks else str(entry["name"])
+
+
+def _labels(results: dict[str, Any]) -> list[str]:
+    found = results.get("labels")
+    if not found:
+        return []
+    known = [entry for entry in found["entries"] if entry["measures"]["f1"]["estimate"] is not None]
+    values = [
+        entry
+        for entry in known
+        if entry["family"] != "rule" and not entry["uses_outcome"] and entry["coverage"] > FEWEST_COVERED
+    ]
+    if not values:
+        return ["Finds the first wrong step: not measured (no values at both kinds of traces)."]
+    best = max(values, key=lambda entry: entry["measures"]["f1"]["estimate"])
+    parts = [f"best is {best['name']} with {describe(best['measures']['f1'], 2)}"]
+    names = (REFERENCE, "chance", "surprisal", "entropy")
+    others = {entry["name"]: entry["measures"]["f1"] for entry in known if entry is not best}
+    parts += [f"{name} {describe(others[name], 2)}" for name in names if name in others]
+    return [f"Finds the first wrong step of labelled traces (ProcessBench's F1): {'; '.join(parts)}."]
 
 
 def _gradients(results: dict[str, Any]) -> list[str]:

@@ -50,6 +50,9 @@ _ROWS = (
 ESTIMATORS = {row.name: row for row in _ROWS}
 """By name, `hidden` for the readout; continuations are measured always, as all are compared with them."""
 
+FORECASTS = ("rredcot", "vps", "mig", "vineppo", "hidden")
+"""Estimators whose values do not know the outcome of the trace."""
+
 REFERENCE = "joint:reference"
 """What differences are taken to: the probes as they are."""
 READ = ("hidden:", "both:")

@@ -20,6 +20,7 @@ from rredcot_verl.analyze.estimators import (
     weighed,
 )
 from rredcot_verl.analyze.example_traces import examples
+from rredcot_verl.analyze.labelled_traces import labelled_results
 from rredcot_verl.analyze.method_values import Evidence, Method, from_all_rollouts, group_mean, true_values
 from rredcot_verl.analyze.records import GRADIENTS_FILE, Measurements
 from rredcot_verl.analyze.regressions import regression_methods
@@ -85,6 +86,7 @@ def evaluate(
         "gold": comparison.gold(),
         "chance": comparison.chance(),
         "methods": entries,
+        "labels": labelled_results(evidence, methods),
         "costs": comparison.costs(),
         "gradients": gradients,
         "cuttings": across,
@@ -104,7 +106,7 @@ def all_methods(evidence: Evidence) -> list[Method]:
         notes.append("no weights of segments were measured: no attribution methods")
     rollouts = methods_from(evidence)
     if not rollouts:
-        nothing = "" if table.has_truth else ", and nothing to compare with"
+        nothing = "" if table.has_truth else ", and no truth to compare values with"
         notes.append(f"fewer than two continuations a state: no monte_carlo method{nothing}")
     elif np.median(table.first_rollouts.num_rollouts[table.is_state]) < NUM_ROLLOUTS:
         notes.append(

@@ -20,7 +20,7 @@ from rredcot_verl.analyze.credit_forms import FORMS, GRPO, Form, advantages, unb
 from rredcot_verl.analyze.efficiency import MEASURES, GradientComparison, UnitGradients, nothing
 from rredcot_verl.analyze.estimators import CREDITED, PROBES, REFERENCE, methods_from
 from rredcot_verl.analyze.method_values import Evidence, Method, true_values
-from rredcot_verl.analyze.policy import Policy, split_by_size
+from rredcot_verl.analyze.policy import PACK_TOKENS, Policy, split_by_size
 from rredcot_verl.analyze.records import GRADIENTS_FILE, Measurements, TraceRecord
 from rredcot_verl.analyze.regressions import regression_methods
 from rredcot_verl.analyze.statistics import Array, Resamples
@@ -135,7 +135,7 @@ def measure_gradients(policy: Policy, measurements: Measurements, options: Optio
         return
     cutting, groups = next(iter(options.cuttings)), {trace.group for trace in measurements.traces}
     table = make_table(measurements, cutting, Resamples.draw(len(groups), 0, options.seed))
-    reader = GradientReader(policy, options.temperature, options.pack_tokens, options.seed)
+    reader = GradientReader(policy, options.temperature, options.pack_tokens or PACK_TOKENS, options.seed)
     found = compare_forms(
         reader,
         table,

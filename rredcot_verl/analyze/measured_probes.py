@@ -40,11 +40,12 @@ class ProbeMeasurement(Measurement):
     Args:
         context: What the measurements share.
         traces: All traces: a group knows the answers of all its traces.
+        leave_own_out: Force no answer after a trace that it alone gave: it tells how the trace ends.
     """
 
     name = "probes"
 
-    def __init__(self, context: Context, traces: Sequence[TraceRecord]) -> None:
+    def __init__(self, context: Context, traces: Sequence[TraceRecord], *, leave_own_out: bool = False) -> None:
         self._context = context
         # References, useful and useless answers of the group.
         block = context.settings.model_dump()
@@ -54,6 +55,16 @@ class ProbeMeasurement(Measurement):
         for trace in traces:
             groups.setdefault(trace.group, []).append(trace)
         self.known = {group: self._known_answers(group, members) for group, members in groups.items()}
+        self._known_after: dict[int, list[KnownAnswer]] = {}
+        if leave_own_out:
+            self._known_after = {
+                trace.trace: self._known_answers(group, [other for other in members if other is not trace])
+                for group, members in groups.items()
+                for trace in members
+            }
+
+    def _known_to(self, trace: TraceRecord) -> list[KnownAnswer]:
+        return self._known_after.get(trace.trace, self.known[trace.group])
 
     def _known_answers(self, group: str, members: Sequence[TraceRecord]) -> list[KnownAnswer]:
         """In the order in which the plugin takes them; none where no useful one is known, as in training."""
@@ -82,7 +93,7 @@ class ProbeMeasurement(Measurement):
         """See `Measurement`. A trace without a useful answer that can be forced has empty records."""
         for cutting in dict.fromkeys(unit.cutting for unit in units):
             traces = [unit.trace for unit in units if unit.cutting == cutting]
-            plans = [self._plan(trace, cutting, self.known[trace.group]) for trace in traces]
+            plans = [self._plan(trace, cutting, self._known_to(trace)) for trace in traces]
             for trace, (known, _) in zip(traces, plans, strict=True):
                 if not _any_useful(known):
                     yield ProbeRecord(trace.trace, cutting, [], [], [], [], [], [], 0.0, 0)
@@ -158,7 +169,7 @@ class ProbeMeasurement(Measurement):
         """What the probes of the references alone cost, which are the plugin's default."""
         probes = []
         for trace in traces:
-            references = [each for each in self.known[trace.group] if each.is_reference]
+            references = [each for each in self._known_to(trace) if each.is_reference]
             main = self._context.segments.main
             probes.append(self._plan(trace, main, references)[1] if references else [])
         for part in self._context.packs([len(trace.token_ids) for trace in traces]):

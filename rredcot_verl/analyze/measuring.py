@@ -123,26 +123,29 @@ class Segments(Measurement):
     """The boundaries of the traces under every cutting; the first measurement, which the others ask.
 
     Args:
-        rules: How to cut, by name; the first one is the main one.
+        rules: How to cut, by name, None where `given` says; the first one is the main one.
         elicitation: Knows the vocabulary.
         budget: Most tokens a response may have.
         known: What was cut already.
+        given: Boundaries that the traces brought, by their numbers.
     """
 
     name = "cuttings"
 
     def __init__(
         self,
-        rules: Mapping[str, SegmentationConfig],
+        rules: Mapping[str, SegmentationConfig | None],
         elicitation: Elicitation,
         budget: int,
         known: Iterable[CuttingRecord] = (),
+        given: Mapping[int, list[int]] | None = None,
     ) -> None:
         self.names = list(rules)
         self.main = self.names[0]
         self._rules = rules
         self._elicitation = elicitation
         self._budget = budget
+        self._given = given or {}
         self._boundaries = {(record.trace, record.cutting): record.boundaries for record in known}
 
     def units(self, trace: TraceRecord) -> list[Unit]:
@@ -154,7 +157,10 @@ class Segments(Measurement):
         decode = self._elicitation.vocabulary.decode
         for unit in units:
             trace, ids, rule = unit.trace, unit.trace.response_ids, self._rules[unit.cutting]
-            places = cut(rule, self._elicitation, trace.prompt_ids, ids, None, trace.log_probs, self._budget)
+            if rule is None:
+                places = self._given[trace.trace]
+            else:
+                places = cut(rule, self._elicitation, trace.prompt_ids, ids, None, trace.log_probs, self._budget)
             self._boundaries[trace.trace, unit.cutting] = places
             yield CuttingRecord(trace.trace, unit.cutting, places, [len(decode(ids[:place])) for place in places])
 

@@ -6,7 +6,7 @@ Its words stand in ``pages/templates/bench.html``; charts are made by `page_pane
 import platform
 from typing import Any
 
-from rredcot_verl.analyze.conclusions import by_name, findings, shown
+from rredcot_verl.analyze.conclusions import about_labels, by_name, findings, shown
 from rredcot_verl.analyze.estimators import REFERENCE
 from rredcot_verl.analyze.page_panels import FAMILIES, Results, all_panels
 from rredcot_verl.pages import html
@@ -74,6 +74,7 @@ def render(results: Results, *, title: str | None = None) -> str:
         reference=REFERENCE,
         families=FAMILIES,
         findings=findings(results),
+        label_text=about_labels(results["labels"]) if results.get("labels") else "",
         has_monte_carlo="monte_carlo" in by_name(results),
         methods=methods,
         panels=all_panels(results),

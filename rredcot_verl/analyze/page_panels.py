@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rredcot_verl.analyze.comparison import IS_THE_GOLD
-from rredcot_verl.analyze.conclusions import label, shown
+from rredcot_verl.analyze.conclusions import label, label_name, shown
 from rredcot_verl.pages.charts import Bin, Guide, Row, forest, reliability
-from rredcot_verl.pages.text import describe
+from rredcot_verl.pages.text import describe, number
 
 Results = dict[str, Any]
 Panel = dict[str, Any]
@@ -55,6 +55,7 @@ def all_panels(results: Results) -> dict[str, list[Panel]]:
         if results["data"]["lines"]["num_counted"]
         else [],
         "gradients": _gradients(results),
+        "labels": _labels(results),
     }
 
 
@@ -117,6 +118,33 @@ def _gradients(results: Results) -> list[Panel]:
         chart = forest(rows, [Guide("GRPO", 1.0)], x_label=x_label, description=f"{heading}: {x_label}")
         panels.append(_with_intervals(heading, chart, rows))
     return panels
+
+
+def _labels(results: Results) -> list[Panel]:
+    """F1 of the methods of the charts and of the rules; below it the figures of all methods."""
+    found = results.get("labels")
+    if not found:
+        return []
+    charted = {entry["name"] for entry in shown(results)}
+    rows = [
+        Row(entry["name"], "baseline" if entry["family"] == "rule" else entry["family"], entry["measures"]["f1"])
+        for entry in found["entries"]
+        if entry["family"] == "rule" or entry["name"] in charted
+    ]
+    guide = _guide("chance", found["entries"][0]["measures"]["f1"])
+    heading, x_label = "First wrong step, or that there is none", "F1 of ProcessBench"
+    chart = forest(rows, guide, x_label=x_label, description=f"{heading}: {x_label}")
+    figures = [
+        (
+            label_name(entry),
+            *(describe(entry["measures"][name], 3) for name in ("f1", "wrong", "right", "exact", "largest")),
+            describe(entry["over_chance"], 3),
+            ", ".join(number(threshold, None) for threshold in entry["thresholds"] or ()),
+        )
+        for entry in found["entries"]
+    ]
+    columns = ("method", "F1", "wrong traces", "right traces", "all", "largest fall", "F1 over chance", "thresholds")
+    return [{"heading": heading, "chart": chart, "columns": columns, "rows": figures}]
 
 
 def _family(results: Results, method: str) -> str:

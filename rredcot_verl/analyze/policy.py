@@ -8,14 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Categorical
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from rredcot_verl.passes.probe_pack import ProbePack
+from rredcot_verl.passes.probe_pack import READ_AT_ONCE, ProbePack
 from rredcot_verl.passes.shared_attention import shared_prefix, why_not_shared
 from rredcot_verl.probes.probe import Probe
 from rredcot_verl.probes.vocabulary import ends_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PACK_TOKENS, _MOST_PACK_TOKENS = 4096, 32768
+"""Tokens of a forward pass unless told otherwise, and at most where a GPU has room for more."""
 
 
 @dataclass
@@ -133,6 +136,17 @@ class PackedPass:
             found.append((scaled.gather(1, targets).squeeze(1) - scaled.logsumexp(1)).cpu())
         return found
 
+    def entropies(self, traces: Sequence[Sequence[int]], temperature: float) -> list[Tensor]:
+        """For each trace `(num_tokens - 1,)`, the policy's entropy before each of its tokens but the first, nats."""
+        found = []
+        for start, trace in zip(self.pack.trace_starts, traces, strict=False):
+            rows = torch.arange(start, start + len(trace) - 1, device=self.logits.device)
+            # Some rows at a time, as copies in float32 are made.
+            parts: Any = rows.split(max(1, READ_AT_ONCE // self.logits.shape[1]))  # type: ignore[no-untyped-call]
+            of = [Categorical(logits=self.logits[part].float() / temperature) for part in parts]
+            found.append(torch.cat([each.entropy() for each in of]).cpu())  # type: ignore[no-untyped-call]
+        return found
+
 
 @torch.no_grad()
 def run_pack(
@@ -158,6 +172,15 @@ def run_pack(
             logits_to_keep=rows.to(device),
         ).logits[0]
     return PackedPass(pack, rows, logits)
+
+
+def default_pack_tokens(policy: Policy) -> int:
+    """Most tokens of a pass without gradients: of logits, with two copies in float32, half of a GPU's free memory."""
+    if policy.device.type != "cuda":
+        return PACK_TOKENS
+    free, _ = torch.cuda.mem_get_info(policy.device)
+    per_token = policy.model.config.get_text_config(decoder=True).vocab_size * (policy.model.dtype.itemsize + 8)
+    return int(min(max(PACK_TOKENS, free // 2 // per_token), _MOST_PACK_TOKENS))
 
 
 def split_by_size(sizes: Sequence[int], limit: int) -> list[list[int]]:

@@ -43,6 +43,25 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Label:
+    """What a labelled set says of a response.
+
+    Attributes:
+        ends: Where its steps end, offsets in characters; the last is its length.
+        first_wrong: Number of the first wrong step, from 0; None where none is wrong.
+        final_correct: Whether its final answer is right; None where it has to be verified.
+        generator: Who wrote it; empty where that is not said.
+        is_assumed: The set does not say if the final answer is right: it counts as right where no step is wrong.
+    """
+
+    ends: tuple[int, ...]
+    first_wrong: int | None
+    final_correct: bool | None
+    generator: str
+    is_assumed: bool = False
+
+
+@dataclass(frozen=True)
 class GivenTrace:
     """A response that was sampled elsewhere, as text.
 
@@ -51,12 +70,19 @@ class GivenTrace:
         response: Its text.
         reward: Its reward, None where it has to be verified.
         truncated: Whether it filled its budget; None where that is not known.
+        label: Which of its steps is wrong, where a labelled set says so.
     """
 
     problem: Problem
     response: str
     reward: float | None = None
     truncated: bool | None = None
+    label: Label | None = None
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether a label says if the final answer is right, so that no verifier is asked."""
+        return self.label is not None and self.label.final_correct is not None
 
 
 def read_prompts(path: str, limit: int) -> list[Problem]:
@@ -83,7 +109,7 @@ def read_prompts(path: str, limit: int) -> list[Problem]:
     return problems
 
 
-def read_traces(paths: Sequence[str], data_source: str, limit: int) -> list[GivenTrace]:
+def read_traces(paths: Sequence[str], data_source: str, limit: int | None) -> list[GivenTrace]:
     """Traces of rollout dumps, at most `limit` of them; a prompt's traces stand together.
 
     Three forms are read: verl's `<step>.jsonl` (`input`, `output`, `gts`, `score`), the credited traces of this package
@@ -92,7 +118,7 @@ def read_traces(paths: Sequence[str], data_source: str, limit: int) -> list[Give
     Args:
         paths: Files or folders.
         data_source: What the verifier is told where a row does not say.
-        limit: Most traces, whole groups first come.
+        limit: Most traces, whole groups first come; None for all.
 
     Raises:
         ValueError: A file cannot be read, or a row has no prompt or no response.
@@ -103,14 +129,20 @@ def read_traces(paths: Sequence[str], data_source: str, limit: int) -> list[Give
             trace = _trace(row, f"{file}: row {number}", data_source)
             key = (str(file), trace.problem.group)
             groups.setdefault(key, []).append(trace)
+    if not groups:
+        raise ValueError(f"{', '.join(paths)}: no traces")
+    return whole_groups(list(groups.values()), limit)
+
+
+def whole_groups(groups: Sequence[Sequence[GivenTrace]], limit: int | None) -> list[GivenTrace]:
+    """The traces of the first groups, numbered, at most `limit`: a part of a group would be taken for the group."""
     traces = [
         replace(each, problem=replace(each.problem, group=str(number)))
-        for number, group in enumerate(groups.values())
+        for number, group in enumerate(groups)
         for each in group
     ]
-    if not traces:
-        raise ValueError(f"{', '.join(paths)}: no traces")
-    # A part of a group would be taken for the group.
+    if limit is None:
+        return traces
     sizes = [sum(1 for _ in group) for _, group in itertools.groupby(traces, key=lambda each: each.problem.group)]
     ends = list(itertools.accumulate(sizes))
     return traces[: max((end for end in ends if end <= limit), default=limit)]

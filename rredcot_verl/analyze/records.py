@@ -74,6 +74,25 @@ class TraceRecord(Record):
 
 
 @dataclass(frozen=True)
+class LabelRecord(Record):
+    """The steps of a labelled trace as its set gives them, and which of them is the first wrong one.
+
+    `boundaries` cut the response at the ends of its steps; the end-of-sequence token after them is one more segment.
+    `outcome` says how it is known whether the final answer is right: `given`, `verified`, or `assumed` from the label.
+    """
+
+    FILE = "labels.jsonl"
+    KEY = ("trace",)
+
+    trace: int
+    boundaries: list[int]
+    first_wrong: int | None
+    outcome: str
+    generator: str
+    entropies: list[float]
+
+
+@dataclass(frozen=True)
 class CuttingRecord(Record):
     """The segments of one trace under one cutting."""
 
@@ -191,6 +210,7 @@ RECORDS: dict[str, type[Record]] = {
     "truth": TruthRecord,
     "weights": WeightRecord,
     "costs": CostRecord,
+    "labels": LabelRecord,
 }
 """Kinds of records, by the attribute of `Measurements` that holds them."""
 
@@ -215,6 +235,7 @@ class Measurements:
     truth: list[TruthRecord] = field(default_factory=list)
     weights: list[WeightRecord] = field(default_factory=list)
     costs: list[CostRecord] = field(default_factory=list)
+    labels: list[LabelRecord] = field(default_factory=list)
 
     def where(self, keep: Callable[[Any], bool]) -> "Measurements":
         """The same folder with the records that a condition keeps."""

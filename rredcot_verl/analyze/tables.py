@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rredcot_verl.analyze.conclusions import findings, label
+from rredcot_verl.analyze.conclusions import about_labels, findings, label, label_name
 from rredcot_verl.pages.text import describe, number
 
 AGREEMENT = (
@@ -22,6 +22,13 @@ POSITIONS = tuple(
 FLUENCY = (("fluency", "fluency"), ("within a trace", "fluency_within"))
 BLAME = (("top-1", "blame_top1"), ("mean rank", "blame_rank"), ("AUC", "blame_auc"))
 GRADIENT = (("efficiency", "efficiency"), ("Adam's progress", "adam"), ("share of GRPO's samples", "samples"))
+LABELS = (
+    ("F1", "f1"),
+    ("wrong traces", "wrong"),
+    ("right traces", "right"),
+    ("all traces", "exact"),
+    ("largest fall", "largest"),
+)
 COST = (
     ("seconds", "seconds"),
     ("tokens", "num_tokens"),
@@ -45,9 +52,11 @@ def render(results: dict[str, Any]) -> str:
         "not known" if gold["noise"] is None else f"{number(gold['noise'], 4)} (values {number(gold['variance'], 3)})"
     )
     told = f"{counts['min']} to {counts['max']} continuations a state, variance of a gold value {noise}"
+    if not counts["max"]:
+        told = "none, as no continuations were drawn"
     told = "the task's true values" if gold["exact"] else told
     lines = [
-        "# Credit against the true values" if gold["exact"] else "# Credit against Monte Carlo",
+        heading(results),
         "",
         f"{data['num_traces']} traces of {data['num_groups']} prompts, {data['num_states']} states, cut by "
         f"`{results['evaluation']['cutting']}`; gold: {told}. In brackets: 95 % bootstrap over prompts, "
@@ -56,6 +65,7 @@ def render(results: dict[str, Any]) -> str:
         *[f"- {sentence}" for sentence in findings(results)],
         "",
     ]
+    lines += _labels(results)
     ceiling = gold["ceiling"]
     limit = {"name": "*gold's noise allows*", "measures": ceiling}
     lines += _table("Agreement with Monte Carlo and the outcome", AGREEMENT, [limit, *methods], "measures")
@@ -80,6 +90,23 @@ def render(results: dict[str, Any]) -> str:
     if results["notes"]:
         lines += ["## Left out", "", *[f"- {note}" for note in results["notes"]], ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def heading(results: dict[str, Any]) -> str:
+    """First line of the document: what credit is compared with."""
+    gold = results["gold"]
+    if gold["exact"]:
+        return "# Credit against the true values"
+    return "# Credit against Monte Carlo" if gold["num_rollouts"]["max"] else "# Credit without continuations"
+
+
+def _labels(results: dict[str, Any]) -> list[str]:
+    found = results.get("labels")
+    if not found:
+        return []
+    entries = [{**entry, "name": label_name(entry)} for entry in found["entries"]]
+    title, _, *rows = _table("First wrong step of labelled traces", LABELS, entries, "measures")
+    return [title, "", about_labels(found), "", *rows]
 
 
 def _table(heading: str, columns: Sequence[tuple[str, str]], entries: Sequence[dict[str, Any]], part: str) -> list[str]:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from rredcot_verl.analyze.command_line import Options
+from rredcot_verl.analyze.given_tokens import GivenTokens, encode_steps
 from rredcot_verl.analyze.policy import Policy, run_pack
 from rredcot_verl.analyze.prefix_sampler import Request, Sampler
-from rredcot_verl.analyze.problems import GivenTrace, Problem
-from rredcot_verl.analyze.records import CostRecord, TraceRecord
+from rredcot_verl.analyze.problems import GivenTrace, Label, Problem
+from rredcot_verl.analyze.records import CostRecord, LabelRecord, TraceRecord
 from rredcot_verl.analyze.timing import Stopwatch
 from rredcot_verl.analyze.verifier import Verifier
 from rredcot_verl.probes.elicitation import Elicitation, ReadAnswer
@@ -18,7 +19,6 @@ from rredcot_verl.report.line_checker import LineChecker
 SAMPLE_STREAM = 0
 """First number of the random streams of traces; that of their continuations is another."""
 _SENTINEL = "rredcot-question"
-_GIVEN_AT_ONCE = 16
 
 
 class PromptEncoder:
@@ -87,6 +87,7 @@ class TraceMaker:
         verifier: Gives the rewards.
         line_checker: Judges lines; None where the task cannot.
         watch: Where seconds go.
+        max_pack_tokens: Most tokens of a forward pass over given traces.
         encoder: Makes prompt tokens.
         num_other_rewards: Given traces whose reward was not what the verifier says.
         answers: What was read of each trace, by number.
@@ -98,6 +99,7 @@ class TraceMaker:
     verifier: Verifier
     line_checker: LineChecker | None
     watch: Stopwatch
+    max_pack_tokens: int
     encoder: PromptEncoder = dataclasses.field(init=False)
     num_other_rewards: int = 0
     answers: dict[int, ReadAnswer | None] = dataclasses.field(default_factory=dict)
@@ -160,7 +162,9 @@ class TraceMaker:
             raise ValueError(f"a prompt of {len(prompt)} tokens leaves no room in a model of {limit} positions")
         return room
 
-    def read_given(self, given: Sequence[GivenTrace], num_present: int) -> Iterator[list[TraceRecord]]:
+    def read_given(
+        self, given: Sequence[GivenTrace], num_present: int
+    ) -> Iterator[tuple[list[TraceRecord], list[LabelRecord]]]:
         """Tokenise and verify given traces; their log-probabilities are computed, as a dump has none.
 
         Args:
@@ -168,15 +172,23 @@ class TraceMaker:
             num_present: How many of them are there.
 
         Yields:
-            Some traces.
+            Some traces, as many as fit a forward pass, and the labels of those that have one.
         """
-        for first in range(num_present, len(given), _GIVEN_AT_ONCE):
-            numbers = range(first, min(first + _GIVEN_AT_ONCE, len(given)))
-            yield [self._read_given(given[number], number) for number in numbers]
+        part: list[GivenTokens] = []
+        for number in range(num_present, len(given)):
+            tokens = self._tokens(given[number], number)
+            if part and sum(map(len, part)) + len(tokens) > self.max_pack_tokens:
+                yield self._read_given(part)
+                part = []
+            part.append(tokens)
+        if part:
+            yield self._read_given(part)
 
-    def _read_given(self, given: GivenTrace, number: int) -> TraceRecord:
+    def _tokens(self, given: GivenTrace, number: int) -> GivenTokens:
         tokenizer = self.policy.tokenizer
         prompt_ids = self.encoder.encode(given.problem)
+        if given.label is not None:
+            return self._labelled_tokens(given, given.label, number, prompt_ids)
         response_ids = list(tokenizer.encode(given.response, add_special_tokens=False))
         if len(response_ids) > self.options.max_response_tokens:
             raise ValueError(
@@ -186,13 +198,55 @@ class TraceMaker:
         if given.truncated is not True and len(response_ids) < self.options.max_response_tokens:
             # Dumps leave it out, and the policy had to write it.
             response_ids.append(tokenizer.eos_token_id)
-        sequence = prompt_ids + response_ids
-        with self.watch.measure("read_traces"):
-            (log_probs,) = run_pack(self.policy.model, [sequence]).log_probs([sequence], self.options.temperature)
-        own = log_probs[len(prompt_ids) - 1 :].tolist()
-        (record,) = self._records(given.problem, number, prompt_ids, [response_ids], [own])
+        return GivenTokens(number, given, prompt_ids, response_ids)
+
+    def _labelled_tokens(self, given: GivenTrace, label: Label, number: int, prompt_ids: list[int]) -> GivenTokens:
+        """Without tokens of the response where they are too many."""
+        try:
+            ids, ends = encode_steps(self.elicitation.vocabulary, given.response, label.ends)
+        except ValueError as error:
+            raise ValueError(f"--labels: trace {number}: {error}") from error
+        limit = self.policy.max_length
+        length = len(ids) + 1
+        if length > self.options.max_response_tokens or (limit is not None and len(prompt_ids) + length > limit):
+            return GivenTokens(number, given, prompt_ids, [])
+        return GivenTokens(number, given, prompt_ids, [*ids, self.policy.tokenizer.eos_token_id], [0, *ends, length])
+
+    def _read_given(self, part: Sequence[GivenTokens]) -> tuple[list[TraceRecord], list[LabelRecord]]:
+        read = [tokens for tokens in part if tokens.response_ids]
+        sequences = [tokens.prompt_ids + tokens.response_ids for tokens in read]
+        log_probs: dict[int, list[float]] = {}
+        labels = []
+        if read:
+            with self.watch.measure("read_traces"):
+                done = run_pack(self.policy.model, sequences)
+                found = done.log_probs(sequences, self.options.temperature)
+                is_labelled = any(tokens.given.label for tokens in read)
+                entropies = done.entropies(sequences, self.options.temperature) if is_labelled else found
+            for tokens, own, entropy in zip(read, found, entropies, strict=True):
+                first = len(tokens.prompt_ids) - 1
+                log_probs[tokens.number] = own[first:].tolist()
+                if tokens.given.label is not None:
+                    labels.append(tokens.label_record(tokens.given.label, entropy[first:]))
+        return [self._given_record(tokens, log_probs.get(tokens.number, [])) for tokens in part], labels
+
+    def _given_record(self, tokens: GivenTokens, log_probs: list[float]) -> TraceRecord:
+        given, label = tokens.given, tokens.given.label
+        reward = None
+        if label is not None and label.final_correct is not None:
+            reward = self.elicitation.config.self_value.reward_range[int(label.final_correct)]
+        elif not tokens.response_ids:
+            # Left out, so it needs no verdict.
+            reward = self.elicitation.config.self_value.reward_range[0]
+        (record,) = self._records(
+            given.problem, tokens.number, tokens.prompt_ids, [tokens.response_ids], [log_probs], reward
+        )
         self.num_other_rewards += given.reward is not None and abs(given.reward - record.reward) > 1e-6
-        return record
+        if label is None or label.first_wrong is None or not tokens.boundaries:
+            return record if label is None else dataclasses.replace(record, lines_checked=True)
+        decode, wrong = self.elicitation.vocabulary.decode, label.first_wrong
+        start, end = (len(decode(tokens.response_ids[: tokens.boundaries[k]])) for k in (wrong, wrong + 1))
+        return dataclasses.replace(record, wrong_from=start, wrong_to=end, lines_checked=True)
 
     def _check_rewards(self, rewards: Sequence[float]) -> None:
         low, high = self.elicitation.config.self_value.reward_range
@@ -210,11 +264,15 @@ class TraceMaker:
         prompt_ids: list[int],
         responses: Sequence[list[int]],
         log_probs: Sequence[list[float]],
+        reward: float | None = None,
     ) -> list[TraceRecord]:
         texts = [self.elicitation.vocabulary.decode(ids) for ids in responses]
-        with self.watch.measure("verify"):
-            rewards = self.verifier.rewards([(problem, text) for text in texts])
-        self._check_rewards(rewards)
+        if reward is None:
+            with self.watch.measure("verify"):
+                rewards = self.verifier.rewards([(problem, text) for text in texts])
+            self._check_rewards(rewards)
+        else:
+            rewards = [reward] * len(texts)
         question = self.encoder.question(problem)
         ground_truth = None if problem.ground_truth is None else str(problem.ground_truth)
         records = []

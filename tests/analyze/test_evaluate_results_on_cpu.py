@@ -46,7 +46,7 @@ def _walk(node, where=""):
 
 def test_holds_what_it_says(results):
     assert results["schema"] == SCHEMA
-    for part in "run evaluation data gold chance methods costs gradients cuttings examples notes".split():
+    for part in "run evaluation data gold chance methods labels costs gradients cuttings examples notes".split():
         assert f"| `{part}` |" in DOCUMENT and part in results
     assert results["data"]["num_traces"] == 96 and results["data"]["num_groups"] == 24
     for entry in results["methods"]:
