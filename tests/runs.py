@@ -63,6 +63,7 @@ def main_ppo(
             "RAY_AUTH_TOKEN_PATH": str(token),
             "PYTHONPATH": str(REPOSITORY),
             "OMP_NUM_THREADS": "1",
+            "RREDCOT_CPU_THREADS": "1",
         }
         | dict(environment or {}),
         cwd=REPOSITORY,

@@ -1,4 +1,4 @@
-"""Starts the gloo process group of a CPU training worker when it is imported there.
+"""Starts the gloo process group of a CPU training worker when it is imported there, and gives it its threads.
 
 Name this module in `actor_rollout_ref.model.external_lib`: verl imports it in each worker just before it starts its
 own group, for which it would ask torch for `cpu:gloo,cpu:gloo`, a string torch refuses. verl leaves a group that exists
@@ -8,9 +8,13 @@ already alone. Everywhere else (driver, agent loop workers, rollout servers, tes
 import logging
 import os
 
+import torch
 import torch.distributed
 
 logger = logging.getLogger(__name__)
+
+THREADS = "RREDCOT_CPU_THREADS"
+"""Environment variable: threads of a training worker, and of its server."""
 
 # verl's worker groups set all of these in their workers' environment; WG_PREFIX is verl's own, so torchrun's
 # environment is not mistaken for one.
@@ -32,5 +36,22 @@ def start_process_group() -> None:
     logger.info("gloo process group started: rank %d of %d", rank, world_size)
 
 
+def take_threads() -> None:
+    """Gives torch this rank's share of the cores, or as many threads as `RREDCOT_CPU_THREADS` says.
+
+    The run's environment gives every process one. A rollout server takes as many as its worker: in
+    `trainer_mode=sync` they take turns.
+
+    Raises:
+        ValueError: The variable holds no number from 1.
+    """
+    chosen = os.environ.get(THREADS, "")
+    if chosen and not (chosen.isdecimal() and int(chosen) > 0):
+        raise ValueError(f"{THREADS} must be a whole number from 1, got {chosen!r}")
+    num_ranks = int(os.environ.get("RAY_LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    torch.set_num_threads(int(chosen) if chosen else max(1, len(os.sched_getaffinity(0)) // num_ranks))
+
+
 if is_cpu_training_worker():
+    take_threads()
     start_process_group()

@@ -71,11 +71,13 @@ class CPURolloutServer(RolloutServer):
             `load_format` says: until the first weight update the server answers as the initial policy.
         model_config: verl's model configuration.
         replica_rank: Rank of the replica; part of the sampling seed, so that replicas draw different samples.
+        num_threads: Of torch.
     """
 
-    def __init__(self, config: RolloutConfig, model_config: HFModelConfig, replica_rank: int):
+    def __init__(self, config: RolloutConfig, model_config: HFModelConfig, replica_rank: int, num_threads: int):
         config = omega_conf_to_dataclass(config)
         check_cpu_run(config)
+        torch.set_num_threads(num_threads)
         model_config = omega_conf_to_dataclass(model_config)
         torch.manual_seed(config.seed + replica_rank)
         model = AutoModelForCausalLM.from_pretrained(
@@ -107,7 +109,9 @@ class CPUReplica(RolloutReplica):
         check_cpu_run(self.config)
         role = "reward_" if self.is_reward_model else "teacher_" if self.is_teacher_model else ""
         name = _actor_name(self.replica_rank, role) + self.name_suffix
-        node_id = await self.workers[0].__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
+        node_id, num_threads = await self.workers[0].__ray_call__.remote(
+            lambda _: (ray.get_runtime_context().get_node_id(), torch.get_num_threads())
+        )
         server = (
             ray.remote(CPURolloutServer)
             .options(
@@ -116,7 +120,7 @@ class CPUReplica(RolloutReplica):
                 max_concurrency=self.max_concurrency,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node_id, soft=False),
             )
-            .remote(self.config, self.model_config, self.replica_rank)
+            .remote(self.config, self.model_config, self.replica_rank, num_threads)
         )
         await server.ready.remote()
         self.servers = [server]

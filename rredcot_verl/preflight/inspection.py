@@ -145,7 +145,7 @@ def _cpu_row(memory: CPUMemory, config: DictConfig, findings: Findings) -> Row:
         way_out = f"about {key}={fits} fits" if fits >= longest else "not even one full-length response fits"
         findings.warn(
             f"the run is estimated at {memory.total:.1f} GiB, this machine has {machine:.1f}; with "
-            f"{key}={memory.num_tokens} a training pass takes {memory.token * memory.num_tokens:.1f} of them: {way_out}"
+            f"{key}={memory.num_tokens} a training pass takes {memory.update:.1f} of them: {way_out}"
         )
     text = (
         f"{memory.total:.1f} GiB of this machine's {machine:.1f}: training worker {memory.training:.1f} (states "

@@ -210,7 +210,7 @@ def test_a_pass_that_cannot_fit_into_a_machine_is_warned_of(monkeypatch, machine
         }
     )
     findings = Findings()
-    memory = CPUMemory(states=0.5, token=0.001, num_tokens=8192, server=1.0, num_ranks=1)
+    memory = CPUMemory(states=0.5, token=0.001, head=0.2, num_tokens=8192, server=1.0, num_ranks=1)
     inspection._cpu_row(memory, config, findings)
     warning = " ".join(finding.message for finding in findings.warnings)
     assert words in warning and bool(words) == ("ppo_max_token_len_per_gpu" in warning)
