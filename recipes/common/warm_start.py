@@ -152,10 +152,8 @@ def collate(examples: list[Example], pad_token_id: int) -> dict[str, torch.Tenso
     return batch
 
 
-def compute_loss(
-    model: PreTrainedModel, batch: dict[str, torch.Tensor], elicited_weight: float | None
-) -> torch.Tensor:
-    """Mean cross-entropy (nats per token) of the traces plus the weighted one of the elicited answers, or that of all."""
+def compute_loss(model: PreTrainedModel, batch: dict[str, torch.Tensor], elicited_weight: float | None) -> torch.Tensor:
+    """Cross-entropy (nats per token): mean of the traces plus weighted mean of the elicited answers, or mean of all."""
     inputs = {key: batch[key] for key in ("input_ids", "position_ids", "attention_mask")}
     labelled = batch["labels"] != IGNORE
     if elicited_weight is None:

@@ -73,9 +73,7 @@ def right_rate(position: int, operand: int, config: Mistakes) -> float:
     return config.right_share + config.lean * (2 * zlib.crc32(f"lean {position} {operand}".encode()) / 2**32 - 1)
 
 
-def draw_results(
-    rng: random.Random, stated: int, operands: tuple[int, ...], first: int, config: Mistakes
-) -> list[int]:
+def draw_results(rng: random.Random, stated: int, operands: tuple[int, ...], first: int, config: Mistakes) -> list[int]:
     """Draws the results that an imperfect trace states, one per operation from operation `first` on.
 
     No line of the corpus states a negative number: such a draw is made again.

@@ -1,8 +1,7 @@
 """The true values of the task's states, see `recipes.quickstart.oracle`.
 
 For `algorithm.rredcot.source=recipes.smollm.oracle:Oracle`, and `--true-values recipes.smollm.oracle:Chances` of the
-bench. With the last result alone in the box errors can cancel, and a line in a form of its own counts as wrong: not
-quite the truth.
+bench. A line in a form of its own counts as wrong: not quite the truth.
 """
 
 from recipes.quickstart import oracle

@@ -10,8 +10,8 @@ which number an operation counts for before it calculates, and the answer stands
     Now -6 stands for -4, and that makes 17-4=13.
     The final answer is \boxed{13}
 
-The verifier is that of mathematics (`rredcot_verl.rewards.math`). With the last result alone in the box
-(`Difficulty.answer`), as in most mathematics, two errors may cancel.
+The verifier is that of mathematics (`rredcot_verl.rewards.math`). The box holds the last result alone, as in most
+mathematics, or all of them (`Difficulty.answer`).
 """
 
 import random
@@ -83,9 +83,7 @@ class Problem(quickstart.Problem):
     def expression(self) -> str:
         """The text of the user message."""
         rng = random.Random(zlib.crc32(f"{self.start} {self.operands}".encode()))
-        steps = [
-            f", {'add' if operand > 0 else rng.choice(SUBTRACT)} {abs(operand)}" for operand in self.operands
-        ]
+        steps = [f", {'add' if operand > 0 else rng.choice(SUBTRACT)} {abs(operand)}" for operand in self.operands]
         return f"{rng.choice(STARTS)} {self.start}{''.join(steps)}. {rng.choice(TASKS)}"
 
     def answer_of(self, results: Sequence[int]) -> str:

