@@ -89,10 +89,8 @@ def check(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
         ValueError: What is wrong.
     """
     for text in SAMPLES:
-        if tokenizer.decode(tokenizer.encode(text)) != text:
-            raise ValueError(
-                f"the tokenizer of {PACKAGE} makes {tokenizer.decode(tokenizer.encode(text))!r} of {text!r}"
-            )
+        if (decoded := tokenizer.decode(tokenizer.encode(text))) != text:
+            raise ValueError(f"the tokenizer of {PACKAGE} makes {decoded!r} of {text!r}")
     if not tokenizer.chat_template:
         raise ValueError(f"the file of {PACKAGE} holds no chat template")
     ids = torch.tensor([tokenizer.encode(SENTENCE)])

@@ -3,12 +3,13 @@ r"""The quickstart's task in English.
 The problems and their made-up rules are those of `recipes.quickstart.task`; here they are said in words, a line says
 which number an operation counts for before it calculates, and the answer stands in a box::
 
-    Start with 13, add 9, subtract 5, subtract 6. Write a line for each step, then \boxed{the result}.
+    Begin with 4, add 3, subtract 3, subtract 2, subtract 1. Write a line for each step, then \boxed{the result}.
 
-    +9 counts as +9: 13+9=22.
-    Here -5 means -5, so 22-5=17. Let me go on.
-    Now -6 stands for -4, and that makes 17-4=13.
-    The final answer is \boxed{13}
+    This +3 is worth +3. We get 4+3=7.
+    This -3 is worth -3. We get 7-3=4.
+    -2 counts as +2: 4+2=6. Let me see now.
+    Here -1 means +2, so 6+2=8. On to the next.
+    In the end it is \boxed{8}
 
 The verifier is that of mathematics (`rredcot_verl.rewards.math`). The box holds the last result alone, as in most
 mathematics, or all of them (`Difficulty.answer`).
@@ -62,10 +63,15 @@ _NUMBER = re.compile(r"-?[0-9]{1,6}")
 
 @dataclass(frozen=True)
 class Difficulty(quickstart.Difficulty):
-    """See the quickstart's; a remark has four words, so `remark_words` are at most 4."""
+    """See the quickstart's; a remark has four words, so `remark_words` are at most 4.
+
+    Numbers of one digit: what this model can calculate after a short supervised start.
+    """
 
     min_operations: int = 4
     max_operations: int = 4
+    max_operand: int = 5
+    max_value: int = 9
     remark_words: float = 1.5
     answer: str = "last"
 

@@ -37,8 +37,8 @@ class WarmStartConfig(TrainingConfig):
     num_updates: int = 140
     batch_size: int = 2
     num_traces: int = 4
-    learning_rate: float = 3e-4
-    right_share: float = 0.7
+    learning_rate: float = 5e-4
+    right_share: float = 0.6
     lean: float = 0.2
     without_rule: int = 1
     difficulty: task.Difficulty = field(default_factory=task.Difficulty)
