@@ -84,7 +84,13 @@ def build_model(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config)
-    model.generation_config = GenerationConfig(
+    model.generation_config = sampling_config(tokenizer)
+    return model
+
+
+def sampling_config(tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
+    """How a policy generates by itself: samples of the whole distribution."""
+    return GenerationConfig(
         do_sample=True,
         temperature=1.0,
         top_p=1.0,
@@ -92,7 +98,6 @@ def build_model(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return model
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Training a tiny policy from random weights: what the warm starts of the CPU recipes share.
+"""Supervised training of a policy: what the warm starts of the CPU recipes share.
 
 An example is one response with elicited answers as probes that hang off it; see `make_example` of a recipe.
 """
@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from recipes.common.policy import build_model
 from recipes.common.problems import iter_problems, write_parquet
@@ -24,6 +24,7 @@ from recipes.common.problems import iter_problems, write_parquet
 logger = logging.getLogger(__name__)
 
 Example = dict[str, list[int]]
+Policy = tuple[PreTrainedModel, PreTrainedTokenizerFast]
 
 MANIFEST = "manifest.json"
 IGNORE = -100
@@ -40,29 +41,59 @@ class TrainingConfig:
         seed: Seed of the weights, the corpus and the parquet files.
         num_updates: Number of optimiser updates.
         batch_size: Traces per update.
-        learning_rate: Peak rate of AdamW (vectors, embeddings).
-        matrix_learning_rate: Peak rate of Muon (weight matrices).
-        elicited_weight: Weight of the elicited answers' loss against the traces' loss.
-        hidden_size: Width of the model.
-        num_layers: Depth of the model.
+        learning_rate: Peak rate of AdamW.
         num_train_rows: Rows of train.parquet.
         num_val_rows: Rows of val.parquet.
+        elicited_weight: Weight of the elicited answers' loss against the traces' loss; None: every token counts alike.
     """
 
     seed: int = 0
     num_updates: int = 700
     batch_size: int = 32
     learning_rate: float = 3e-3
-    matrix_learning_rate: float = 2e-2
-    elicited_weight: float = 1.0
-    hidden_size: int = 128
-    num_layers: int = 5
     num_train_rows: int = 2048
     num_val_rows: int = 256
+    elicited_weight: ClassVar[float | None] = None
 
     def digest(self) -> str:
         """Hash of the settings."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+    def optimizers(self, model: PreTrainedModel) -> list[torch.optim.Optimizer]:
+        """What trains a model."""
+        return [torch.optim.AdamW(model.parameters(), lr=self.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)]
+
+
+@dataclass(frozen=True)
+class RandomStartConfig(TrainingConfig):
+    """Of the warm starts from random weights.
+
+    Attributes:
+        learning_rate: Peak rate of AdamW (vectors, embeddings).
+        matrix_learning_rate: Peak rate of Muon (weight matrices).
+        elicited_weight: See `TrainingConfig`.
+        hidden_size: Width of the model.
+        num_layers: Depth of the model.
+    """
+
+    matrix_learning_rate: float = 2e-2
+    elicited_weight: float = 1.0
+    hidden_size: int = 128
+    num_layers: int = 5
+
+    def optimizers(self, model: PreTrainedModel) -> list[torch.optim.Optimizer]:
+        """See `TrainingConfig`."""
+        matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+        vectors = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+        # Muon reaches a given loss in far fewer updates than AdamW here, and updates are what a CPU is short of.
+        return [
+            torch.optim.Muon(matrices, lr=self.matrix_learning_rate, weight_decay=0.01),
+            torch.optim.AdamW(vectors, lr=self.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+        ]
+
+    def random_policy(self, tokenizer: PreTrainedTokenizerFast) -> Policy:
+        """A model with random weights, and its tokenizer."""
+        return build_model(tokenizer, self.seed, self.hidden_size, self.num_layers), tokenizer
 
 
 def pack_example(prompt: list[int], response: list[int], elicited: Iterable[tuple[int, int, list[int]]]) -> Example:
@@ -72,7 +103,8 @@ def pack_example(prompt: list[int], response: list[int], elicited: Iterable[tupl
         prompt: Token ids.
         response: Token ids, the end of the sequence included.
         elicited: Of each answer the boundary at which it is elicited (tokens of the response before it), the number of
-            its tokens that are given, not learnt (at least 1), and its token ids, what ends it included.
+            its tokens that are given, not learnt (at least 1), and its token ids, what ends it included. At -1, with
+            the prompt's last token given, it is another response to the prompt.
 
     Returns:
         Lists of one length: ``input_ids``; ``labels`` (the token to predict at this place, or -100); ``position_ids``;
@@ -120,38 +152,36 @@ def collate(examples: list[Example], pad_token_id: int) -> dict[str, torch.Tenso
     return batch
 
 
-def compute_loss(model: Qwen3ForCausalLM, batch: dict[str, torch.Tensor], elicited_weight: float) -> torch.Tensor:
-    """Mean cross-entropy (nats per token) of the traces plus the weighted one of the elicited answers."""
-    logits = model(
-        input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=batch["attention_mask"]
-    ).logits
-    losses = F.cross_entropy(logits.transpose(1, 2).float(), batch["labels"], ignore_index=IGNORE, reduction="none")
+def compute_loss(model: PreTrainedModel, batch: dict[str, torch.Tensor], elicited_weight: float | None) -> torch.Tensor:
+    """Cross-entropy (nats per token): mean of the traces plus weighted mean of the elicited answers, or mean of all."""
+    inputs = {key: batch[key] for key in ("input_ids", "position_ids", "attention_mask")}
     labelled = batch["labels"] != IGNORE
+    if elicited_weight is None:
+        # A pretrained vocabulary is wide: logits where something is learnt, and nowhere else.
+        hidden = model.base_model(**inputs).last_hidden_state[labelled]
+        return F.cross_entropy(model.get_output_embeddings()(hidden).float(), batch["labels"][labelled])
+    logits = model(**inputs).logits
+    losses = F.cross_entropy(logits.transpose(1, 2).float(), batch["labels"], ignore_index=IGNORE, reduction="none")
     on_trace, elicited = labelled & (batch["probe"] == 0), labelled & (batch["probe"] > 0)
     return losses[on_trace].mean() + elicited_weight * losses[elicited].mean()
 
 
 def fit(
-    config: TrainingConfig, tokenizer: PreTrainedTokenizerFast, draw_example: Callable[[], Example]
-) -> Qwen3ForCausalLM:
-    """Trains a model from random weights.
+    config: TrainingConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    draw_example: Callable[[], Example],
+) -> None:
+    """Trains a model, and leaves it in evaluation mode.
 
     Args:
         config: The settings.
+        model: What is trained.
         tokenizer: Its tokenizer.
         draw_example: Gives one example of the corpus.
-
-    Returns:
-        The model in evaluation mode.
     """
-    model = build_model(tokenizer, config.seed, config.hidden_size, config.num_layers).train()
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    vectors = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    # Muon reaches a given loss in far fewer updates than AdamW here, and updates are what a CPU is short of.
-    optimizers = [
-        torch.optim.Muon(matrices, lr=config.matrix_learning_rate, weight_decay=0.01),
-        torch.optim.AdamW(vectors, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
+    model.train()
+    optimizers = config.optimizers(model)
     warmup = max(1, config.num_updates // 30)
 
     def rate(update: int) -> float:
@@ -173,7 +203,7 @@ def fit(
             logger.info(
                 "warm start %d/%d, loss %.3f nats, %.0f s", update, config.num_updates, loss.item(), logged - start
             )
-    return model.eval()
+    model.eval()
 
 
 def is_finished(out: Path, config: TrainingConfig) -> bool:
@@ -186,7 +216,7 @@ def make_folder(
     out: str | Path,
     config: Any,
     task: Any,
-    tokenizer: PreTrainedTokenizerFast,
+    load_policy: Callable[[], Policy],
     make_example: Callable[..., Example],
     rows: Any = None,
 ) -> Path:
@@ -196,7 +226,7 @@ def make_folder(
         out: Target folder.
         config: A recipe's settings: a `TrainingConfig` with a `difficulty`.
         task: The recipe's task, see `recipes.common.problems`.
-        tokenizer: The recipe's tokenizer.
+        load_policy: Gives the model to train and its tokenizer.
         make_example: Makes an example of the corpus from a random generator, a problem, the settings and the tokenizer.
         rows: How hard the problems of the parquet files are; None: as those of the corpus.
 
@@ -211,11 +241,12 @@ def make_folder(
     # Removed first and written last, so a run that was cut off never counts as finished.
     (out / MANIFEST).unlink(missing_ok=True)
     start = time.monotonic()
+    model, tokenizer = load_policy()
     write_parquet(out / "train.parquet", task, config.num_train_rows, "train", config.seed, rows or config.difficulty)
     write_parquet(out / "val.parquet", task, config.num_val_rows, "validation", config.seed, rows or config.difficulty)
     rng = random.Random(f"{config.seed}/corpus")
     problems = iter_problems(task, rng, config.difficulty, "train")
-    model = fit(config, tokenizer, lambda: make_example(rng, next(problems), config, tokenizer))
+    fit(config, model, tokenizer, lambda: make_example(rng, next(problems), config, tokenizer))
     model.save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
     manifest = {

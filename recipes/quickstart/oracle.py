@@ -31,9 +31,9 @@ PRIOR_LINES = 4.0
 FILE = "quickstart_oracle.json"
 
 
-def state_of(expression: str, prefix: str) -> tuple[bool, int]:
+def state_of(expression: str, prefix: str, reader: task.Reader | None = None) -> tuple[bool, int]:
     """Whether everything stated so far is right, and how many operations are done."""
-    checks = [check for check in task.check_lines(expression, prefix) if check.kind != "answer"]
+    checks = [check for check in task.check_lines(expression, prefix, reader) if check.kind != "answer"]
     if checks and checks[-1].kind == "other" and not prefix.endswith("\n"):
         # A line that has not stated its result yet.
         checks.pop()
@@ -45,6 +45,9 @@ class Chances:
 
     Also what `python -m rredcot_verl.analyze --true-values recipes.quickstart.oracle:Chances` reads.
     """
+
+    reader = task.Reader()
+    """Another form of the task has another one."""
 
     def __init__(self) -> None:
         self.right: defaultdict[tuple[int, int], float] = defaultdict(float)
@@ -58,14 +61,18 @@ class Chances:
 
     def value(self, expression: str, alive: bool, done: int) -> float:
         """The chance that a trace in this state is solved."""
-        problem = task.parse_problem(expression)
+        problem = self.reader.parse_problem(expression)
         if problem is None or not alive or done > len(problem.operands):
             return 0.0
         return math.prod(self.of(place, problem.operands[place]) for place in range(done, len(problem.operands)))
 
+    def state_of(self, expression: str, prefix: str) -> tuple[bool, int]:
+        """See the function of this name."""
+        return state_of(expression, prefix, self.reader)
+
     def __call__(self, expression: str, prefix: str) -> float:
         """The value of the state after a prefix of a response."""
-        return self.value(expression, *state_of(expression, prefix))
+        return self.value(expression, *self.state_of(expression, prefix))
 
     def forget(self) -> None:
         """A step has gone by."""
@@ -75,8 +82,8 @@ class Chances:
 
     def learn(self, expression: str, text: str) -> None:
         """Count the lines of a trace."""
-        problem = task.parse_problem(expression)
-        checks = task.check_lines(expression, text)
+        problem = self.reader.parse_problem(expression)
+        checks = task.check_lines(expression, text, self.reader)
         for key, check in zip(enumerate(problem.operands if problem else ()), checks, strict=False):
             if check.kind == "calculation":
                 self.tried[key] += 1
@@ -87,20 +94,24 @@ class Oracle(Source):
     """v_k as a program knows it; a record's payload is `expression`, `text`, and the `states` at its boundaries."""
 
     estimates_reward = True
+    chances_class = Chances
 
     def __init__(self, settings: RREDCoTConfig, name: str) -> None:
         super().__init__(settings, name)
         # Of the steps so far, in the trainer.
-        self.chances = Chances()
+        self.chances = self.chances_class()
+
+    def expression_of(self, prompt_ids: list[int]) -> str:
+        """The text of a problem: the prompt is a role token, the expression, and a role token."""
+        return self.tools.elicitation.vocabulary.decode(prompt_ids[1:-1])
 
     async def plan(self, response: Response, group: Group, boundaries: list[int]) -> Plan:
         """See `Source`."""
         del group
-        # The prompt is a role token, the expression, and a role token.
-        decode = self.tools.elicitation.vocabulary.decode
-        expression = decode(response.prompt_ids[1:-1])
-        texts = [decode(response.response_ids[:end]) for end in boundaries]
-        payload = {"expression": expression, "text": texts[-1], "states": [state_of(expression, t) for t in texts[:-1]]}
+        expression = self.expression_of(response.prompt_ids)
+        texts = [self.tools.elicitation.vocabulary.decode(response.response_ids[:end]) for end in boundaries]
+        states = [self.chances.state_of(expression, text) for text in texts[:-1]]
+        payload = {"expression": expression, "text": texts[-1], "states": states}
         return Plan(Record(Status.SCORED, boundaries, payload))
 
     def values(self, rows: Rows) -> list[list[float]]:

@@ -29,7 +29,7 @@ This file imports the standard library only, and nothing of its own package: ver
 import random
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 DATA_SOURCE = "rredcot/rules"
@@ -241,7 +241,28 @@ def solve(problem: Problem) -> str:
     return "".join(lines) + answer_line(problem.answer)
 
 
-def check_lines(problem: Problem | str, response_text: str) -> list[LineCheck]:
+def read_calculation(line: str) -> tuple[int, int, int] | None:
+    """The number a line starts from, its operation and its result; None when it is no calculation."""
+    match = _CALCULATION.fullmatch(line)
+    return (int(match[1]), int(match[2] + match[3]), int(match[4])) if match else None
+
+
+def read_answer(line: str) -> list[int] | None:
+    """The numbers of an answer line; None when it is none."""
+    match = _ANSWER.fullmatch(line)
+    return [int(number) for number in match[1].split()] if match else None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a form of the task is read: the three functions of this module that have these names, or another form's."""
+
+    parse_problem: Callable[[str], Problem | None] = parse_problem
+    read_calculation: Callable[[str], tuple[int, int, int] | None] = read_calculation
+    read_answer: Callable[[str], list[int] | None] = read_answer
+
+
+def check_lines(problem: Problem | str, response_text: str, reader: Reader | None = None) -> list[LineCheck]:
     """Checks each line of a response.
 
     Line i must apply operation i of the problem to the value stated by the line before it, and state the right result.
@@ -251,28 +272,28 @@ def check_lines(problem: Problem | str, response_text: str) -> list[LineCheck]:
     Args:
         problem: The problem or the text of its prompt.
         response_text: Any text.
+        reader: Of another form of the task.
 
     Returns:
         One entry per line; joined, the spans [start, end) give the whole text.
     """
+    reader = reader or Reader()
     if isinstance(problem, str):
-        problem = parse_problem(problem)
+        problem = reader.parse_problem(problem)
     operands = problem.operands if problem else ()
     results = [problem.start] if problem else []
     position, checks, start, answered = 0, [], 0, False
     for line in re.findall(r"[^\n]*\n|[^\n]+", response_text):
         body, end = line.removesuffix("\n"), start + len(line)
-        calculation, answer = _CALCULATION.fullmatch(body), _ANSWER.fullmatch(body)
+        calculation, states = reader.read_calculation(body), reader.read_answer(body)
         kind, ok = "other", False
         if calculation:
-            left, sign, right, result = calculation.groups()
-            kind, operand = "calculation", int(sign + right)
-            follows = not answered and results[-1:] == [int(left)] and operands[position : position + 1] == (operand,)
-            ok = follows and int(result) == int(left) + counts_for(position, operand)
-            results.append(int(result))
-        elif answer:
+            kind, (left, operand, result) = "calculation", calculation
+            follows = not answered and results[-1:] == [left] and operands[position : position + 1] == (operand,)
+            ok = follows and result == left + counts_for(position, operand)
+            results.append(result)
+        elif states is not None:
             kind = "answer"
-            states = [int(number) for number in answer.group(1).split()]
             whole = list(results)
             for place in range(position, len(operands)):
                 whole.append(whole[-1] + counts_for(place, operands[place]))
@@ -294,8 +315,8 @@ def extract_answer(response_text: str) -> str | None:
 
 def stated_results(response_text: str) -> list[int]:
     """What the lines of a response state, the answer left out."""
-    matches = map(_CALCULATION.fullmatch, response_text.split("\n"))
-    return [int(match.group(4)) for match in matches if match]
+    lines = map(read_calculation, response_text.split("\n"))
+    return [line[2] for line in lines if line]
 
 
 def compute_score(

@@ -17,17 +17,26 @@ import random
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from transformers import PreTrainedTokenizerFast
 
 from recipes.common.policy import encode_prompt
-from recipes.common.warm_start import Example, TrainingConfig, make_folder, pack_example, read_options
+from recipes.common.warm_start import Example, RandomStartConfig, make_folder, pack_example, read_options
 from recipes.quickstart import task
 from recipes.quickstart.tokens import build_tokenizer
 
 
+class Mistakes(Protocol):
+    """How often a corpus is wrong; the attributes are those of `WarmStartConfig`."""
+
+    right_share: float
+    lean: float
+    slip_rate: float
+
+
 @dataclass(frozen=True)
-class WarmStartConfig(TrainingConfig):
+class WarmStartConfig(RandomStartConfig):
     """Settings of the warm start.
 
     Attributes:
@@ -47,11 +56,16 @@ class WarmStartConfig(TrainingConfig):
     difficulty: task.Difficulty = field(default_factory=task.Difficulty)
 
     def __post_init__(self):
-        if not 0 <= self.lean <= min(self.right_share, 1 - self.right_share):
-            raise ValueError(f"need right_share +- lean within [0, 1], got {self.right_share} +- {self.lean}")
+        check_shares(self)
 
 
-def right_rate(position: int, operand: int, config: WarmStartConfig) -> float:
+def check_shares(config: Mistakes) -> None:
+    """Raises `ValueError` where a share of right numbers is no share."""
+    if not 0 <= config.lean <= min(config.right_share, 1 - config.right_share):
+        raise ValueError(f"need right_share +- lean within [0, 1], got {config.right_share} +- {config.lean}")
+
+
+def right_rate(position: int, operand: int, config: Mistakes) -> float:
     """Probability with which the corpus states the right result of a line."""
     rule = task.rule(position, operand)
     if rule.other == rule.as_written:
@@ -59,9 +73,7 @@ def right_rate(position: int, operand: int, config: WarmStartConfig) -> float:
     return config.right_share + config.lean * (2 * zlib.crc32(f"lean {position} {operand}".encode()) / 2**32 - 1)
 
 
-def draw_results(
-    rng: random.Random, stated: int, operands: tuple[int, ...], first: int, config: WarmStartConfig
-) -> list[int]:
+def draw_results(rng: random.Random, stated: int, operands: tuple[int, ...], first: int, config: Mistakes) -> list[int]:
     """Draws the results that an imperfect trace states, one per operation from operation `first` on.
 
     No line of the corpus states a negative number: such a draw is made again.
@@ -104,7 +116,7 @@ def warm_start(out: str | Path, config: WarmStartConfig | None = None) -> Path:
     """Makes the model and the parquet files, unless they are there already; returns the model's folder."""
     config = config or WarmStartConfig()
     rows = replace(config.difficulty, max_without_rule=config.without_rule)
-    return make_folder(out, config, task, build_tokenizer(), make_example, rows)
+    return make_folder(out, config, task, lambda: config.random_policy(build_tokenizer()), make_example, rows)
 
 
 if __name__ == "__main__":

@@ -73,10 +73,11 @@ def record(script: Path, folder: Path, arguments: Sequence[str] = (), **environm
 
 def run_tiny(task: str, out: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the CPU recipe of a task in this environment, results in `out`; errors are in its standard output."""
+    (script,) = (REPOSITORY / "recipes" / task).glob("run_*_cpu.sh")
     inherited = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     settings = {"SETUP": "0", "VENV": sys.prefix, "OUT": str(out), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [REPOSITORY / f"recipes/{task}/run_tiny_cpu.sh", *overrides],
+        [script, *overrides],
         env=inherited | settings | environment,
         text=True,
         stdout=subprocess.PIPE,

@@ -25,11 +25,11 @@ from recipes.code.tiny import language, task
 from recipes.code.tiny.language import Effect, Operation
 from recipes.code.tiny.tokens import build_tokenizer
 from recipes.common.policy import encode_prompt
-from recipes.common.warm_start import Example, TrainingConfig, make_folder, pack_example, read_options
+from recipes.common.warm_start import Example, RandomStartConfig, make_folder, pack_example, read_options
 
 
 @dataclass(frozen=True)
-class WarmStartConfig(TrainingConfig):
+class WarmStartConfig(RandomStartConfig):
     """Settings of the warm start.
 
     Attributes:
@@ -128,7 +128,8 @@ def make_example(
 
 def warm_start(out: str | Path, config: WarmStartConfig | None = None) -> Path:
     """Makes the model and the parquet files, unless they are there already; returns the model's folder."""
-    return make_folder(out, config or WarmStartConfig(), task, build_tokenizer(), make_example)
+    config = config or WarmStartConfig()
+    return make_folder(out, config, task, lambda: config.random_policy(build_tokenizer()), make_example)
 
 
 if __name__ == "__main__":
