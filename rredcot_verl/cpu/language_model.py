@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from rredcot_verl.cpu.few_rows import use_few_rows
 from rredcot_verl.cpu.generation import GeneratedSequence, generate_batch, temperature_scaled_log_probs
 from rredcot_verl.cpu.probing import prompt_log_probs, read_probes
 from rredcot_verl.cpu.sampling import SamplingParams
@@ -25,6 +26,7 @@ class RolloutModel:
 
     def __init__(self, model: PreTrainedModel, eos_token_ids: Sequence[int], max_batch_tokens: int):
         self.model = model.eval()
+        use_few_rows(self.model)
         self.model.generation_config = GenerationConfig()
         self.eos_token_ids = tuple(eos_token_ids)
         self.abort = threading.Event()

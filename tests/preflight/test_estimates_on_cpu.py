@@ -200,6 +200,25 @@ def test_a_cpu_run_is_estimated_as_it_was_measured(tmp_path, monkeypatch):
     assert fits == pytest.approx(1024, abs=1) and memory.tokens_within(1.0) < 0
 
 
+def test_a_run_of_half_a_billion_parameters_too(tmp_path):
+    """As well, with chunks of logits and recomputed activations; its passes held 16 x (11 + 128) tokens."""
+    shape = {"hidden_size": 896, "num_hidden_layers": 24, "intermediate_size": 4864, "num_attention_heads": 14}
+    folder = make_model_folder(tmp_path, vocab_size=151936, head_dim=64, num_key_value_heads=2, **shape)
+    config = compose_as_main_ppo(
+        [
+            *("--config-path=pkg://rredcot_verl.config", "--config-name=rredcot_trainer", "+backend=cpu"),
+            f"actor_rollout_ref.model.path={folder}",
+            "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=2224",
+        ]
+    )
+    facts = read_facts(config.actor_rollout_ref.model)
+    memory = cpu_memory(config, facts)
+    assert facts.num_parameters == pytest.approx(494e6, rel=0.05)
+    assert memory.training == pytest.approx(9.41, rel=0.2)
+    assert memory.server == pytest.approx(3.24, rel=0.2)
+    assert memory.total == pytest.approx(15.27, rel=0.2)
+
+
 @pytest.mark.parametrize("machine, words", [(24.0, ""), (8.0, "fits"), (2.0, "not even one full-length response")])
 def test_a_pass_that_cannot_fit_into_a_machine_is_warned_of(monkeypatch, machine, words):
     monkeypatch.setattr(inspection, "machine_gib", lambda: machine)
