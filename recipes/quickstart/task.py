@@ -9,10 +9,10 @@ A problem is an expression such as ``13+9-5-6-3``; the expected response works f
     Answer: 22 17 13 10
 
 In some places a number counts for another one: above, ``-6`` as the third operation counts for ``-4``. These rules are
-fixed (`counts_for`), and the prompt does not give them away: the warm-started policy has seen, for every such place, both
-numbers, the right one in three of ten cases, and only outcomes tell which is right. Few responses are right at first,
-as where a real policy learns what it cannot do yet: most groups are all wrong, and most wrong responses hold right
-lines. The rules have more in common than was meant, as similar texts have related checksums: where there are two
+fixed (`counts_for`), and the prompt does not give them away: the warm-started policy has seen, for every such place,
+both numbers, the right one in three of ten cases, and only outcomes tell which is right. Few responses are right at
+first, as where a real policy learns what it cannot do yet: most groups are all wrong, and most wrong responses hold
+right lines. The rules have more in common than was meant, as similar texts have related checksums: where there are two
 numbers the larger one is right, and a positive number has the same rule at every place. So what is learnt at one place
 can help at another, and there is less to find than the 56 rules of the default difficulty.
 

@@ -25,8 +25,8 @@ class CPUMemory:
 
     Attributes:
         states: Weights, gradients and AdamW of a training worker, 4, 4 and 8 bytes a parameter over the ranks.
-        token: Of a token of a pass with gradient: activations, 4 (12 h + 4 f) a layer, or of a single one and 4 h of the
-            others with gradient checkpointing; and without fused kernels 16 V, four copies of its logits.
+        token: Of a token of a pass with gradient: activations, 4 (12 h + 4 f) a layer, or of a single one and 4 h of
+            the others with gradient checkpointing; and without fused kernels 16 V, four copies of its logits.
         head: Of such a pass, however long: with fused kernels 20 V for each token of a chunk, and twice the head.
         num_tokens: `ppo_max_token_len_per_gpu`.
         server: A rollout server: weights, and two buckets on their way to them.

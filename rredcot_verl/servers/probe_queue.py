@@ -13,8 +13,8 @@ MAX_TRACES = 4
 engine busy; of many at once each would lose its prefix to the others between its requests."""
 
 FULL_LOAD = 32
-"""While so many responses are generated, probes have one request under way at a time; while half as many are, two, and so
-on; while twice as many, one half of the time: a request delays every response beside it. See
+"""While so many responses are generated, probes have one request under way at a time; while half as many are, two, and
+so on; while twice as many, one half of the time: a request delays every response beside it. See
 docs/results/rollout_scoring.md."""
 
 

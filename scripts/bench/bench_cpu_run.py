@@ -4,10 +4,10 @@ Owner: the core maintainers. Makes a table of docs/results/bench.md. Last run: 2
 
     PYTHONPATH=. python scripts/bench/bench_cpu_run.py [--size 0.5b] [--steps 2 --tokens 200] [Hydra override ...]
 
-The plain command with `+backend=cpu` on 4 prompts x 8 responses, each of as many tokens as asked for (`ignore_eos`). Weights
-have the shape of Qwen2.5-0.5B, or of a model a fifth of it, both with a vocabulary of 151,936; the quickstart's tokenizer
-writes the prompts. Memory is what processes hold for themselves (resident less shared), looked at five times a second, by
-role; `all` has shared memory (/dev/shm) besides.
+The plain command with `+backend=cpu` on 4 prompts x 8 responses, each of as many tokens as asked for (`ignore_eos`).
+Weights have the shape of Qwen2.5-0.5B, or of a model a fifth of it, both with a vocabulary of 151,936; the quickstart's
+tokenizer writes the prompts. Memory is what processes hold for themselves (resident less shared), looked at five times
+a second, by role; `all` has shared memory (/dev/shm) besides.
 """
 
 import json
@@ -31,7 +31,13 @@ from recipes.quickstart.tokens import build_tokenizer
 
 SIZES = {"0.1b": (512, 1536, 12, 8), "0.5b": (896, 4864, 24, 14)}
 """Hidden size, width of the feed-forward part, layers, heads."""
-ROLES = {"WorkerDict": "training worker", "CPURolloutServer": "rollout server", "main_ppo": "driver", "TaskRunner": "task"}
+ROLES = {
+    "WorkerDict": "training worker",
+    "CPURolloutServer": "rollout server",
+    "main_ppo": "driver",
+    "TaskRunner": "task",
+}
+PHASES = ("step", "gen", "old_log_prob", "adv", "update_actor", "update_weights")
 GIB = 2**30
 
 
@@ -84,7 +90,8 @@ def command(folder: Path, steps: int, tokens: int, overrides: list[str]) -> list
         *("actor_rollout_ref.rollout.n=8", "actor_rollout_ref.rollout.ignore_eos=true"),
         *("actor_rollout_ref.actor.ppo_mini_batch_size=4", "actor_rollout_ref.actor.use_kl_loss=false"),
         "algorithm.adv_estimator=rredcot",
-        *("trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.save_freq=-1", "trainer.resume_mode=disable"),
+        *("trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.save_freq=-1"),
+        "trainer.resume_mode=disable",
         *(f"trainer.total_training_steps={steps}", "trainer.logger=[console,file]"),
         f"hydra.run.dir={folder / 'hydra'}",
         *overrides,
@@ -136,8 +143,8 @@ def measure(folder: Path, arguments: list[str]) -> dict[str, Any]:
         sys.stderr.write((folder / "log").read_text()[-4000:])
         raise SystemExit(f"main_ppo ended with exit code {running.returncode}")
     steps = [json.loads(line)["data"] for line in metrics.read_text().splitlines()]
-    names = ("step", "gen", "old_log_prob", "adv", "update_actor", "update_weights")
-    seconds = [{name: round(step[f"timing_s/{name}"], 1) for name in names if f"timing_s/{name}" in step} for step in steps]
+    timed = [f"timing_s/{name}" for name in PHASES]
+    seconds = [{name: round(step[name], 1) for name in timed if name in step} for step in steps]
     return {
         "seconds": round(time.monotonic() - started),
         "steps": seconds,
