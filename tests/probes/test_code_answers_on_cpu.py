@@ -89,7 +89,7 @@ def test_a_response_of_many_fences_is_searched_quickly():
         started = time.process_time()
         PROGRAM.find(text), open_fence(text, "</think>")
         # Milliseconds; quadratic search takes minutes.
-        assert time.process_time() - started < 1.0
+        assert time.process_time() - started < 5.0
 
 
 @pytest.mark.parametrize(
