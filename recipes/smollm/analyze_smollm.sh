@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Which credit is right on a pretrained model: the bench on the policy after its supervised start, Monte Carlo as the gold.
 # Arguments go to both calls of the bench (python -m rredcot_verl.analyze --help), e.g. --budget 2h. What is there is not
-# made again: the same command goes on where it stopped. Environment: recipes/common/tiny.sh.
+# made again: the same command goes on where it stopped. Environment: recipes/common/tiny.sh, and
+#   PROMPTS=48 ROLLOUTS=16   prompts, continuations of a state
+#   FORM_PROMPTS=0           prompts whose gradients are taken under each form of credit; hours for 64
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -24,7 +26,9 @@ bench sources "SmolLM2 after its supervised start" --prompts "${SMOLLM_DATA#"$PW
     --num-prompts "${PROMPTS:-48}" --group-size 4 --rollouts "${ROLLOUTS:-16}" \
     --methods rredcot vps mig vineppo hidden --layers 7 14 21 -2 -1 "$@"
 # The forms need many prompts, and of each its probes alone; the task's own values are the ceiling. Steps as in training.
-bench forms "Forms of credit after the supervised start" --prompts "${SMOLLM_DATA#"$PWD"/}/train.parquet" \
-    --num-prompts "${FORM_PROMPTS:-192}" --gradients "${FORM_PROMPTS:-192}" --group-size 4 --batch-prompts 4 \
-    --methods rredcot --rollouts 0 --true-values recipes.smollm.oracle:Chances "$@"
-say "done: open report.html in $OUT/sources and $OUT/forms"
+if [ "${FORM_PROMPTS:-0}" -gt 0 ]; then
+    bench forms "Forms of credit after the supervised start" --prompts "${SMOLLM_DATA#"$PWD"/}/train.parquet" \
+        --num-prompts "$FORM_PROMPTS" --gradients "$FORM_PROMPTS" --group-size 4 --batch-prompts 4 \
+        --methods rredcot --rollouts 0 --true-values recipes.smollm.oracle:Chances "$@"
+fi
+say "done: open report.html in the folders of $OUT"

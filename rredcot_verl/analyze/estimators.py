@@ -26,15 +26,17 @@ class Estimator:
         needs: What has to be measured for it besides continuations.
         methods: Makes its values from the measurements, none where they are missing; None for `hidden`, whose values
             are fitted (see `regressions`).
+        knows_outcome: Whether its values are made with the outcome of the trace.
     """
 
     name: str
     needs: tuple[str, ...]
     methods: Callable[[Evidence], list[Method]] | None
+    knows_outcome: bool = False
 
 
 def _weighing(name: str, *weights: str) -> Estimator:
-    return Estimator(name, weights, lambda evidence: attributed(evidence, weights))
+    return Estimator(name, weights, lambda evidence: attributed(evidence, weights), knows_outcome=True)
 
 
 _ROWS = (
@@ -50,8 +52,8 @@ _ROWS = (
 ESTIMATORS = {row.name: row for row in _ROWS}
 """By name, `hidden` for the readout; continuations are measured always, as all are compared with them."""
 
-FORECASTS = ("rredcot", "vps", "mig", "vineppo", "hidden")
-"""Estimators whose values do not know the outcome of the trace."""
+FORECASTS = tuple(row.name for row in _ROWS if not row.knows_outcome)
+"""Those whose values do not know the outcome of the trace."""
 
 REFERENCE = "joint:reference"
 """What differences are taken to: the probes as they are."""
