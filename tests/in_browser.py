@@ -8,6 +8,8 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+from tests import PATIENCE_S
+
 CHROMIUM = shutil.which("chromium")
 # Written into a copy of the page; it reports what is wrong in the title, which --dump-dom prints.
 PROBE = """<script>addEventListener('load', () => {
@@ -50,7 +52,7 @@ def look(html: str, folder: Path, window: str, slack: int = 2) -> dict[str, Any]
     file.write_text(text.replace("</body>", PROBE.replace("SLACK", str(slack)) + "</body>"), encoding="utf-8")
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
     command += [f"--window-size={window}", "--dump-dom", file.as_uri()]
-    dom = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    dom = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE_S).stdout
     title = re.search(r"<title>(.*?)</title>", dom)
     assert title is not None
     found: dict[str, Any] = json.loads(unescape(title[1]))

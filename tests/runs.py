@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import PATIENCE_S
 from tests.tiny_model import make_tiny_data, make_tiny_model
 
 REPOSITORY = Path(__file__).parents[1]
@@ -70,7 +71,7 @@ def main_ppo(
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=400,
+        timeout=PATIENCE_S,
         check=False,
     )
     lines = metrics.read_text().splitlines() if metrics.exists() else []

@@ -10,6 +10,7 @@ import pytest
 from rredcot_verl.passes.probe_codec import decode
 from rredcot_verl.sources.group import Group, Member
 from rredcot_verl.sources.record import Status
+from tests import PATIENCE_S
 from tests.passes.table_model import FakeServer, TableModel
 from tests.probes.tiny_tokenizers import byte_level, encode, token
 from tests.sources.world import ONE_WRONG, PROMPT, Agent
@@ -87,7 +88,7 @@ def test_it_waits_for_as_much_of_the_group_as_its_source_needs(proposals, waits)
         await group.arrive(2, Member(1.0, "15"))
         return waited, (await recorded).record
 
-    waited, record = asyncio.run(asyncio.wait_for(run(), 20))
+    waited, record = asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
     assert waited == waits and record.status is Status.SCORED
 
 
@@ -100,7 +101,7 @@ def test_where_every_group_is_measured_it_waits_for_none():
         await group.arrive(0, response.as_member())
         return await agent.recorder.record(response, group)
 
-    assert asyncio.run(asyncio.wait_for(run(), 20)).record.status is Status.SCORED
+    assert asyncio.run(asyncio.wait_for(run(), PATIENCE_S)).record.status is Status.SCORED
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf"), float("inf")])

@@ -16,6 +16,7 @@ from rredcot_verl.passes.probe_codec import decode
 from rredcot_verl.passes.protocol import FIELDS, NOTHING
 from rredcot_verl.servers.probe_queue import ProbingTimeout
 from rredcot_verl.sources.record import KEY, Record, Status
+from tests import PATIENCE_S
 from tests.passes.table_model import FakeServer, TableModel
 from tests.probes.tiny_tokenizers import byte_level, encode
 from tests.sources.world import PROMPT, TEXT
@@ -99,7 +100,7 @@ def make_worker(monkeypatch, estimator="rredcot", server=None, **block) -> RREDC
 def run(worker, texts=((TEXT,), ("so 3 but \\boxed{16}.",)), validate=False) -> None:
     """One prompt's rollouts: for each the texts of its outputs."""
     prompt, trajectory = {"uid": "a", "texts": texts}, {"validate": validate}
-    asyncio.run(asyncio.wait_for(worker._run_prompt(prompt, {"temperature": 1.0}, trajectory), 20))
+    asyncio.run(asyncio.wait_for(worker._run_prompt(prompt, {"temperature": 1.0}, trajectory), PATIENCE_S))
 
 
 def records(stored) -> list[Record]:

@@ -192,4 +192,4 @@ def test_odd_texts_are_searched_quickly():
         started = time.process_time()
         find_program(text), open_fence(text, "</think>")
         # Tens of milliseconds; quadratic search takes minutes.
-        assert time.process_time() - started < 2.0, text[:40]
+        assert time.process_time() - started < 20, text[:40]

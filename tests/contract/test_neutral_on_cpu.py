@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from tests import PATIENCE_S
+
 
 def test_loading_verls_engine_registers_nothing_with_transformers():
     code = (
@@ -10,5 +12,5 @@ def test_loading_verls_engine_registers_nothing_with_transformers():
         "assert 'rredcot_language_model' in engine.EngineRegistry._engines\n"
         "assert 'rredcot_verl.passes.shared_attention' not in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -15,6 +15,7 @@ from rredcot_verl.cpu.checkpoint_engine import CPUCheckpointEngine
 from rredcot_verl.cpu.language_model import RolloutModel
 from rredcot_verl.cpu.rollout_server import RolloutServer, ServerLimits
 from rredcot_verl.cpu.separate_async import CPUDetachActorWorker
+from tests import PATIENCE_S
 from tests.cpu.test_registration_on_cpu import run_python
 from tests.tiny_model import build_tiny_model
 
@@ -78,7 +79,7 @@ def test_weights_reach_every_rollout_worker(monkeypatch, bucket_size):
 
     for factor in (1, -2):
         drawn.clear()
-        received = asyncio.run(asyncio.wait_for(update(factor), timeout=60))
+        received = asyncio.run(asyncio.wait_for(update(factor), timeout=PATIENCE_S))
         for each in received:
             assert list(each) == list(WEIGHTS)
             for name, tensor in WEIGHTS.items():
@@ -90,7 +91,9 @@ def test_weights_reach_every_rollout_worker(monkeypatch, bucket_size):
 @pytest.fixture
 def process_group(tmp_path):
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=timedelta(seconds=30))
+    torch.distributed.init_process_group(
+        "gloo", store=store, rank=0, world_size=1, timeout=timedelta(seconds=PATIENCE_S)
+    )
     yield
     torch.distributed.destroy_process_group()
 
@@ -173,7 +176,7 @@ def test_a_response_in_pieces_is_one_response():
             await asyncio.sleep(1.0)
         return await running
 
-    output = asyncio.run(asyncio.wait_for(life(), timeout=60))
+    output = asyncio.run(asyncio.wait_for(life(), timeout=PATIENCE_S))
     assert len(output.token_ids) == len(output.log_probs) == 400
     assert (output.extra_fields["min_global_steps"], output.extra_fields["max_global_steps"]) == (0, 2)
     with torch.no_grad():

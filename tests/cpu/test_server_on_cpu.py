@@ -11,6 +11,7 @@ from rredcot_verl.cpu import rollout_server
 from rredcot_verl.cpu.language_model import RolloutModel
 from rredcot_verl.cpu.rollout import check_cpu_run
 from rredcot_verl.cpu.rollout_server import RolloutServer, ServerLimits
+from tests import PATIENCE_S
 from tests.tiny_model import build_tiny_model
 
 EOS = 1
@@ -42,7 +43,8 @@ def event_loop_of_the_module():
 
 
 def run(coroutine):
-    return asyncio.get_event_loop_policy().get_event_loop().run_until_complete(asyncio.wait_for(coroutine, timeout=60))
+    loop = asyncio.get_event_loop_policy().get_event_loop()
+    return loop.run_until_complete(asyncio.wait_for(coroutine, timeout=PATIENCE_S))
 
 
 def ask(server, prompts, **sampling_params):

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from tests import PATIENCE_S
 from tests.data.fake_hub import serve
 
 ROOT = Path(__file__).parents[2]
@@ -82,7 +83,7 @@ def _prepare(hub, folder: Path, task: str, *arguments: str) -> subprocess.Comple
         env=environment | {"no_proxy": "127.0.0.1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=False,
     )
 

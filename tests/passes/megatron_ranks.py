@@ -19,6 +19,7 @@ from verl.workers.config import HFModelConfig, McoreEngineConfig, McoreOptimizer
 from verl.workers.engine.base import EngineRegistry
 
 from rredcot_verl.passes.protocol import MODEL_TYPE
+from tests import PATIENCE_S
 from tests.passes import cases
 from tests.passes.architectures import SHAPE
 from tests.passes.megatron_cpu import stand_in_for_cuda
@@ -110,7 +111,7 @@ def run_rank(folder: Path, rank: int) -> None:
     stand_in_for_cuda()
     store = f"file://{folder}/store"
     torch.distributed.init_process_group(
-        "gloo", init_method=store, rank=rank, world_size=NUM_RANKS, timeout=timedelta(seconds=100)
+        "gloo", init_method=store, rank=rank, world_size=NUM_RANKS, timeout=timedelta(seconds=PATIENCE_S)
     )
     results: dict[str, Any] = {}
     for layout, options in LAYOUTS.items():

@@ -35,6 +35,7 @@ from rredcot_verl.passes.hidden_states import hidden_states
 from rredcot_verl.passes.probe_pack import ProbePack, read_probes
 from rredcot_verl.passes.sequence_split import SequenceSplit
 from rredcot_verl.passes.shared_attention import shared_prefix
+from tests import PATIENCE_S
 from tests.passes import cases
 from tests.passes.architectures import ARCHITECTURES, build_model
 from tests.passes.cases import Rows
@@ -226,7 +227,7 @@ def run_rank(folder: Path, num_ranks: int, rank: int) -> None:
     torch.manual_seed(0)
     store = f"file://{folder}/store{num_ranks}"
     torch.distributed.init_process_group(
-        "gloo", init_method=store, rank=rank, world_size=num_ranks, timeout=timedelta(seconds=200)
+        "gloo", init_method=store, rank=rank, world_size=num_ranks, timeout=timedelta(seconds=PATIENCE_S)
     )
     engines: dict[str, Any] = {}
     results: dict[str, Any] = {}

@@ -19,6 +19,7 @@ from rredcot_verl.passes.probe_pack import ProbePack, count_probe_tokens
 from rredcot_verl.passes.probe_parts import LEAST_ROOM
 from rredcot_verl.passes.protocol import ALONE, FIELDS, PASSES
 from rredcot_verl.probes.probe import Probe
+from tests import PATIENCE_S
 from tests.passes import cases
 from tests.passes.architectures import ARCHITECTURES, build_model, naive_scores
 from tests.passes.test_hidden_on_cpu import expected as expected_states
@@ -34,7 +35,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     environment = os.environ | {"VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "tests.passes.ranks", str(folder)]
-    done = subprocess.run(command, env=environment, cwd=REPOSITORY, text=True, capture_output=True, timeout=400)
+    done = subprocess.run(command, env=environment, cwd=REPOSITORY, text=True, capture_output=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
     return folder
 

@@ -15,6 +15,7 @@ import torch
 
 from rredcot_verl.passes.probe_codec import num_probe_tokens
 from rredcot_verl.passes.protocol import FIELDS
+from tests import PATIENCE_S
 from tests.passes import cases
 from tests.passes.architectures import naive_scores, plain_log_probs
 
@@ -29,7 +30,7 @@ def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("megatron")
     environment = os.environ | {"VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "tests.passes.megatron_ranks", str(folder)]
-    done = subprocess.run(command, env=environment, cwd=REPOSITORY, text=True, capture_output=True, timeout=400)
+    done = subprocess.run(command, env=environment, cwd=REPOSITORY, text=True, capture_output=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
     return [torch.load(path, weights_only=False) for path in sorted(folder.glob("megatron-*.pt"))]
 

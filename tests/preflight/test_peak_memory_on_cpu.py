@@ -18,6 +18,7 @@ from rredcot_verl.preflight.log_prob_memory import largest_passes, log_prob_memo
 from rredcot_verl.preflight.memory import training_memory
 from rredcot_verl.preflight.model_size import read_facts
 from rredcot_verl.preflight.pass_memory import LogProbPass, pass_bytes
+from tests import PATIENCE_S
 from tests.peak_memory import peak_bytes
 from tests.preflight.material import make_model_folder
 from tests.preflight.peaks import CHUNK_SIZE
@@ -35,7 +36,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("peaks")
     environment = os.environ | {"VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "tests.preflight.peaks", str(folder)]
-    done = subprocess.run(command, env=environment, cwd=REPOSITORY, text=True, capture_output=True, timeout=400)
+    done = subprocess.run(command, env=environment, cwd=REPOSITORY, text=True, capture_output=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
     return folder
 

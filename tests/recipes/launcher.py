@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import PATIENCE_S
+
 REPOSITORY = Path(__file__).parents[2]
 TASKS = ("math", "code")
 SCRIPTS = sorted(path for task in TASKS for path in (REPOSITORY / "recipes" / task).glob("run_qwen3*.sh"))
@@ -82,6 +84,6 @@ def run_tiny(task: str, out: Path, *overrides: str, **environment: str) -> subpr
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=400,
+        timeout=PATIENCE_S,
         check=False,
     )

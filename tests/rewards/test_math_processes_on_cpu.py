@@ -12,6 +12,7 @@ import pytest
 from rredcot_verl.rewards import math, verifier_processes
 from rredcot_verl.rewards.math import close_processes, compute_score, why_unusable
 from rredcot_verl.rewards.verifier_processes import LateOrDeadError, VerifierProcesses
+from tests import PATIENCE_S
 
 MODULE = "rredcot_verl.rewards.math_worker"
 EASY = {"golds": ["x+1"], "parts": ["1+x"]}
@@ -36,7 +37,7 @@ def _is_running(process_id):
 
 
 def _wait_until_ended(process_ids):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while any(map(_is_running, process_ids)):
         assert time.monotonic() < deadline, "processes outlive what started them"
         time.sleep(0.05)
@@ -184,7 +185,7 @@ def test_a_process_imports_neither_torch_nor_verl_nor_ray():
         "found = {'torch', 'verl', 'ray', 'transformers', 'pydantic'} & set(sys.modules)\n"
         "assert not found, found\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

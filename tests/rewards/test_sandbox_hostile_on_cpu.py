@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import PATIENCE_S
+
 ROOT = Path(__file__).parents[2]
 WORLD = Path(__file__).with_name("hostile_world.py")
 ALONE = sorted((Path(__file__).parent / "hostile/alone").glob("*.py"))
@@ -108,7 +110,7 @@ class World:
             text=True,
             cwd=folder,
             env={"PYTHONPATH": str(ROOT), "TRAINER_PASSWORD": "secret-of-the-trainer"},
-            timeout=120,
+            timeout=PATIENCE_S,
             **user,
         )
         if name != "all_layers" and "untrusted programs are not run here" in done.stderr:

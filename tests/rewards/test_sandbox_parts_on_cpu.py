@@ -22,6 +22,7 @@ from rredcot_verl.rewards.sandbox.judge import judge
 from rredcot_verl.rewards.sandbox.literals import Channel, Encoder, NotPlainError, decode
 from rredcot_verl.rewards.sandbox.options import Options
 from rredcot_verl.rewards.sandbox.syscall_numbers import numbers_of
+from tests import PATIENCE_S
 
 IS_ROOT = os.geteuid() == 0
 
@@ -329,7 +330,7 @@ server.close()
 
 
 def test_running_out_of_files_is_a_failure_of_the_sandbox_and_leaks_none():
-    done = subprocess.run([sys.executable, "-c", FEW_FILES], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", FEW_FILES], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -24,6 +24,7 @@ from rredcot_verl.run.settings import (
 )
 from rredcot_verl.run.start_up import CheckSettings
 from rredcot_verl.sources.registry import SOURCES, SPECIFIC
+from tests import PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -357,7 +358,7 @@ def test_any_module_that_registers_can_be_imported_first():
     }
     failed = {}
     for module, process in running.items():
-        _, errors = process.communicate(timeout=300)
+        _, errors = process.communicate(timeout=PATIENCE_S)
         if process.returncode:
             failed[module] = errors[-1000:]
     assert failed == {}

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import PATIENCE_S
+
 ROOT = Path(__file__).parents[2]
 MISSING = ("verl", "ray", "vllm", "tensordict", "megatron", "pydantic", "omegaconf", "hydra", "wrapt", "peft")
 _CODE = """
@@ -21,4 +23,4 @@ def run_blocked(script: Path, *arguments: str, missing: tuple[str, ...] = MISSIN
     """A script of this repository in a process of its own, in which to import what is missing fails."""
     command = [sys.executable, "-c", _CODE, str(script), ",".join(missing), *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from rredcot_verl.report.race_results import read
 from rredcot_verl.run.settings import active_settings
+from tests import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "race.py"
@@ -170,13 +171,13 @@ sys.exit(race.main(sys.argv[1:]))
     command = [sys.executable, "-c", program, *arguments, "--set", "sleep=600"]
     process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
     data = world / "work" / "data"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while len(list(data.glob("running-*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     pids = [int(file.name.partition("-")[2]) for file in data.glob("running-*")]
     assert len(pids) == 2
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE_S)
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)

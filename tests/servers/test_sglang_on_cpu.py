@@ -16,6 +16,7 @@ import pytest
 
 from rredcot_verl.servers.probe_queue import ProbeQueue
 from rredcot_verl.servers.sglang_requests import parse_request, probe_request, read_answer, read_probes
+from tests import PATIENCE_S
 from tests.passes.table_model import TableModel
 from tests.servers.fake_vllm import check
 
@@ -228,7 +229,9 @@ def test_what_sglang_cannot_do_is_refused():
 
 def test_the_server_class_runs_on_verls_own_server():
     script = "from tests.servers.test_sglang_on_cpu import check_server; check_server()"
-    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert done.returncode == 0, done.stderr[-4000:]
 
 

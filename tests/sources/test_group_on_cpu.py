@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from rredcot_verl.sources.group import Group, Member
+from tests import PATIENCE_S
 
 
 async def settle() -> None:
@@ -13,7 +14,7 @@ async def settle() -> None:
 
 
 def run(scenario) -> None:
-    asyncio.run(asyncio.wait_for(scenario(), timeout=5))
+    asyncio.run(asyncio.wait_for(scenario(), timeout=PATIENCE_S))
 
 
 def test_reference_proposals_go_on_at_two_different_rewards():

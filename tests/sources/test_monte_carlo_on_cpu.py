@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from rredcot_verl.sources.group import Group, Member
 from rredcot_verl.sources.record import Record, Status
 from rredcot_verl.sources.response import Response
+from tests import PATIENCE_S
 from tests.sources.toy_policy import PROMPT, RESPONSE_LENGTH, SAMPLING, ToyServer, ToyVerifier, reward, true_value
 from tests.sources.world import Agent, World, source_of
 
@@ -30,7 +31,7 @@ def make_response(**fields) -> Response:
 
 def record(server, response=None, boundaries=BOUNDARIES, agent=None, **settings) -> Record:
     source = (agent or make_agent(server, **settings)).source
-    plan = asyncio.run(asyncio.wait_for(source.plan(response or make_response(), Group(1), boundaries), 30))
+    plan = asyncio.run(asyncio.wait_for(source.plan(response or make_response(), Group(1), boundaries), PATIENCE_S))
     assert plan.rows == {}
     return plan.record
 

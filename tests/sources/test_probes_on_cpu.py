@@ -17,6 +17,7 @@ from rredcot_verl.sources.base import PassRequest
 from rredcot_verl.sources.group import Group, Member
 from rredcot_verl.sources.record import Record, Status
 from rredcot_verl.sources.sequences import SeparateSequences
+from tests import PATIENCE_S
 from tests.passes.architectures import build_model, naive_scores, random_traces
 from tests.passes.table_model import FakeServer, TableModel
 from tests.probes.tiny_tokenizers import byte_level, encode, sentencepiece_like
@@ -86,7 +87,7 @@ def test_a_server_that_fails():
             with pytest.raises(RuntimeError, match="out of memory"):
                 await agent.recorder.record(response, group)
 
-    asyncio.run(asyncio.wait_for(three(), 20))
+    asyncio.run(asyncio.wait_for(three(), PATIENCE_S))
 
 
 def test_numbers_that_are_no_log_probabilities():

@@ -14,6 +14,7 @@ from rredcot_verl.cpu.rollout_server import RolloutServer, ServerLimits
 from rredcot_verl.sources.continuations import ContinuationSampler, State, TokenBudget
 from rredcot_verl.sources.group import Group
 from rredcot_verl.sources.sampled_values import Estimate, Job, StateSampler
+from tests import PATIENCE_S
 from tests.sources.toy_policy import (
     EOS,
     PROMPT,
@@ -31,7 +32,7 @@ BOUNDARIES = [0, 1, 2, 3, 5]
 
 
 def run(coroutine):
-    return asyncio.run(asyncio.wait_for(coroutine, timeout=30))
+    return asyncio.run(asyncio.wait_for(coroutine, timeout=PATIENCE_S))
 
 
 def make_job(group: Group | None = None, verify=None, response=RESPONSE, request_id: str = "request-1") -> Job:

@@ -21,6 +21,7 @@ from rredcot_verl.sources.record import KEY, Plan, Record
 from rredcot_verl.sources.registry import make_source
 from rredcot_verl.sources.response import AgentTools, Response
 from rredcot_verl.trainer import traces
+from tests import PATIENCE_S
 from tests.fake_queue import FakeQueue
 from tests.passes.table_model import FakeServer, TableModel
 from tests.probes.tiny_tokenizers import byte_level, encode
@@ -193,7 +194,7 @@ class Agent:
             await group.arrive(0, response.as_member())
             return await self.recorder.record(response, group)
 
-        return asyncio.run(asyncio.wait_for(run(), timeout=20))
+        return asyncio.run(asyncio.wait_for(run(), timeout=PATIENCE_S))
 
 
 def source_of(estimator: str, **block: Any) -> Source:

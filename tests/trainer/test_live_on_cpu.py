@@ -10,6 +10,7 @@ import pytest
 
 from rredcot_verl import live
 from rredcot_verl.live import GENERATED, MEASURED, PASSED, VERIFIED, Board
+from tests import PATIENCE_S
 
 
 class Clock:
@@ -119,6 +120,7 @@ from rredcot_verl import live
 
 ray.init(num_cpus=1, include_dashboard=False, _temp_dir=sys.argv[1], log_to_driver=False)
 line = live.LiveLine(0.2)
+ray.get(line._board.longest_silence.remote())  # It has started.
 line.begin_step(3)
 with line.phase("updating the policy"), live.under_way(live.VERIFIED):
     time.sleep(1)
@@ -144,7 +146,7 @@ def test_a_run_goes_on_without_its_board(tmp_path, ray_folder):
         env=environment | {"RAY_AUTH_TOKEN_PATH": str(token)},
         text=True,
         capture_output=True,
-        timeout=200,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert "went on" in done.stdout
