@@ -29,5 +29,5 @@ class Tooled(SingleTurnAgentLoop):
 def compute_score(
     data_source: str, solution_str: str, ground_truth: str, extra_info: Any = None, **kwargs: Any
 ) -> float:
-    """1 where the tool's word is in the response."""
-    return float(WORD in solution_str)
+    """1 where the tool's word is in the response, otherwise 0.5."""
+    return 1.0 if WORD in solution_str else 0.5

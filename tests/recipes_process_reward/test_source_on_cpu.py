@@ -91,11 +91,12 @@ def test_faulty_options_are_named(options, words):
 
 @pytest.mark.run
 @pytest.mark.parametrize("folder", ["token"], indirect=True)
-def test_a_run(folder, tmp_path, ray_folder):
+def test_another_estimator_reads_the_redistributed_rewards(folder, tmp_path, ray_folder):
     run = main_ppo(
         tmp_path,
         ray_folder,
-        "algorithm.adv_estimator=rredcot",
+        "algorithm.adv_estimator=reinforce_plus_plus",
+        "+algorithm.rredcot.enable=true",
         f"+algorithm.rredcot.source={PATH}",
         f"+algorithm.rredcot.source_options.model={folder}",
         "+algorithm.rredcot.segmentation.method=fixed",

@@ -97,10 +97,31 @@ def test_who_scored_is_told(runs):
         assert run.output.count("every probe is a sequence of its own") == (name == "separate sequences")
 
 
-def test_the_batchs_own_fields_are_those_of_grpo(runs, tmp_path, ray_folder):
+@pytest.fixture(scope="module")
+def grpo(tmp_path_factory, ray_folder_of_module):
+    """The same run without credit."""
+    run = main_ppo(tmp_path_factory.mktemp("grpo"), f"{ray_folder_of_module}/g", *REPEATABLE)
+    assert run.returncode == 0, run.output[-8000:]
+    return run
+
+
+def test_with_another_estimator_the_plugin_changes_nothing(grpo, tmp_path, ray_folder):
+    """Up to float32 rounding: which requests share a batch of the server depends on when they arrive."""
+    without = {"VERL_USE_EXTERNAL_PLUGINS": "none", "VERL_USE_EXTERNAL_MODULES": "tests.cpu.backend_plugin"}
+    alone = main_ppo(tmp_path, ray_folder, *REPEATABLE, environment=without)
+    assert alone.returncode == 0, alone.output[-8000:]
+    machine = ("timing", "perf/", "throughput")
+    (ours,), (theirs,) = (
+        [{key: value for key, value in step.items() if not any(word in key for word in machine)} for step in run.steps]
+        for run in (grpo, alone)
+    )
+    assert theirs["actor/grad_norm"] > 0 and theirs["training/rollout_actor_probs_pearson_corr"] > 0.999
+    # Differences of log-probabilities, as verl reports them, are rounding and nothing else.
+    assert ours == pytest.approx(theirs, rel=1e-5, abs=2e-5)
+
+
+def test_the_batchs_own_fields_are_those_of_grpo(runs, grpo):
     """What verl makes of old log-probabilities and entropies, with probes in their pass; else extremes to the bit."""
-    grpo = main_ppo(tmp_path, ray_folder, *REPEATABLE)
-    assert grpo.returncode == 0, grpo.output[-8000:]
     names = [
         name
         for name in grpo.steps[0]

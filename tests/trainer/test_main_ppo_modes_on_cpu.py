@@ -29,6 +29,10 @@ COLOCATED = (
     "actor_rollout_ref.actor.optim.lr_warmup_steps=10",
     "trainer.save_freq=2",
     "trainer.test_freq=2",
+    # What the calibration has seen goes into the checkpoints.
+    "+algorithm.rredcot.readout.use_hidden=true",
+    "+algorithm.rredcot.readout.dim=8",
+    "+algorithm.rredcot.traces.samples_freq=1",
 )
 SEPARATE = (
     "trainer.v1.trainer_mode=separate_async",
@@ -40,6 +44,7 @@ SEPARATE = (
 STALENESS = "training/off_policy/trajectory_staleness_worst/max"
 SPANS = "training/off_policy/trajectory_spans/max"
 EVICTED = "training/off_policy/evicted_samples"
+FITTED = "rredcot/readout_prompts/mean"
 ACCURACY = "val-core/openai/gsm8k/acc/mean@1"
 
 pytestmark = pytest.mark.run
@@ -88,6 +93,8 @@ def test_what_got_too_old_is_dropped_and_the_rest_is_credited(colocated):
     assert sum(step.get(EVICTED, 0) for step in run.steps) > 0
     # The threshold counts a response's first version too.
     assert max(step[STALENESS] for step in run.steps) <= 1
+    # Fitted to are earlier steps, of four prompts each.
+    assert [step[FITTED] for step in run.steps] == [0, 4, 8, 12]
     # Where a response was written in pieces, two versions of the policy wrote it.
     assert max(step[SPANS] for step in run.steps) <= 2
 
@@ -102,6 +109,20 @@ def test_segments_cover_responses_written_in_pieces(colocated):
             assert sum(segment["num_tokens"] for segment in line["segments"]) <= 32
             total = line["start_value"] + sum(segment["segment_reward"] for segment in line["segments"])
             assert total == pytest.approx(line["reward"], abs=1e-6)
+            # The default with lambda 1: each segment has R - v_{k-1}, on one scale.
+            advantages = [part["advantage"] for part in line["segments"]]
+            left = [line["reward"] - value for value in (line["start_value"], *(p["value"] for p in line["segments"]))]
+            for advantage, rest in zip(advantages, left, strict=False):
+                assert advantage * left[0] == pytest.approx(advantages[0] * rest, abs=1e-4)
+                assert advantage * rest >= 0
+        assert max(len(line["segments"]) for line in lines) > 2
+        assert any(part["advantage"] != 0 for line in lines for part in line["segments"])
+
+
+def test_samples_are_sent_to_the_trackers(colocated):
+    """An HTML file beside the metrics."""
+    _, folder = colocated
+    assert "segment" in (folder / "metrics_samples" / "2.html").read_text()
 
 
 def test_validation_runs_between_steps_and_is_not_credited(colocated):
@@ -134,7 +155,10 @@ def num_optimizer_steps(checkpoint) -> int:
 
 
 def test_a_run_goes_on_from_its_checkpoint(colocated, tmp_path, ray_folder):
-    """In the mode that also brings back responses which were generated, or half generated, but not trained on."""
+    """In the mode that also brings back responses which were generated, or half generated, but not trained on.
+
+    So do the rows that the values are fitted to.
+    """
     first, folder = colocated
     checkpoint = folder / "checkpoints" / "global_step_2"
     assert num_optimizer_steps(checkpoint) == 2
@@ -160,6 +184,7 @@ def test_a_run_goes_on_from_its_checkpoint(colocated, tmp_path, ray_folder):
     assert learning_rates == sorted(set(learning_rates))
     assert steps[0]["actor/lr"] == first.steps[2]["actor/lr"]
     assert num_optimizer_steps(tmp_path / "checkpoints" / "global_step_4") == 4
+    assert [step[FITTED] for step in steps] == [8, 12]
 
 
 def test_a_trainer_and_servers_of_their_own(tmp_path, ray_folder):

@@ -1,4 +1,4 @@
-"""Attributions and the readout on hidden states, through verl's own entry point."""
+"""Attributions through verl's own entry point."""
 
 import json
 import math
@@ -14,8 +14,6 @@ pytestmark = pytest.mark.run
 
 # The tiny model writes random letters: only their number ends a segment.
 SEGMENTS = ("+algorithm.rredcot.segmentation.method=fixed", "+algorithm.rredcot.segmentation.min_tokens=2")
-NUM_PROMPTS = 4
-"""Of a step."""
 
 
 def traces_of(folder: Path, step: int) -> list[dict]:
@@ -53,47 +51,3 @@ def test_gradient_attribution_shares_the_advantage_out(tmp_path, ray_folder):
         shares = [segment["segment_reward"] / (line["reward"] - baseline) for segment in line["segments"]]
         assert min(shares) >= 0 and math.fsum(shares) == pytest.approx(1.0, abs=1e-5)
     assert any(max(segment["weight"] for segment in line["segments"]) > 1.001 for line in scored)
-
-
-def test_the_readout_goes_on_from_a_checkpoint(tmp_path, ray_folder):
-    hidden = (
-        "algorithm.adv_estimator=rredcot",
-        "+algorithm.rredcot.self_value.form=hidden",
-        "+algorithm.rredcot.readout.dim=8",
-        "+algorithm.rredcot.traces.samples_freq=1",
-        "trainer.save_freq=1",
-        *SEGMENTS,
-    )
-    checkpoints = tmp_path / "checkpoints"
-    run = main_ppo(
-        tmp_path / "run",
-        f"{ray_folder}/1",
-        *hidden,
-        f"trainer.default_local_dir={checkpoints}",
-        "trainer.n_gpus_per_node=2",
-        "trainer.total_training_steps=2",
-    )
-    assert run.returncode == 0, run.output[-8000:]
-    # Fitted to are earlier steps: none, then the first.
-    prompts = [step["rredcot/readout_prompts/mean"] for step in run.steps]
-    assert prompts == [0, NUM_PROMPTS]
-    for step in run.steps:
-        assert step["training/rollout_actor_probs_pearson_corr"] > 0.999
-        assert step["rredcot/return_error/max"] < 1e-6
-        assert step["rredcot/rows_scored/mean"] == 1
-        assert step["rredcot/probe_tokens/sum"] == 0
-    # What goes to the trackers: an HTML file beside the metrics, and plain text on the console.
-    assert "segment" in (tmp_path / "run" / "metrics_samples" / "2.html").read_text()
-    resumed = main_ppo(
-        tmp_path / "resumed",
-        f"{ray_folder}/2",
-        *hidden,
-        "trainer.resume_mode=resume_path",
-        f"trainer.resume_from_path={checkpoints / 'global_step_1'}",
-        f"trainer.default_local_dir={tmp_path / 'elsewhere'}",
-        "trainer.n_gpus_per_node=2",
-        "trainer.total_training_steps=2",
-    )
-    assert resumed.returncode == 0, resumed.output[-8000:]
-    # The first step's rows came with the checkpoint.
-    assert [step["rredcot/readout_prompts/mean"] for step in resumed.steps] == prompts[1:]

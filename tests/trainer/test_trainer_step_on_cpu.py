@@ -270,9 +270,11 @@ def test_outcomes_outside_the_range_are_named(monkeypatch):
 def test_who_measures_is_settled_with_the_tokenizer(monkeypatch, tmp_path, caplog):
     """In the config, where the workers read it, and in the trainer's own source."""
     build_model("qwen3-untied").save_pretrained(tmp_path)
-    overrides = ["actor_rollout_ref.rollout.name=vllm", f"actor_rollout_ref.model.path={tmp_path}"]
+    model = ("actor_rollout_ref.rollout.name=vllm", f"actor_rollout_ref.model.path={tmp_path}")
+    # The live line would start Ray.
+    switches = ("algorithm.rredcot.check_data=False", "algorithm.rredcot.live_every_s=null")
     with initialize_config_module("rredcot_verl.config", version_base=None):
-        config = compose("rredcot_trainer", overrides=[*overrides, "algorithm.rredcot.check_data=False"])
+        config = compose("rredcot_trainer", overrides=[*model, *switches])
 
     def init(self, config):
         self.config = config
