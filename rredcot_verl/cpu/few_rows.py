@@ -3,23 +3,23 @@
 import torch
 from torch import Tensor, nn
 
-MOST_ROWS = 64
-"""Above it the product as torch makes it is as quick."""
-LEAST_WEIGHTS = 2**18
+MOST_ROWS = 256
+"""As many as were measured (docs/results/bench.md); the more rows, the less there is to gain."""
+LEAST_WEIGHTS = 2**19
 """Weights of a layer below which it makes no difference; the layers of the tiny models have fewer."""
 
 
 class FewRowsLinear(nn.Linear):
     """Multiplies the weights by the rows and not the rows by the weights.
 
-    Of 16 rows torch's product on a CPU takes twice as long with two threads: it packs the weights each time
-    (docs/results/bench.md). Only sums are rounded in another order.
+    With two threads torch's product of 4 to 64 rows takes 1.5 to 3 times as long (docs/results/bench.md). Only sums are
+    rounded in another order.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """See `nn.Linear`."""
         rows = input.reshape(-1, self.in_features)
-        if len(rows) > MOST_ROWS:
+        if not 1 < len(rows) <= MOST_ROWS:
             return super().forward(input)
         output = torch.mm(self.weight, rows.t()).t()
         if self.bias is not None:

@@ -13,7 +13,7 @@ from rredcot_verl.cpu.language_model import RolloutModel
 @pytest.mark.parametrize("shape", [(1,), (2, 3), (MOST_ROWS,), (MOST_ROWS + 1,), (4, 20), ()])
 def test_the_product_is_torchs(shape, bias):
     torch.manual_seed(0)
-    plain, rows = nn.Linear(512, 600, bias=bias), torch.randn(*shape, 512)
+    plain, rows = nn.Linear(512, 1024, bias=bias), torch.randn(*shape, 512)
     expected = plain(rows)
     use_few_rows(plain)
     assert type(plain) is FewRowsLinear and torch.allclose(plain(rows), expected, atol=1e-5)
