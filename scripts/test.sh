@@ -20,4 +20,4 @@ echo "== doctor"
 python -m rredcot_verl.doctor
 echo "== pytest"
 # A test that trains waits a lot: two processes take little more than half the time on two cores. Ray clusters are apart.
-exec python -m pytest -n "${TEST_WORKERS:-2}" --dist loadfile "$@"
+exec python -m pytest -n "${TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"
