@@ -20,4 +20,5 @@ echo "== doctor"
 python -m rredcot_verl.doctor
 echo "== pytest"
 # A test that trains waits a lot: two processes take little more than half the time on two cores. Ray clusters are apart.
+# They come first, as tests/conftest.py sorts them; xdist would move them to the end.
 exec python -m pytest -n "${TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"

@@ -2,7 +2,7 @@
 # Which credit is right on a pretrained model: the bench on the policy after its supervised start, Monte Carlo as the gold.
 # Arguments go to both calls of the bench (python -m rredcot_verl.analyze --help), e.g. --budget 2h. What is there is not
 # made again: the same command goes on where it stopped. Environment: recipes/common/tiny.sh, and
-#   PROMPTS=48 ROLLOUTS=16   prompts, continuations of a state
+#   PROMPTS=24 ROLLOUTS=8    prompts of four traces, continuations of a state; 42 s a trace on two cores
 #   FORM_PROMPTS=0           prompts whose gradients are taken under each form of credit; hours for 64
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -23,7 +23,7 @@ bench() {
 }
 # The sources, with continuations from every state; layers from a quarter of the way up, and the one a run reads.
 bench sources "SmolLM2 after its supervised start" --prompts "${SMOLLM_DATA#"$PWD"/}/val.parquet" \
-    --num-prompts "${PROMPTS:-48}" --group-size 4 --rollouts "${ROLLOUTS:-16}" \
+    --num-prompts "${PROMPTS:-24}" --group-size 4 --rollouts "${ROLLOUTS:-8}" \
     --methods rredcot vps mig vineppo hidden --layers 7 14 21 -2 -1 "$@"
 # The forms need many prompts, and of each its probes alone; the task's own values are the ceiling. Steps as in training.
 if [ "${FORM_PROMPTS:-0}" -gt 0 ]; then

@@ -12,8 +12,8 @@ LEAST_WEIGHTS = 2**19
 class FewRowsLinear(nn.Linear):
     """Multiplies the weights by the rows and not the rows by the weights.
 
-    With two threads torch's product of 4 to 64 rows takes 1.5 to 3 times as long (docs/results/bench.md). Only sums are
-    rounded in another order.
+    With two threads torch's product of 4 to 64 rows takes 1.3 to 3.4 times as long (docs/results/bench.md). Only sums
+    are rounded in another order.
     """
 
     def forward(self, input: Tensor) -> Tensor:

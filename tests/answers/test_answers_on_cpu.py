@@ -243,7 +243,7 @@ def test_a_response_that_repeats_an_open_box_is_searched_quickly():
     ):
         started = time.process_time()
         found = find_answer(text, dict(BUILT_IN))
-        # A tenth of a second; a search that starts again at each of them takes minutes.
+        # Tenths of a second; a search that starts again at each of them takes minutes.
         assert time.process_time() - started < 20, text[:20]
         assert (found and found.text) == expected
 
