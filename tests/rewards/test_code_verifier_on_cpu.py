@@ -69,7 +69,7 @@ def test_a_program_that_is_only_thought_is_none(before, options, score):
 
 def test_a_slow_program_times_out_and_the_rest_is_still_tried():
     tests = CodeTests("call", entry_point="f", tests=("assert f(1) == 2", "assert f(0) == 0", "assert f(2) == 4"))
-    verdict = run_program_sync("def f(x):\n    while x == 0: pass\n    return 2 * x", tests, time_limit_s=0.5)
+    verdict = run_program_sync("def f(x):\n    while x == 0: pass\n    return 2 * x", tests, time_limit_s=3)
     assert (verdict.passed, verdict.timed_out) == ((True, False, True), True)
     assert "test 1" in verdict.detail
 
@@ -82,12 +82,12 @@ def test_after_three_late_tests_the_rest_fails_untried():
     started = time.monotonic()
     verdict = run_program_sync(LOOPS, tests, time_limit_s=0.3, total_time_limit_s=500.0)
     assert (verdict.num_passed, verdict.timed_out) == (0, True)
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 250
 
 
 def test_the_total_is_limited():
     tests = CodeTests("stdin", inputs=("",) * 40, outputs=("",) * 40)
-    verdict = run_program_sync("import time; time.sleep(0.3)", tests, time_limit_s=5, total_time_limit_s=1.0)
+    verdict = run_program_sync("import time; time.sleep(0.3)", tests, time_limit_s=30, total_time_limit_s=4.0)
     assert 0 < verdict.num_passed < 40 and verdict.timed_out
 
 

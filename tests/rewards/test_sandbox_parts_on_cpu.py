@@ -363,8 +363,8 @@ import os, sys
 from rredcot_verl.rewards.sandbox.client import *
 server = get_server(SandboxConfig(packages=()))
 files = [sealed_file(b""), os.dup(1), os.memfd_create("err")]
-source = "import time; print('started', flush=True); time.sleep(60)"
-with server.start("main", {"source": source}, Limits(time_limit_s=60), files) as cell:
+source = "import time; print('started', flush=True); time.sleep(600)"
+with server.start("main", {"source": source}, Limits(time_limit_s=600), files) as cell:
     cell.wait()
 """
 
@@ -377,13 +377,13 @@ def test_programs_end_with_the_trainer():
     # The pipe ends when the last process that could write to it has.
     started = time.monotonic()
     assert trainer.stdout.read() == ""
-    assert time.monotonic() - started < 30, "a program outlived its trainer"
+    assert time.monotonic() - started < 300, "a program outlived its trainer"
     trainer.stdout.close()
 
 
 def test_limits_of_the_problem_replace_the_options():
-    tests = CodeTests("stdin", inputs=("",), outputs=("",), time_limit_s=0.3, memory_limit_mb=64)
+    tests = CodeTests("stdin", inputs=("",), outputs=("",), time_limit_s=2.0, memory_limit_mb=64)
     late = judge("while True: pass", tests)
-    assert late.timed_out and "more than 0.3 s" in late.detail
+    assert late.timed_out and "more than 2 s" in late.detail
     hog = judge("x = b'x' * 2**27", tests)
     assert hog.num_passed == 0 and "MemoryError" in hog.detail

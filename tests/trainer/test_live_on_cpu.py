@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -120,18 +121,19 @@ from rredcot_verl import live
 
 ray.init(num_cpus=1, include_dashboard=False, _temp_dir=sys.argv[1], log_to_driver=False)
 line = live.LiveLine(0.2)
-ray.get(line._board.longest_silence.remote())  # It has started.
+[printing] = [thread for thread in threading.enumerate() if thread.name == "rredcot-live"]
 line.begin_step(3)
 with line.phase("updating the policy"), live.under_way(live.VERIFIED):
-    time.sleep(1)
-assert line.metrics()["rredcot/silence_seconds/max"] > 0.5
+    ray.get(line._board.longest_silence.remote())  # It has started, and heard of both.
+    time.sleep(5)
+assert line.metrics()["rredcot/silence_seconds/max"] > 4
 ray.kill(line._board)
 with line.phase("updating the policy"):
     live.tell(live.GENERATED, begun=1)
 line.begin_step(4)
 assert line.metrics() == {}
-time.sleep(1)
-assert "rredcot-live" not in [thread.name for thread in threading.enumerate()]
+printing.join(float(sys.argv[2]))
+assert not printing.is_alive()
 print("went on")
 """
 
@@ -142,7 +144,7 @@ def test_a_run_goes_on_without_its_board(tmp_path, ray_folder):
     token.write_text(secrets.token_hex(32))
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     done = subprocess.run(
-        [sys.executable, "-c", DIES, f"{ray_folder}/r"],
+        [sys.executable, "-c", DIES, f"{ray_folder}/r", str(PATIENCE_S)],
         env=environment | {"RAY_AUTH_TOKEN_PATH": str(token)},
         text=True,
         capture_output=True,
@@ -150,6 +152,4 @@ def test_a_run_goes_on_without_its_board(tmp_path, ray_folder):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert "went on" in done.stdout
-    assert (
-        "rredcot: step 3, updating the policy for " in done.stdout and "; 0 verified and 1 under way; " in done.stdout
-    )
+    assert re.search(r"rredcot: step 3, updating the policy for \d+ s; 0 verified and 1 under way", done.stdout)
