@@ -1,13 +1,14 @@
 """Gradients of units of prompts under many forms of credit, and what each form is worth (`efficiency`).
 
 verl's loss on the first update of a batch (ratio 1, `token-mean`) has the gradient -(sum over response tokens of
-A_t grad log pi_t) / (number of response tokens). A unit's sum needs one backward pass a form, with the advantages as
-weights. What is kept of a form is three numbers with their intervals, so no gradient is ever written to a file.
+A_t grad log pi_t) / (number of response tokens). Of a small model a unit's sum is one backward pass a form, with the
+advantages as weights; of a large one, of which little is kept, a pass a segment serves all forms. What is kept of a
+form is three numbers with their intervals, so no gradient is ever written to a file.
 """
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,8 @@ MOST_UNITS = 64
 FULL = 4_000_000
 """Parameters up to which gradients are taken whole."""
 _AT_ONCE = 4
-"""Forms that share a forward pass; so many, and two more, of `MOST_UNITS` gradients each are held in memory."""
+"""Forms that share a forward pass where gradients are whole; so many, and two more, of `MOST_UNITS` gradients each are
+held in memory."""
 SKETCH_DIM = 4096
 """Numbers kept of a larger gradient for inner products. The relative error of one is about 1 / sqrt(SKETCH_DIM) = 1.6 %
 of the product of the norms."""
@@ -61,11 +63,17 @@ class GradientReader:
         if not self.whole:
             generator = torch.Generator().manual_seed(seed)
             # Sign and bucket in one number: the upper half of the buckets is the negative side.
-            self._buckets = torch.randint(2 * SKETCH_DIM, (self.num_parameters,), generator=generator)
+            buckets = torch.randint(2 * SKETCH_DIM, (self.num_parameters,), generator=generator, dtype=torch.int32)
+            self._buckets = buckets.to(policy.device)
             self._places = torch.randint(self.num_parameters, (NUM_COORDINATES,), generator=generator)
 
+    @property
+    def at_once(self) -> int | None:
+        """How many forms are best read at once; None: all."""
+        return _AT_ONCE if self.whole else None
+
     def read(
-        self, traces: Sequence[TraceRecord], weights: Sequence[Sequence[Array]], units: Sequence[Sequence[int]]
+        self, traces: Sequence[TraceRecord], weights: Sequence[Sequence[Array]], units: Iterable[Sequence[int]]
     ) -> list[UnitGradients]:
         """The gradient of each unit's sum of weighted log-probabilities.
 
@@ -82,23 +90,34 @@ class GradientReader:
 
     def _unit(self, traces: Sequence[TraceRecord], weights: Sequence[Sequence[Array]]) -> list[tuple[Tensor, ...]]:
         """For each form what is kept of a unit's gradient."""
-        sums = torch.zeros(len(weights), self.num_parameters, device=self._policy.device)
+        device = self._policy.device
         # A pass of unlike lengths computes much padding; a trace without an advantage has no gradient.
         used = (n for n in range(len(traces)) if any(own[n].any() for own in weights))
         order = sorted(used, key=lambda n: len(traces[n].token_ids))
+        if not self.whole:
+            kept = torch.zeros(len(weights), NUM_COORDINATES + SKETCH_DIM, device=device)
+            for n in order:
+                # Tokens with the same advantages under every form, as those of a segment, share a pass.
+                columns, which = np.unique([own[n] for own in weights], axis=1, return_inverse=True)
+                pieces = [[(which.ravel() == piece).astype(np.float32)] for piece in range(columns.shape[1])]
+                for column, gradient in zip(columns.T, self._gradients([traces[n]], pieces), strict=True):
+                    kept += torch.outer(torch.from_numpy(column).to(device), self._kept(gradient))
+            return [(own[:NUM_COORDINATES], own[NUM_COORDINATES:]) for own in kept.cpu()]
+        sums = torch.zeros(len(weights), self.num_parameters, device=device)
         for part in split_by_size([len(traces[n].token_ids) for n in order], self._max_tokens):
             chosen = [order[place] for place in part]
-            self._add(sums, [traces[n] for n in chosen], [[own[n] for n in chosen] for own in weights])
-        return [self._kept(gradient) for gradient in sums.cpu()]
+            own_weights = [[own[n] for n in chosen] for own in weights]
+            for total, gradient in zip(sums, self._gradients([traces[n] for n in chosen], own_weights), strict=True):
+                total += gradient
+        return [(total,) for total in sums.cpu()]
 
-    def _kept(self, gradient: Tensor) -> tuple[Tensor, ...]:
-        if self.whole:
-            return (gradient,)
-        buckets = torch.zeros(2 * SKETCH_DIM).index_add_(0, self._buckets, gradient)
-        return gradient[self._places], buckets[:SKETCH_DIM] - buckets[SKETCH_DIM:]
+    def _kept(self, gradient: Tensor) -> Tensor:
+        """`(NUM_COORDINATES + SKETCH_DIM,)`, linear in the gradient."""
+        buckets = gradient.new_zeros(2 * SKETCH_DIM).index_add_(0, self._buckets, gradient)
+        return torch.cat([gradient[self._places], buckets[:SKETCH_DIM] - buckets[SKETCH_DIM:]])
 
-    def _add(self, sums: Tensor, traces: Sequence[TraceRecord], weights: Sequence[Sequence[Array]]) -> None:
-        """Add the gradients of some traces: one forward pass, and a backward pass a form."""
+    def _gradients(self, traces: Sequence[TraceRecord], weights: Sequence[Sequence[Array]]) -> Iterator[Tensor]:
+        """Gradients of some traces, `(num_parameters,)` float32: a forward pass, and a backward pass a weighting."""
         longest = max(len(trace.token_ids) for trace in traces)
         first = min(len(trace.prompt_ids) for trace in traces) - 1
         # Padded behind its end, a trace cannot see the padding, whose weight is 0.
@@ -114,8 +133,8 @@ class GradientReader:
             logits = self._policy.model(input_ids=ids, use_cache=False, logits_to_keep=longest - first).logits[:, :-1]
             log_probs = (logits.float() / self._temperature).log_softmax(-1)
             own_log_probs = log_probs.gather(2, ids[:, first + 1 :].unsqueeze(2)).squeeze(2)
-        for form, own in enumerate(weight):
-            last = form == len(weight) - 1
+        for number, own in enumerate(weight):
+            last = number == len(weight) - 1
             gradients = torch.autograd.grad(
                 (own_log_probs * own).sum(), self._parameters, retain_graph=not last, allow_unused=True
             )
@@ -123,7 +142,7 @@ class GradientReader:
                 parameter.new_zeros(parameter.numel()) if gradient is None else gradient.flatten()
                 for parameter, gradient in zip(self._parameters, gradients, strict=True)
             ]
-            sums[form] += torch.cat(parts).float()
+            yield torch.cat(parts).float()
 
 
 def measure_gradients(policy: Policy, measurements: Measurements, options: Options) -> None:
@@ -187,13 +206,18 @@ def compare_forms(
     tokens = torch.tensor([sum(table.lengths[row] for row in unit) for unit in units])
 
     def read(*credits: Array) -> list[UnitGradients]:
-        return reader.read(table.traces, [_by_token(table, credit) for credit in credits], units)
+        weights = [_by_token(table, credit) for credit in credits]
+        return reader.read(table.traces, weights, tqdm(units, desc=f"gradients of {len(credits)} forms", leave=False))
 
     plain = advantages(table, None, GRPO)
     complete = [method for method in methods if method.covers(table).all()]
     unbiased = [advantages(table, method, form) for method in complete for form in unbiased_forms(method)]
+    pairs = [(name, each) for name, form in FORMS.items() for each in _whose(form, methods)]
+    credits = [advantages(table, method, FORMS[name]) for name, method in pairs]
+    at_once = reader.at_once or len(pairs)
     # A gradient is linear in the advantages, so that of a mean is the mean of the gradients.
-    direction, grpo = read(np.mean([plain, *unbiased], axis=0), plain)
+    direction, grpo, *first = read(np.mean([plain, *unbiased], axis=0), plain, *credits[:at_once])
+    found = dict(enumerate(first))
 
     def comparison_on(kept: Tensor) -> GradientComparison:
         return GradientComparison(direction.rows(kept), grpo.rows(kept), tokens[kept], batch_prompts / per_unit, seed)
@@ -201,27 +225,26 @@ def compare_forms(
     everywhere = torch.ones(len(units), dtype=torch.bool)
     comparisons = {everywhere.numpy().tobytes(): comparison_on(everywhere)}
     signal = next(iter(comparisons.values())).signal_to_noise()
+    kept_of, comparison_of = [], []
+    for _, method in pairs:
+        covered = np.ones(len(table.traces), dtype=bool) if method is None else method.covers(table)
+        kept = torch.tensor([bool(covered[unit].any()) for unit in units])
+        key = kept.numpy().tobytes()
+        comparison = comparisons[key] = comparisons.get(key) or comparison_on(kept)
+        kept_of.append(kept)
+        comparison_of.append(comparison)
     rows = []
-    pairs = [(name, each) for name, form in FORMS.items() for each in _whose(form, methods)]
-    with tqdm(total=len(pairs), desc="gradients", unit="form") as bar:
-        for start in range(0, len(pairs), _AT_ONCE):
-            part, asked = [], []
-            for name, method in pairs[start : start + _AT_ONCE]:
-                covered = np.ones(len(table.traces), dtype=bool) if method is None else method.covers(table)
-                kept = torch.tensor([bool(covered[unit].any()) for unit in units])
-                key = kept.numpy().tobytes()
-                comparison = comparisons[key] = comparisons.get(key) or comparison_on(kept)
-                part.append((name, "" if method is None else method.name, comparison, kept))
-                if comparison.obstacle is None:
-                    asked.append(advantages(table, method, FORMS[name]))
-            found = iter(read(*asked) if asked else [])
-            for name, values, comparison, kept in part:
-                if comparison.obstacle is None:
-                    measures = comparison.compare(next(found).rows(kept))
-                else:
-                    measures = dict.fromkeys(MEASURES, nothing(comparison.obstacle))
-                rows.append({"form": name, "method": values, "measures": measures})
-                bar.update()
+    for number, (name, method) in enumerate(pairs):
+        if number and number % at_once == 0:
+            part = range(number, min(number + at_once, len(pairs)))
+            asked = [other for other in part if comparison_of[other].obstacle is None]
+            found = dict(zip(asked, read(*[credits[other] for other in asked]), strict=True)) if asked else {}
+        obstacle = comparison_of[number].obstacle
+        if obstacle is None:
+            measures = comparison_of[number].compare(found[number].rows(kept_of[number]))
+        else:
+            measures = dict.fromkeys(MEASURES, nothing(obstacle))
+        rows.append({"form": name, "method": "" if method is None else method.name, "measures": measures})
     return {
         "num_parameters": reader.num_parameters,
         "whole": reader.whole,

@@ -113,10 +113,20 @@ class TestReader:
 
     def test_of_a_large_model_inner_products_and_some_coordinates_are_kept(self):
         traces = _traces()
-        weights = [np.ones(len(trace.response_ids), dtype=np.float32) for trace in traces]
-        (whole,) = GradientReader(POLICY, 1.0, 4096, seed=0).read(traces, [weights], [[0], [1], [2]])
+        # Segments of unlike advantages; under another form a trace has none, or one.
+        weights = [
+            np.repeat([1.0, -2.0, 0.5], [2, 1, len(trace.response_ids)])[: len(trace.response_ids)] for trace in traces
+        ]
+        weights = [own.astype(np.float32) for own in weights]
+        other = [own * 0 if place == 1 else np.ones_like(own) for place, own in enumerate(weights)]
+        units = [[0, 3], [1], [2]]
+        whole, whole_other = GradientReader(POLICY, 1.0, 4096, seed=0).read(traces, [weights, other], units)
         reader = GradientReader(POLICY, 1.0, 4096, seed=0, full=10)
-        (found,) = reader.read(traces, [weights], [[0], [1], [2]])
+        found, found_other = reader.read(traces, [weights, other], units)
+        assert not found_other.whole[1].any() and not found_other.coordinates[1].any()
+        for exact_rows, kept_rows in ((whole, found), (whole_other, found_other)):
+            expected = exact_rows.coordinates[:, reader._places]
+            assert torch.allclose(kept_rows.coordinates, expected, atol=1e-5 * float(expected.abs().max()))
         exact, kept = whole.whole @ whole.whole.T, found.whole @ found.whole.T
         scale = exact.diagonal().sqrt()
         assert found.whole.shape == (3, SKETCH_DIM)
