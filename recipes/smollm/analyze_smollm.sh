@@ -22,9 +22,11 @@ bench() {
         --set segmentation.min_tokens=4 elicitation.format=boxed --cuttings newline-34 "$@"
 }
 # The sources, with continuations from every state; layers from a quarter of the way up, and the one a run reads.
-bench sources "SmolLM2 after its supervised start" --prompts "${SMOLLM_DATA#"$PWD"/}/val.parquet" \
-    --num-prompts "${PROMPTS:-24}" --group-size 4 --rollouts "${ROLLOUTS:-8}" \
-    --methods rredcot vps mig vineppo hidden --layers 7 14 21 -2 -1 "$@"
+if [ "${PROMPTS:-24}" -gt 0 ]; then
+    bench sources "SmolLM2 after its supervised start" --prompts "${SMOLLM_DATA#"$PWD"/}/val.parquet" \
+        --num-prompts "${PROMPTS:-24}" --group-size 4 --rollouts "${ROLLOUTS:-8}" \
+        --methods rredcot vps mig vineppo hidden --layers 7 14 21 -2 -1 "$@"
+fi
 # The forms need many prompts, and of each its probes alone; the task's own values are the ceiling. Steps as in training.
 if [ "${FORM_PROMPTS:-0}" -gt 0 ]; then
     bench forms "Forms of credit after the supervised start" --prompts "${SMOLLM_DATA#"$PWD"/}/train.parquet" \
