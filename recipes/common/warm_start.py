@@ -33,6 +33,29 @@ LOG_INTERVAL = 5.0
 """Seconds between two progress lines."""
 
 
+class Muon(torch.optim.Muon):
+    """torch's Muon in float32. Its own products are in bfloat16, for which many a CPU has no instructions."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One update of every matrix that has a gradient."""
+        del closure
+        for group in self.param_groups:
+            a, b, c = group["ns_coefficients"]
+            for weight in [weight for weight in group["params"] if weight.grad is not None]:
+                buffer = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+                buffer.lerp_(weight.grad, 1 - group["momentum"])
+                update = weight.grad.lerp(buffer, group["momentum"])
+                wide = update.T if update.shape[0] > update.shape[1] else update
+                wide = wide / wide.norm().clamp(min=group["eps"])
+                for _ in range(group["ns_steps"]):
+                    gram = wide @ wide.T
+                    wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
+                update = wide.T if update.shape[0] > update.shape[1] else wide
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.add_(update, alpha=-group["lr"] * max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5)
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """What all warm starts have; a finished folder is used again only when all settings of its recipe are the same.
@@ -87,7 +110,7 @@ class RandomStartConfig(TrainingConfig):
         vectors = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
         # Muon reaches a given loss in far fewer updates than AdamW here, and updates are what a CPU is short of.
         return [
-            torch.optim.Muon(matrices, lr=self.matrix_learning_rate, weight_decay=0.01),
+            Muon(matrices, lr=self.matrix_learning_rate, weight_decay=0.01),
             torch.optim.AdamW(vectors, lr=self.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
         ]
 

@@ -74,6 +74,21 @@ def test_a_few_updates_learn_the_form(tmp_path):
     assert not policy.training and common.compute_loss(policy, batch, None).item() < before - 1.5
 
 
+@pytest.mark.parametrize("shape", [(64, 128), (128, 64)])
+def test_muon_is_torchs_but_for_the_rounding_of_bfloat16(shape):
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    moved = []
+    for kind in (torch.optim.Muon, common.Muon):
+        weight = torch.nn.Parameter(start.clone())
+        optimizer = kind([weight], lr=0.02, weight_decay=0.01)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(4):
+            weight.grad = torch.randn(shape, generator=generator)
+            optimizer.step()
+        moved.append(weight.detach() - start)
+    assert float((moved[0] - moved[1]).norm() / moved[0].norm()) < 0.03
+
+
 def test_traces_of_a_problem_share_its_prompt_and_nothing_else():
     """The packed loss is the mean over each trace alone, and no answer is elicited."""
     policy, tokenizer = tiny_llama()
