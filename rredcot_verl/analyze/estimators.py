@@ -64,7 +64,7 @@ CALIBRATED = (REFERENCE, "geometric:reference", "normalized:union")
 """Probes that are calibrated."""
 ACROSS_CUTTINGS = (*CALIBRATED, "vps", "mig", "monte_carlo", "position", "calibrated")
 """Methods that are compared across cuttings, with those that `READ`."""
-CREDITED = ("oracle", REFERENCE, "calibrated", "monte_carlo")
+CREDITED = ("oracle", REFERENCE, "calibrated", "calibrated+position", "monte_carlo")
 """Methods whose credit is judged by the policy's gradient."""
 IN_EXAMPLES = ("oracle", REFERENCE, "geometric:reference", "calibrated", "monte_carlo", "attention_attribution")
 """Methods shown beside example traces, with those that `READ`."""
