@@ -2,8 +2,8 @@
 # Which credit is right on a pretrained model: the bench on the policy after its supervised start, Monte Carlo as the gold.
 # Arguments go to both calls of the bench (python -m rredcot_verl.analyze --help), e.g. --budget 2h. What is there is not
 # made again: the same command goes on where it stopped. Environment: recipes/common/tiny.sh, and
-#   PROMPTS=24 ROLLOUTS=8    prompts of four traces, continuations of a state; 42 s a trace on two cores
-#   FORM_PROMPTS=0           prompts whose gradients are taken under each form of credit; hours for 64
+#   PROMPTS=24 ROLLOUTS=8    prompts of four traces (0: none), continuations of a state; 42 s a trace on two cores
+#   FORM_PROMPTS=0           prompts whose gradients are taken under each form of credit; some 50 minutes for 64
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
