@@ -34,7 +34,10 @@ LOG_INTERVAL = 5.0
 
 
 class Muon(torch.optim.Muon):
-    """torch's Muon in float32. Its own products are in bfloat16, for which many a CPU has no instructions."""
+    """torch's Muon in float32, at its default `nesterov` and `adjust_lr_fn` whatever is given.
+
+    Its own products are in bfloat16, for which many a CPU has no instructions.
+    """
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
