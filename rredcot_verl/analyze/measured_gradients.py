@@ -146,10 +146,11 @@ class GradientReader:
 
 
 def measure_gradients(policy: Policy, measurements: Measurements, options: Options) -> None:
-    """Write `gradients.json`, unless it is there for the same traces and forms."""
+    """Write `gradients.json`, unless it is there for the same traces, forms and methods."""
     path, traces = measurements.folder / GRADIENTS_FILE, [trace.trace for trace in measurements.traces]
     num_prompts, batch_prompts = options.gradients, options.batch_prompts
-    asked = {"traces": traces, "forms": list(FORMS), "num_prompts": num_prompts, "batch_prompts": batch_prompts}
+    asked = {"traces": traces, "forms": list(FORMS), "methods": list(CREDITED)}
+    asked |= {"num_prompts": num_prompts, "batch_prompts": batch_prompts}
     if path.exists() and json.loads(path.read_text(encoding="utf-8"))["asked"] == asked:
         return
     cutting, groups = next(iter(options.cuttings)), {trace.group for trace in measurements.traces}
