@@ -55,9 +55,8 @@ def main_ppo(
         f"data.val_files={val_file}",
         *overrides,
     ]
-    done = subprocess.run(
-        command,
-        env=inherited
+    environment = (
+        inherited
         | {
             "VERL_PLATFORM": "cpu",
             "VERL_FILE_LOGGER_PATH": str(metrics),
@@ -66,7 +65,21 @@ def main_ppo(
             "OMP_NUM_THREADS": "1",
             "RREDCOT_CPU_THREADS": "1",
         }
-        | dict(environment or {}),
+        | dict(environment or {})
+    )
+    done = _run(command, environment)
+    if done.returncode and "EADDRINUSE" in done.stdout:
+        # verl and Ray choose a free port, let go of it, and take it seconds later: another run may have been first.
+        metrics.unlink(missing_ok=True)
+        done = _run(command, environment)
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    return Run(done.returncode, done.stdout, [json.loads(line)["data"] for line in lines])
+
+
+def _run(command: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        env=environment,
         cwd=REPOSITORY,
         text=True,
         stdout=subprocess.PIPE,
@@ -74,5 +87,3 @@ def main_ppo(
         timeout=PATIENCE_S,
         check=False,
     )
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    return Run(done.returncode, done.stdout, [json.loads(line)["data"] for line in lines])

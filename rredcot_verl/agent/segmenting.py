@@ -42,13 +42,14 @@ class ResponseRecorder:
         self.elicitation.remember(response.answer)
         # What is left for the training engine takes no time here.
         measured = plan.record.status is Status.SCORED and not plan.rows
+        now = time.time()
         record = dataclasses.replace(
             plan.record,
             shaping=response.shaping,
             truncated=response.answer is None and len(response.response_ids) >= self._response_length,
             ready_time=ready_time,
-            recorded_time=time.time(),
-            measuring_seconds=time.time() - started if measured else 0.0,
+            recorded_time=now,
+            measuring_seconds=now - started if measured else 0.0,
         )
         return Plan(record, plan.rows)
 

@@ -1,7 +1,12 @@
-"""A linear layer that is quick for the few rows of a decoding step."""
+"""Linear layers and attention that are quick for the few rows of a decoding step."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 MOST_ROWS = 256
 """As many as were measured (docs/results/bench.md); the more rows, the less there is to gain."""
@@ -27,8 +32,32 @@ class FewRowsLinear(nn.Linear):
         return output.reshape(*input.shape[:-1], self.out_features)
 
 
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of transformers' interface: its `sdpa`, but for one new token of sequences that are padded.
+
+    There every key and value is copied for each query head of their group; here those heads are queries of one head, which
+    see the same. Only sums are rounded in another order.
+    """
+    batch_size, num_heads, num_queries, width = query.shape
+    if num_queries > 1 or attention_mask is None or key.shape[1] == num_heads:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    output = nn.functional.scaled_dot_product_attention(
+        query.reshape(batch_size, key.shape[1], -1, width), key, value, attention_mask, scale=kwargs.get("scaling")
+    )
+    return output.reshape(batch_size, 1, num_heads, -1), None
+
+
+_ATTENTION = "rredcot_few_rows"
+AttentionInterface.register(_ATTENTION, attend)
+AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+
+
 def use_few_rows(model: nn.Module) -> None:
-    """Makes every large linear layer of a model one of these, with the weights it has."""
+    """Makes every large linear layer of a model one of these, with the weights it has, and its attention `attend`."""
+    if isinstance(model, PreTrainedModel) and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(_ATTENTION)
     for module in model.modules():
         if type(module) is nn.Linear and module.weight.numel() >= LEAST_WEIGHTS:
             module.__class__ = FewRowsLinear

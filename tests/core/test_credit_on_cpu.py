@@ -492,6 +492,7 @@ def test_the_answer_of_a_right_but_overlong_response_is_not_blamed_for_its_lengt
 @pytest.mark.parametrize("form", FORMS)
 def test_a_control_arm_keeps_mean_and_spread_of_a_responses_advantages(form, control):
     segments, mask, index, _ = random_batch(11, holes=False, max_segments=5)
+    torch.manual_seed(0)
     num_tokens = segments.num_tokens(mask).double()
     moments = []
     for arm in ("none", control):

@@ -86,6 +86,7 @@ def test_greedy_takes_the_most_likely_token_whatever_shares_the_batch(server, ti
 
 
 def test_samples_follow_the_truncated_distribution(server, tiny_model):
+    torch.manual_seed(0)
     outputs = ask(server, [PROMPTS[1]] * 400, temperature=1.2, top_k=3, max_tokens=1)
     _, log_probs = own_sequence_log_probs(tiny_model, PROMPTS[1], 1.2)
     top = log_probs.topk(3)

@@ -47,7 +47,8 @@ def test_one_command_prepares_verifies_and_credits(tmp_path):
     traces = load_run(tmp_path / "rredcot").traces
     known = [(trace, expected) for trace in traces if (expected := _expected_reward(trace)) is not None]
     assert len(known) > len(traces) / 2
-    assert all(trace.reward == expected for trace, expected in known)
+    different = [(trace.response, trace.reward) for trace, expected in known if trace.reward != expected]
+    assert not different, different
     assert {trace.reward for trace in traces} == {0.0, 1.0}
     assert any(len(trace.segments) > 1 for trace in traces if trace.is_scored)
 

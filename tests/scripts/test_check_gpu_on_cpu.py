@@ -48,7 +48,7 @@ def findings_of(output: str):
 
 
 def test_all_of_it_without_verl():
-    done = run_blocked(SCRIPT, "--tiny")
+    done = run_blocked(SCRIPT, "--tiny", "--minutes", "600")
     assert done.returncode == 0, done.stdout + done.stderr
     findings, table = findings_of(done.stdout)
     skipped = {name: found["reasons"][0] for name, found in findings.items() if found["verdict"] == "skipped"}

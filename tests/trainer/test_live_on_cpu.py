@@ -126,6 +126,7 @@ line.begin_step(3)
 with line.phase("updating the policy"), live.under_way(live.VERIFIED):
     ray.get(line._board.longest_silence.remote())  # It has started, and heard of both.
     time.sleep(5)
+live._READ_TIMEOUT_S = float(sys.argv[2])
 assert line.metrics()["rredcot/silence_seconds/max"] > 4
 ray.kill(line._board)
 with line.phase("updating the policy"):

@@ -15,7 +15,7 @@ def test_the_plain_command(tmp_path, ray_folder):
     run = main_ppo(tmp_path, ray_folder, PLAIN, "trainer.n_gpus_per_node=2", "+algorithm.rredcot.live_every_s=0.05")
     assert run.returncode == 0, run.output[-8000:]
     assert len(run.steps) == 2
-    for said in ("step 0, loading models and servers for ", "step 1, generating for ", "step 2, "):
+    for said in ("step 0, loading models and servers for ", "step [12], generating for ", "step 2, "):
         assert re.search(f"rredcot: {said}", run.output), said
     assert re.search(
         "for [0-9]+ s; [0-9]+ tokens of a batch; 8 generated; 8 verified; 8 measured; [0-9]+ passes", run.output
