@@ -37,7 +37,7 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of transformers' interface: its `sdpa`, but for one new token of sequences that are padded.
 
-    There every key and value is copied for each query head of their group; here those heads are queries of one head, which
+    There every key and value is copied for each query head of its group; here those heads are queries of one head, and
     see the same. Only sums are rounded in another order.
     """
     batch_size, num_heads, num_queries, width = query.shape
