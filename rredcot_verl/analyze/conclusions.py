@@ -167,7 +167,7 @@ def _limits(results: dict[str, Any], name: str, digits: int) -> list[str]:
 
 def _cost(results: dict[str, Any]) -> list[str]:
     methods = by_name(results)
-    names = (REFERENCE, "calibrated", f"hidden:{results['evaluation']['layer']}", "monte_carlo")
+    names = (REFERENCE, "calibrated+position", f"hidden:{results['evaluation']['layer']}", "monte_carlo")
     parts = []
     for name in [name for name in names if name in methods]:
         ratio = methods[name]["cost"]["seconds_of_generation"]["estimate"]

@@ -62,11 +62,18 @@ READ = ("hidden:", "both:")
 
 CALIBRATED = (REFERENCE, "geometric:reference", "normalized:union")
 """Probes that are calibrated."""
-ACROSS_CUTTINGS = (*CALIBRATED, "vps", "mig", "monte_carlo", "position", "calibrated")
+ACROSS_CUTTINGS = (*CALIBRATED, "vps", "mig", "monte_carlo", "position", "calibrated", "calibrated+position")
 """Methods that are compared across cuttings, with those that `READ`."""
 CREDITED = ("oracle", REFERENCE, "calibrated", "calibrated+position", "monte_carlo")
 """Methods whose credit is judged by the policy's gradient."""
-IN_EXAMPLES = ("oracle", REFERENCE, "geometric:reference", "calibrated", "monte_carlo", "attention_attribution")
+IN_EXAMPLES = (
+    "oracle",
+    REFERENCE,
+    "geometric:reference",
+    "calibrated+position",
+    "monte_carlo",
+    "attention_attribution",
+)
 """Methods shown beside example traces, with those that `READ`."""
 
 

@@ -321,7 +321,7 @@ class ReadoutConfig(Block):
 
     use_probe: bool = Field(True, description="Feature: the logit of the value the probes gave; not with form=hidden.")
     use_position: bool = Field(
-        False,
+        True,
         description="Feature: where the boundary stands, against a long response of the step before; a probe then has "
         "a coefficient of its own early, midway and late.",
     )

@@ -41,7 +41,8 @@ def attend(
     see the same. Only sums are rounded in another order.
     """
     batch_size, num_heads, num_queries, width = query.shape
-    if num_queries > 1 or attention_mask is None or key.shape[1] == num_heads:
+    shared = attention_mask is not None and attention_mask.ndim == 4 and attention_mask.shape[1] == 1
+    if num_queries > 1 or not shared or key.shape[1] == num_heads:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     output = nn.functional.scaled_dot_product_attention(
         query.reshape(batch_size, key.shape[1], -1, width), key, value, attention_mask, scale=kwargs.get("scaling")
@@ -56,7 +57,8 @@ AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
 
 def use_few_rows(model: nn.Module) -> None:
     """Makes every large linear layer of a model one of these, with the weights it has, and its attention `attend`."""
-    if isinstance(model, PreTrainedModel) and model.config._attn_implementation == "sdpa":
+    replaceable = isinstance(model, PreTrainedModel) and model._supports_attention_backend
+    if replaceable and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(_ATTENTION)
     for module in model.modules():
         if type(module) is nn.Linear and module.weight.numel() >= LEAST_WEIGHTS:

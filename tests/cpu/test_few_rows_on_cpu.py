@@ -43,16 +43,16 @@ def test_a_tied_head_follows_its_weights():
 
 @pytest.mark.parametrize("num_queries", [1, 3])
 @pytest.mark.parametrize("num_groups", [1, 2, 4])
-@pytest.mark.parametrize("padded", [True, False])
-def test_the_attention_is_transformers_sdpa(num_queries, num_groups, padded):
+@pytest.mark.parametrize("mask_heads", [None, 1, 8])
+def test_the_attention_is_transformers_sdpa(num_queries, num_groups, mask_heads):
     torch.manual_seed(0)
     module = nn.Module()
     module.num_key_value_groups, module.is_causal = num_groups, True
     query = torch.randn(3, 8, num_queries, 16)
     key, value = torch.randn(2, 3, 8 // num_groups, 20, 16)
-    mask = torch.ones(3, 1, num_queries, 20, dtype=torch.bool)
+    mask = torch.ones(3, mask_heads or 1, num_queries, 20, dtype=torch.bool)
     mask[1, ..., :7] = False
-    arguments = (module, query, key, value, mask if padded else None)
+    arguments = (module, query, key, value, mask if mask_heads else None)
     expected, _ = sdpa_attention_forward(*arguments, scaling=0.3, dropout=0.0)
     found, _ = attend(*arguments, scaling=0.3, dropout=0.0)
     assert found.shape == expected.shape and torch.allclose(found, expected, atol=1e-6)

@@ -51,7 +51,7 @@ def main() -> None:
     """Read the programs, run them, write the verdicts."""
     given = json.load(sys.stdin)
     bystander = subprocess.Popen(
-        [sys.executable, "-S", "-c", "import time; time.sleep(600)"], stdout=subprocess.DEVNULL
+        [sys.executable, "-S", "-c", "import time; time.sleep(3600)"], stdout=subprocess.DEVNULL
     )
     tcp, udp = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     udp.bind(("127.0.0.1", 0))

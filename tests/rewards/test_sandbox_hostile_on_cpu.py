@@ -94,13 +94,14 @@ class World:
         (canary_folder / "canary").write_text("sings")
         (canary_folder / "canary").chmod(0o666)
         (folder / "secret-solution.py").write_text("def answer(x): return 2 * x")
+        self.mark = f"{MARK}-{name}-{os.getpid()}"
         disabled, other_user = WORLDS[name]
         given = {
             "programs": _programs(name),
             "disabled": disabled,
             "canary_folder": str(canary_folder),
             "secret_file": str(folder / "secret-solution.py"),
-            "mark": f"{MARK}-{name}-{os.getpid()}",
+            "mark": self.mark,
         }
         user = {"user": OTHER_USER, "group": OTHER_USER, "extra_groups": []} if other_user else {}
         done = subprocess.run(
@@ -157,7 +158,7 @@ def test_good_program_passes(world):
 
 
 def test_nothing_is_left_and_nobody_is_hurt(world):
-    name, found = world
+    _, found = world
     came_of_it = found.came_of_it
     assert came_of_it["left_over"] == []
     assert came_of_it["bystander_alive"] and came_of_it["server_alive"]
@@ -168,8 +169,9 @@ def test_nothing_is_left_and_nobody_is_hurt(world):
     assert sorted(path.name for path in canary_folder.iterdir()) == ["canary", "socket"]
     assert (canary_folder / "canary").read_text() == "sings"
     assert sorted(path.name for path in found.folder.iterdir()) == ["canary_folder", "secret-solution.py"]
-    for folder in ("/tmp", "/var/tmp", "/dev/shm", "/", "/etc", os.path.dirname(os.__file__), Path.home()):
-        assert not (Path(folder) / f"{MARK}-{name}").exists()
+    interpreter, library = os.path.dirname(sys.executable), os.path.dirname(os.__file__)
+    for folder in ("/tmp", "/var/tmp", "/dev/shm", "/", "/etc", interpreter, library, Path.home()):
+        assert not (Path(folder) / found.mark).exists()
 
 
 def test_missing_layers_are_reported(world):

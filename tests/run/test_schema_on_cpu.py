@@ -59,7 +59,7 @@ def test_the_defaults_are_the_method():
         },
         "readout": {
             "use_probe": True,
-            "use_position": False,
+            "use_position": True,
             "use_group_mean": True,
             "use_hidden": False,
             "layer": -2,
@@ -98,7 +98,7 @@ def test_the_yaml_is_made_from_the_schema(capsys, monkeypatch):
         ({"credit": {"lam": 2}}, ["algorithm.rredcot.credit.lam=2", "less than or equal to 1"]),
         ({"self_value": {"calibration": "isotonic"}}, ["calibration='isotonic'", "'auto', 'none' or 'logistic'"]),
         ({"self_value": {"form": "hidden", "engine": "rollout"}}, ["form=hidden", "engine=actor or auto"]),
-        ({"readout": {"use_probe": False}}, ["nothing is left to regress on"]),
+        ({"readout": {"use_probe": False, "use_position": False}}, ["nothing is left to regress on"]),
         ({"monte_carlo": {"num_rollouts": 0}}, ["monte_carlo.num_rollouts=0", "greater than or equal to 1"]),
         ({"attribution": {"gradient": "saliency"}}, ["gradient='saliency'", "'input_x_gradient'"]),
         (

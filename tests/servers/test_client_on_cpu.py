@@ -128,7 +128,7 @@ def test_what_a_trace_waits_for_its_turn_here_and_in_the_server_is_told():
 
     waits = [reading.waiting_seconds - 7.0 for reading in asyncio.run(run())]
     # The first has its turn at once; of the others the last to come is the next.
-    assert 0 <= waits[0] < waits[2] < waits[1]
+    assert 0 <= waits[0] < waits[2] < waits[1] and waits[1] > 0.19
 
 
 def test_answers_that_do_not_fit_the_question_are_refused():

@@ -174,11 +174,18 @@ def test_a_run_goes_on_from_its_checkpoint(colocated, tmp_path, ray_folder):
         f"trainer.default_local_dir={tmp_path / 'checkpoints'}",
         "trainer.test_freq=-1",
         "trainer.val_before_train=true",
+        f"trainer.validation_data_dir={tmp_path / 'validation'}",
     )
     assert run.returncode == 0, run.output[-8000:]
     before, *steps = run.steps
-    # Greedy, by the weights that the servers were given: those of the second step, up to rounding. Two of 16 may tip.
-    assert before[ACCURACY] == pytest.approx(first.steps[1][ACCURACY], abs=0.13)
+    # Greedy, by the weights that the servers were given: those of the second step. Rounding tips an answer where two
+    # tokens are as likely as each other.
+    answers = [
+        sorted((line["input"], line["output"]) for line in read_lines(path / "validation" / "2.jsonl"))
+        for path in (folder, tmp_path)
+    ]
+    assert len(answers[0]) == 16 and len(set(answers[0]) & set(answers[1])) >= 14
+    assert ACCURACY in before
     assert [step["training/global_step"] for step in steps] == [3, 4]
     assert_credit_is_right(steps)
     learning_rates = [step["actor/lr"] for step in (*first.steps[:2], *steps)]
