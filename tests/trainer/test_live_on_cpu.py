@@ -129,6 +129,8 @@ with line.phase("updating the policy"), live.under_way(live.VERIFIED):
 live._READ_TIMEOUT_S = float(sys.argv[2])
 assert line.metrics()["rredcot/silence_seconds/max"] > 4
 ray.kill(line._board)
+while line.metrics():  # It is told to end, and answers until it has.
+    time.sleep(0.1)
 with line.phase("updating the policy"):
     live.tell(live.GENERATED, begun=1)
 line.begin_step(4)
