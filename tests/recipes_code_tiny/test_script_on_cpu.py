@@ -43,8 +43,7 @@ def test_programs_are_run_and_their_lines_credited(tmp_path):
     known = [(trace.reward, expected) for trace in traces if (expected := expected_reward(trace)) is not None]
     assert len(known) > len(traces) / 4
     different = [pair for pair in known if pair[0] != pytest.approx(pair[1])]
-    # A program that the machine was too slow for is no other verdict.
-    assert len(different) <= 1 and all(got < wanted for got, wanted in different), different
+    assert not different, different
     assert {trace.reward for trace in traces} - {0.0, 1.0}
 
     scored = [trace for trace in traces if trace.is_scored]

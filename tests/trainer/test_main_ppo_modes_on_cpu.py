@@ -216,6 +216,6 @@ def test_a_trainer_and_servers_of_their_own(tmp_path, ray_folder):
     for step in run.steps:
         assert step[STALENESS] == 0
         assert step["training/rollout_actor_probs_pearson_corr"] > 0.999
-        assert step["training/rollout_probs_diff_max"] < 1e-3
+        assert step["training/rollout_probs_diff_max"] < 1e-4
         assert step["actor/grad_norm"] > 0 and math.isfinite(step["timing_s/self_value"])
     assert [ACCURACY in step for step in run.steps] == [False, True, True]
