@@ -66,13 +66,13 @@ class Board:
     def enter(self, phase: str) -> None:
         """The trainer goes on with this."""
         self._phases.append((phase, self._hear()))
-        self._stages[PASSED] = Stage()
+        self._stages[PASSED].ended = 0
 
     def leave(self) -> None:
         """It is back at what it did before."""
         self._phases.pop()
         self._phases[-1] = (self._phases[-1][0], self._hear())
-        self._stages[PASSED] = Stage()
+        self._stages[PASSED].ended = 0
 
     def begin_step(self, step: int) -> None:
         """Responses that end from here on are this step's."""

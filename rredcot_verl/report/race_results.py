@@ -128,7 +128,7 @@ def measure(folder: Path, samples_per_step: int, num_validated: int | None) -> d
     return {
         "samples_per_step": samples_per_step,
         "num_epochs": int(max(epochs, default=-2)) + 1,
-        "series": {"step": steps, **{name: values for name, values in series.items() if any(values)}},
+        "series": {"step": steps, **{name: values for name, values in series.items() if set(values) != {None}}},
         "validation": validation,
         "totals": totals,
     }

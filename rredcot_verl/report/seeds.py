@@ -116,7 +116,7 @@ def samples_to_reach(samples: Array, accuracy: Array, level: float) -> float:
     """Samples after which a learning curve has reached an accuracy for good; infinite where it has not.
 
     The curve is the nearest non-decreasing one, so that neither a lucky point counts as reached nor an unlucky one as
-    lost; it is straight between the middles of its flat parts.
+    lost; it is straight between the middles of its flat parts. What its first part is at already took no samples.
 
     Args:
         samples: `(num_points,)`, increasing.
@@ -128,6 +128,8 @@ def samples_to_reach(samples: Array, accuracy: Array, level: float) -> float:
     middles = np.bincount(index, weights=samples) / np.bincount(index)
     if level > levels[-1]:
         return math.inf
+    if level <= levels[0]:
+        return 0.0
     return float(np.interp(level, levels, middles))
 
 

@@ -205,11 +205,13 @@ def position_shares(traces: Sequence[Trace], amount: Callable[[float], float]) -
 
 
 def _calibration(scored: Sequence[Trace], value_of: Callable[[Trace], float]) -> dict[str, Any] | None:
-    """Reliability of a self-value as a forecast of the reward: bins of the value, and the Brier score."""
+    """Reliability of a self-value as a forecast of the reward, both as shares of the range of rewards: bins of the
+    value, and the Brier score.
+    """
     if not scored:
         return None
-    values = np.array([value_of(trace) for trace in scored])
-    rewards = np.array([trace.reward for trace in scored])
+    values = np.array([trace.share_of_range(value_of(trace)) for trace in scored])
+    rewards = np.array([trace.share_of_range(trace.reward) for trace in scored])
     index = np.clip((values * NUM_BINS).astype(int), 0, NUM_BINS - 1)
     bins = [
         {

@@ -14,6 +14,8 @@ SCORED = "scored"
 DEFAULT_SOURCE = "rredcot"
 # Those that weigh segments, for files whose rows do not say so themselves.
 _WEIGHING_SOURCES = ("attention_attribution", "gradient_attribution", "leave_one_out")
+# Their values are probabilities of one answer, by the token.
+_NO_FORECASTS = ("vps", "mig")
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Trace(Response):
         index: The prompt's ``extra_info.index`` in the data, if known.
         weighs: Whether its values are made of weights of segments for the answer: they go from the group's mean reward
             to the reward, whatever happens.
+        reward_range: Lowest and highest reward of the task.
     """
 
     grpo_advantage: float
@@ -96,6 +99,7 @@ class Trace(Response):
     source: str = DEFAULT_SOURCE
     index: str | None = None
     weighs: bool = False
+    reward_range: tuple[float, float] = (0.0, 1.0)
 
     @property
     def is_scored(self) -> bool:
@@ -105,12 +109,17 @@ class Trace(Response):
     @property
     def is_forecast(self) -> bool:
         """Whether its self-values are estimates of the reward, made without knowing it."""
-        return self.is_scored and not self.weighs
+        return self.is_scored and not self.weighs and self.source not in _NO_FORECASTS
 
     @property
     def measured_values(self) -> list[float]:
         """``v_0 .. v_{K-1}``, the self-values before the outcome is known; empty for a skipped trace."""
         return [self.start_value, *(segment.value for segment in self.segments[:-1])] if self.is_scored else []
+
+    def share_of_range(self, reward: float) -> float:
+        """A reward, or a value, on the scale from 0, the lowest reward, to 1."""
+        low, high = self.reward_range
+        return (reward - low) / (high - low)
 
     @property
     def credits(self) -> list[float]:
@@ -156,7 +165,14 @@ def read_trace(row: dict[str, Any], where: str, solved_at: float = SOLVED_AT) ->
         source=source,
         index=get("index", TEXT, optional=True),
         weighs=source in _WEIGHING_SOURCES if weighs is None else weighs,
+        reward_range=_range(get("reward_range", LIST, optional=True) or [0.0, 1.0], where),
     )
+
+
+def _range(bounds: list[Any], where: str) -> tuple[float, float]:
+    if len(bounds) != 2 or not all(map(is_number, bounds)) or bounds[0] >= bounds[1]:
+        raise ReportError(f"{where}: 'reward_range' must be the lowest and the highest reward, got {bounds!r}")
+    return float(bounds[0]), float(bounds[1])
 
 
 def _segments(rows: list[Any], num_characters: int, where: str) -> tuple[Segment, ...]:

@@ -27,6 +27,7 @@ class CreditedRows:
         return_errors: `(bs,)`, |redistributed - R|.
         engine: Who read the probes.
         source: Where the values come from.
+        reward_range: Lowest and highest reward of the task.
     """
 
     rows: Rows
@@ -35,6 +36,7 @@ class CreditedRows:
     return_errors: Tensor
     engine: str
     source: Source
+    reward_range: tuple[float, float]
 
 
 def write_traces(settings: TracesConfig, step: int, tokenizer: Any, batch: KVBatchMeta, credited: CreditedRows) -> None:
@@ -116,6 +118,7 @@ def trace_lines(
                 "ground_truth": _text((reward_models[place] or {}).get("ground_truth")),
                 "index": _text((extra_infos[place] or {}).get("index")),
                 "reward": rows.outcomes[row].item(),
+                "reward_range": list(credited.reward_range),
                 "grpo_advantage": credited.credit.row_advantages[row].item(),
                 "status": record.status.value,
                 "source": credited.source.name,

@@ -102,7 +102,8 @@ class RREDCoTTrainerMixin(PhasesMixin):
         for name, value in credit_metrics(segments, num_tokens, credit.segment_weights).items():
             metrics[f"rredcot/{name}"] = value
         metrics.update(self._cost_metrics(rows, own_seconds))
-        self._show(batch, CreditedRows(rows, segments, credit, errors, self._engine.label, self._source))
+        reward_range = self.rredcot.self_value.reward_range
+        self._show(batch, CreditedRows(rows, segments, credit, errors, self._engine.label, self._source, reward_range))
         return self._leave(batch)
 
     def _show(self, batch: KVBatchMeta, credited: CreditedRows) -> None:

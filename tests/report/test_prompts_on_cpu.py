@@ -47,10 +47,10 @@ class TestFigures:
         (prompt,) = prompts(tmp_path, [trace(["a"], [0.5, 0.0])])
         assert prompt.spread is None and prompt.start_value == 0.5
 
-    def test_values_that_know_the_outcome(self, tmp_path):
+    def test_values_that_are_no_forecast(self, tmp_path):
         rows = [flat(0.0, source="vps", prompt="vps"), flat(0.0, source="leave_one_out", prompt="loo")]
         vps, weights = prompts(tmp_path, rows)
-        assert (vps.start_value, vps.spread) == (0.5, 0.0)
+        assert (vps.start_value, vps.spread) == (None, 0.0)
         assert (weights.start_value, weights.spread) == (None, None)
 
 

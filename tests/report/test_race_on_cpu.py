@@ -73,6 +73,11 @@ class TestLines:
         assert measured["totals"] == {"seconds": 6.0, "tokens": 984, "samples": 48}
         assert (measured["num_epochs"], measured["samples_per_step"]) == (1, 16)
 
+    def test_a_run_in_which_nothing_was_solved_has_a_curve(self, tmp_path):
+        rows = [{"step": step, "data": {"critic/score/mean": 0.0, "timing_s/step": 2.0}} for step in (1, 2)]
+        write(tmp_path / "metrics.jsonl", rows)
+        assert measure(tmp_path, 16, None)["series"]["reward"] == [0.0, 0.0]
+
     def test_a_run_without_steps_is_none(self, tmp_path):
         write(tmp_path / "metrics.jsonl", [{"step": 0, "data": {METRIC: 0.5}}])
         with pytest.raises(ReportError, match="no step"):

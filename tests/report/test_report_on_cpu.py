@@ -130,6 +130,21 @@ class TestSummary:
             (0.7, 1, 1.0),
         ]
 
+    def test_calibration_is_of_the_range_of_rewards(self, tmp_path):
+        ranged = [
+            trace(["a", "b"], [value, value, reward], reward_range=[-1, 1])
+            for value, reward in ((-0.9, -1.0), (0.05, -1.0), (0.5, 1.0))
+        ]
+        unit = [trace(["a", "b"], [value, value, reward]) for value, reward in ((0.05, 0.0), (0.525, 0.0), (0.75, 1.0))]
+        runs = [load_run(write_run(tmp_path / name, rows)) for name, rows in (("ranged", ranged), ("unit", unit))]
+        found, same = (summarise(run)["calibration"]["start_value"] for run in runs)
+        assert found["brier"] == pytest.approx(same["brier"])
+        assert [row["low"] for row in found["bins"]] == [row["low"] for row in same["bins"]] == [0.0, 0.5, 0.7]
+        with pytest.raises(
+            ReportError, match=r"'reward_range' must be the lowest and the highest reward, got \[1, 0\]"
+        ):
+            load_run(write_run(tmp_path / "bad", [trace(["a"], [0.5, 1.0], reward_range=[1, 0])]))
+
     def test_summary_is_strict_json(self, run, baseline):
         summary = summarise(run, baseline, check_lines)
         assert json.loads(json.dumps(summary, allow_nan=False)) == summary

@@ -67,6 +67,12 @@ class TestSamplesToReach:
     def test_not_reached(self):
         assert samples_to_reach(np.array([0.0, 100.0]), np.array([0.1, 0.2]), 0.3) == math.inf
 
+    def test_what_a_curve_begins_above_took_no_samples(self):
+        falling = curves([0.6, 0.5, 0.4, 0.3], [0.5, 0.4, 0.3, 0.2])
+        assert samples_to_reach(falling.samples, falling.mean, 0.2) == 0.0
+        # A baseline that fell has no gain of which a share could be reached.
+        assert ratio_to_reach(falling, falling, lambda _: 0.2)["reason"] == "reached at the start"
+
 
 class TestRatio:
     def test_by_hand(self):

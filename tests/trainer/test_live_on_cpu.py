@@ -78,6 +78,15 @@ def test_phases_are_left_for_what_was_done_before(board, clock):
     assert "generating for 0 s; last" in board.line(60)
 
 
+def test_a_pass_that_ends_after_its_phase_is_counted_once(board):
+    board.begin_step(1)
+    board.enter("updating the policy")
+    board.tell(PASSED, 1, 0)
+    board.leave()
+    board.tell(PASSED, 0, 1)
+    assert "generating for 0 s; 1 passes; last" in board.line(60)
+
+
 def test_the_longest_silence_is_a_steps(board, clock):
     board.begin_step(1)
     for clock.now in (4, 11, 12):

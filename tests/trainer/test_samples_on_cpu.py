@@ -57,7 +57,7 @@ def credited(world, source="rredcot") -> CreditedRows:
     segments = SegmentBatch.from_rows(BOUNDARIES, VALUES, rows.outcomes, [4] * 4)
     credit = Credit(torch.tensor([-1.0, 1, 1, 1]), torch.ones(4, 2), torch.ones(4, 2))
     world.queue.reads.clear()
-    return CreditedRows(rows, segments, credit, torch.zeros(4), "actor", source_of(source))
+    return CreditedRows(rows, segments, credit, torch.zeros(4), "actor", source_of(source), (-1.0, 1.0))
 
 
 def lines_of(world, chosen, **changes) -> list[dict]:
@@ -84,6 +84,7 @@ class TestRows:
         assert [segment["segment_reward"] for segment in line["segments"]] == [0.25, -0.75]
         trace = read_trace(json.loads(json.dumps(line)), "here")
         assert [trace.text_of(k) for k in range(2)] == ["rb", "\nx"] and trace.source == "vineppo"
+        assert trace.reward_range == (-1.0, 1.0)
         assert lines_of(world, [0], source="leave_one_out")[0]["weighs"] is True
 
     def test_without_the_columns_of_a_data_set_the_tokens_speak(self, world):

@@ -11,7 +11,7 @@ if os.fork() == 0:
     if os.fork() == 0:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
-        time.sleep(30)
+        time.sleep(600)
     os._exit(0)
 os.wait()
 print("held")

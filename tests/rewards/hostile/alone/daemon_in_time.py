@@ -10,6 +10,6 @@ for _ in range(8):
         os.setsid()
         if os.fork():
             os._exit(0)
-        time.sleep(30)
+        time.sleep(600)
         os._exit(0)
-time.sleep(30)
+time.sleep(600)

@@ -3,4 +3,4 @@
 
 import time
 
-time.sleep(30)
+time.sleep(600)

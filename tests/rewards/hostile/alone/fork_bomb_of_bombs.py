@@ -10,4 +10,4 @@ for _ in range(6):
         os.fork()
     except OSError:
         break
-time.sleep(20)
+time.sleep(600)
