@@ -176,7 +176,7 @@ class SelfValueConfig(Block):
     )
     proposals: Literal["reference", "group", "union"] = Field(
         "reference",
-        description="Which answers are probed: the ground truth, the distinct verified answers of the prompt's own "
+        description="Which answers are probed: the ground truth, the distinct verified answers of the prompt's other "
         "rollouts, or both.",
     )
     reference_key: str = Field(
@@ -324,10 +324,6 @@ class ReadoutConfig(Block):
         True,
         description="Feature: where the boundary stands, against a long response of the step before; a probe then has "
         "a coefficient of its own early, midway and late.",
-    )
-    use_group_mean: bool = Field(
-        True,
-        description="Start from the mean reward of the prompt's other rollouts; false: from that of what is fitted to.",
     )
     use_hidden: bool = Field(
         False,

@@ -19,8 +19,6 @@ class ReadoutSettings(Protocol):
     """What is read of `algorithm.rredcot.readout`."""
 
     @property
-    def use_group_mean(self) -> bool: ...
-    @property
     def seed(self) -> int: ...
     @property
     def window(self) -> int: ...
@@ -108,8 +106,8 @@ class Readout:
         what it does now does not depend on them.
 
         Args:
-            states: The batch. Every response counts 1, shared evenly by its states: a response cut into many segments
-                is no more evidence than one cut into few.
+            states: The batch. It is as much evidence as it has responses, shared evenly by all their states, whatever
+                response they are of: how many more will follow is known at its end only, and goes with its outcome.
             step: The trainer's step.
 
         Returns:
@@ -162,7 +160,7 @@ class Readout:
             self._buffer = Rows(**{name: tensor.clone() for name, tensor in state["rows"].items()})
 
     def _rows(self, states: States, step: int) -> Rows:
-        _, response, num_states = torch.unique(states.rows, return_inverse=True, return_counts=True)
+        _, num_states = torch.unique(states.rows, return_counts=True)
         prompts = digest(states.groups)
         means, others = states.group_means.double(), states.num_others
         if others is None:
@@ -170,15 +168,13 @@ class Readout:
             distinct, sizes = torch.unique(responses[:, 0], return_counts=True)
             # A mean was taken over at least one rollout, even if that one has no states here.
             others = (sizes[torch.searchsorted(distinct, prompts)] - 1).clamp(min=1)
-        if not self._settings.use_group_mean:
-            means = torch.full_like(means, float("nan"))
         return Rows(
             # float32 in the checkpoint; what it cannot hold is clipped by the standardisation anyway.
             features=states.features.double().clamp(-1e30, 1e30).float(),
             group_means=means,
             num_others=others.double() * ~means.isnan(),
             outcomes=states.outcomes.double(),
-            weights=states.counts.double() / num_states[response],
+            weights=states.counts.double() / num_states.double().mean(),
             prompts=prompts,
             steps=torch.full_like(prompts, step),
         )

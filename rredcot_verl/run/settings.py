@@ -88,7 +88,7 @@ def active_settings(config: DictConfig) -> RREDCoTConfig | None:
     formats_of(settings.elicitation)
     _check_run(config)
     source = run_source(config, settings)
-    obstacle = source.check(config) or _why_no_critic(config, settings, source) or _why_no_td(config, settings)
+    obstacle = source.check(config) or _why_no_critic(config, settings, source) or _why_no_td(config, settings, source)
     if obstacle is not None:
         raise ValueError(obstacle)
     return settings
@@ -112,9 +112,17 @@ def _why_no_critic(config: DictConfig, settings: RREDCoTConfig, source: Source) 
     return None
 
 
-def _why_no_td(config: DictConfig, settings: RREDCoTConfig) -> str | None:
+def _why_no_td(config: DictConfig, settings: RREDCoTConfig, source: Source) -> str | None:
     num_rollouts = config.actor_rollout_ref.rollout.n
-    if settings.credit.form != "td" or num_rollouts > 2:
+    if settings.credit.form != "td":
+        return None
+    lam = config.algorithm.lam if settings.credit.lam is None else settings.credit.lam
+    if source.weighs and lam != 0:
+        return (
+            f"{PREFIX}.credit.form=td with lam={lam}: the values of {source.name!r} are made of the reward itself, so "
+            f"none is a baseline; set {PREFIX}.credit.form=reweight, or credit.lam=0.0, which pays each its share"
+        )
+    if num_rollouts > 2:
         return None
     return (
         f"{PREFIX}.credit.form=td with actor_rollout_ref.rollout.n={num_rollouts}: it needs the deviation of two other "

@@ -211,13 +211,12 @@ class Probes(Source):
             Exception: Whatever the rollout client raises; `ProbingTimeout` for a server that stands still.
         """
         settings, elicitation = self.settings.self_value, self.tools.elicitation
-        everyone = [member for _, member in sorted(group.members.items())]
-        others = everyone.copy()
+        others = [member for _, member in sorted(group.members.items())]
+        # The own answer, known to be right or wrong, would tell the own outcome at every boundary.
         others.remove(response.as_member())
-        # With the own answer among them, known to be right, a calibrated value would hold its own outcome.
-        members = self._answers(others if self._regression is not None else everyone)
-        spellings = self._answers(others) if self.needs_all else []
-        known = build_proposals(self.settings, response.references, members, self.form, spellings)
+        answers = self._answers(others)
+        spellings = answers if self.needs_all else []
+        known = build_proposals(self.settings, response.references, answers, self.form, spellings)
         answer_format = elicitation.usual_format()
         proposals = [proposal for proposal in known if elicitation.can_append(proposal.text, answer_format)]
         probes = elicitation.probes(
@@ -390,8 +389,13 @@ def _waits_for_group(proposals: str, engine: str, share_prefix: bool) -> bool:
 def _drop_long_answers(
     proposals: Sequence[Proposal], probes: Sequence[Probe], max_tokens: int
 ) -> tuple[list[Proposal], list[Probe]]:
-    """Leave out answers of more than `max_tokens` tokens."""
-    too_long = {probe.proposal for probe in probes if len(probe.token_ids) - probe.answer_from > max_tokens}
+    """Leave out answers of more than `max_tokens` tokens before anything is written.
+
+    Behind an opening of the response's own an answer may have a token more or less, and whether one is written must not
+    decide what earlier states are asked.
+    """
+    first = [probe for probe in probes if probe.state == 0]
+    too_long = {probe.proposal for probe in first if len(probe.token_ids) - probe.answer_from > max_tokens}
     kept = [number for number in range(len(proposals)) if number not in too_long]
     renumbered = {number: place for place, number in enumerate(kept)}
     short = [

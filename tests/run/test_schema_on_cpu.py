@@ -60,7 +60,6 @@ def test_the_defaults_are_the_method():
         "readout": {
             "use_probe": True,
             "use_position": True,
-            "use_group_mean": True,
             "use_hidden": False,
             "layer": -2,
             "dim": 64,

@@ -94,6 +94,10 @@ BY_SERVER = {"algorithm__rredcot__self_value__engine": "rollout"}
             {"algorithm__rredcot__credit__form": "td", "actor_rollout_ref__rollout__n": 2},
             "credit.form=td with actor_rollout_ref.rollout.n=2",
         ),
+        (
+            {"algorithm__adv_estimator": "leave_one_out", "algorithm__rredcot__credit__form": "td"},
+            "credit.form=td with lam=1.0: the values of 'leave_one_out' are made of the reward itself",
+        ),
         ({"actor_rollout_ref__actor__policy_loss__loss_mode": "geo_mean"}, "loss_mode='geo_mean' takes the mean"),
         (
             {

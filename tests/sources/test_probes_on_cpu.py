@@ -140,9 +140,9 @@ def test_the_longest_probe_that_is_sent_to_vllm_leaves_room_to_generate():
 def test_without_a_reference_there_is_no_proposal(references):
     agent = Agent()
     assert agent.record(agent.response(references=references)).record.status is Status.NO_PROPOSAL
-    # The group's own right answer will do where it may be used.
-    agent = Agent(block={"self_value": {"proposals": "union"}})
-    assert agent.record(agent.response(references=references)).record.status is Status.SCORED
+    # Another's right answer will do where it may be used.
+    agent, others = Agent(block={"self_value": {"proposals": "union"}}), [Member(1.0, "15"), Member(0.0, "16")]
+    assert agent.record(agent.response(references=references), others).record.status is Status.SCORED
 
 
 def test_answers_that_are_too_long_are_left_out_and_counted():
@@ -255,9 +255,9 @@ def test_reasoning_and_program_are_segmented_and_programs_are_probed():
     block["self_value"] |= BY_ACTOR
     agent = Agent(block=block)
     response = agent.response(CODE_TEXT, references=["def f(x):\n    return x + 1"], reward=0.5)
-    record = agent.record(response).record
-    # The reference, and the response's own program with the fraction of tests it passed.
-    assert record.status is Status.SCORED and record.payload["utilities"] == [1.0, 0.5]
+    record = agent.record(response, [Member(0.25, "def f(x):\n    return 1"), Member(0.0, None)]).record
+    # The reference, and another's program with the fraction of tests it passed; not the response's own.
+    assert record.status is Status.SCORED and record.payload["utilities"] == [1.0, 0.25]
     decode_ids, cuts = agent.tools.elicitation.vocabulary.decode, record.segment_boundaries
     starts = [decode_ids(response.response_ids[:k]).rsplit("\n", 1) for k in cuts]
     assert all(rest == "" for _, *rests in starts[1:-1] for rest in rests), "segments start with lines"
@@ -465,11 +465,11 @@ def test_a_row_of_another_length_is_named(world):
 
 
 @pytest.mark.parametrize("calibration", ["none", "logistic"])
-def test_a_calibrated_value_does_not_know_the_own_answer(calibration):
+def test_a_value_does_not_know_the_own_answer(calibration):
     """Among the group's answers, known to be right, it would tell the own outcome at every boundary."""
     agent = Agent(block={"self_value": BY_ACTOR | {"proposals": "group", "calibration": calibration}})
     own_alone = agent.record(others=[Member(0.0, "16"), Member(0.0, "17")]).record
-    assert own_alone.status is (Status.SCORED if calibration == "none" else Status.NO_PROPOSAL)
+    assert own_alone.status is Status.NO_PROPOSAL
     shared = agent.record(others=[Member(0.0, "16"), Member(1.0, "15")]).record
     assert shared.payload["utilities"] == [1.0]
     # One and the same verdict for both; a verifier may give tensors.
