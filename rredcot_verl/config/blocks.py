@@ -294,11 +294,6 @@ class MonteCarloConfig(Block):
     max_tokens: int | None = Field(
         None, ge=1, description="Longest continuation, in tokens; null: what is left of the response's budget."
     )
-    max_total_tokens: int | None = Field(
-        None,
-        ge=1,
-        description="Tokens generated for one response at most; boundaries beyond are left out, evenly; null: any.",
-    )
     max_concurrency: int = Field(64, ge=1, description="Continuations under way at once, per agent loop worker.")
 
 

@@ -112,47 +112,6 @@ class ContinuationSampler:
                 await asyncio.sleep(_PAUSE_SECONDS)
 
 
-class TokenBudget:
-    """Tokens that may still be generated; what starts has to fit at its longest, so that the limit always holds.
-
-    Whoever asks is answered in order of asking. What is let in depends on the work itself, never on which of it ends
-    first: a refusal waits until everything let in before has ended and has given back what it did not use.
-
-    Args:
-        limit: Tokens in all; None: no limit.
-    """
-
-    def __init__(self, limit: int | None) -> None:
-        self._left = limit
-        self._under_way = 0
-        self._turn = asyncio.Lock()
-        self._changed = asyncio.Condition()
-
-    async def admit(self, most: int) -> bool:
-        """Wait until work of at most `most` tokens fits or never will; True: it fits, and `settle` has to follow."""
-        if self._left is None:
-            return True
-        async with self._turn, self._changed:
-            await self._changed.wait_for(lambda: self._fits(most) or not self._under_way)
-            if not self._fits(most):
-                return False
-            self._left -= most
-            self._under_way += 1
-            return True
-
-    async def settle(self, most: int, spent: int) -> None:
-        """Work that was let in has ended after `spent` tokens."""
-        if self._left is None:
-            return
-        async with self._changed:
-            self._left += most - spent
-            self._under_way -= 1
-            self._changed.notify_all()
-
-    def _fits(self, most: int) -> bool:
-        return self._left is not None and most <= self._left
-
-
 def _num_recomputed(extra_fields: Mapping[str, Any], num_prompt_tokens: int) -> int:
     cached = extra_fields.get("num_cached_tokens")
     return 0 if cached is None else max(0, num_prompt_tokens - int(cached))

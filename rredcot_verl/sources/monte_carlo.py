@@ -11,7 +11,7 @@ v_k - v_{k-1} for all tokens of a reasoning step, and not divided by a deviation
 Ours is everything around the estimate, so that sources differ in the values alone: its credit is `reweight` unless set,
 the default cuts `keyword_entropy`, v_K is pinned to R, `td` takes the group's mean outcome for the value of the
 prompt's state, groups that are all right or all wrong are not sampled but for `critic`, the prompt's state is sampled
-once for all rollouts of the prompt, an equal text is verified once for a prompt, and there is `max_total_tokens`.
+once for all rollouts of the prompt, and an equal text is verified once for a prompt.
 
 Cost: about num_rollouts * num_segments / 2 times the tokens of the response, generated, and up to num_rollouts *
 num_segments more texts to verify.
@@ -26,14 +26,13 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from rredcot_verl.config.schema import PREFIX, RREDCoTConfig
 from rredcot_verl.sources.base import Source
 from rredcot_verl.sources.engines import EngineChoice
 from rredcot_verl.sources.group import Group
 from rredcot_verl.sources.queue import Rows
 from rredcot_verl.sources.record import Plan, Record, Status
 from rredcot_verl.sources.response import AgentTools, Response
-from rredcot_verl.sources.sampled_values import Estimate, Job, StateSampler
+from rredcot_verl.sources.sampled_values import Job, StateSampler
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +47,6 @@ class MonteCarlo(Source):
     """
 
     estimates_reward = True
-
-    def __init__(self, settings: RREDCoTConfig, name: str) -> None:
-        super().__init__(settings, name)
-        self._reported = False
 
     def reads(self) -> frozenset[str]:
         """See `Source`."""
@@ -68,7 +63,6 @@ class MonteCarlo(Source):
         return super().check(config) or self._why_not_sampled(config.actor_rollout_ref.rollout)
 
     def _why_not_sampled(self, rollout: DictConfig) -> str | None:
-        block = self.settings.monte_carlo
         if rollout.get("full_determinism", False):
             return (
                 f"{ESTIMATOR} with actor_rollout_ref.rollout.full_determinism=True: verl gives every request the same "
@@ -80,14 +74,6 @@ class MonteCarlo(Source):
                 f"{ESTIMATOR} with actor_rollout_ref.rollout.multi_turn.enable={multi_turn} and "
                 f"agent.default_agent_loop={loop}: a response is continued by generating, without tools or further "
                 "turns; use algorithm.adv_estimator=rredcot, whose probes need neither"
-            )
-        longest = min(block.max_tokens or rollout.response_length, rollout.response_length)
-        least = block.num_rollouts * longest
-        if block.max_total_tokens is not None and block.max_total_tokens < least:
-            return (
-                f"{PREFIX}.monte_carlo.max_total_tokens={block.max_total_tokens} does not allow to sample the prompt's "
-                f"own state: monte_carlo.num_rollouts={block.num_rollouts} continuations of up to {longest} tokens may "
-                f"need {least}; raise it to at least that, or lower monte_carlo.num_rollouts or monte_carlo.max_tokens"
             )
         return None
 
@@ -105,8 +91,7 @@ class MonteCarlo(Source):
         """See `Source`: as if all boundaries were at the start of a response of full length."""
         block, num_boundaries = self.settings.monte_carlo, self.settings.segmentation.num_segments
         longest = min(block.max_tokens or max_response_length, max_response_length)
-        most = block.num_rollouts * num_boundaries * longest
-        return most if block.max_total_tokens is None else min(most, block.max_total_tokens)
+        return block.num_rollouts * num_boundaries * longest
 
     def start(self, tools: AgentTools) -> None:
         """See `Source`."""
@@ -136,10 +121,9 @@ class MonteCarlo(Source):
             verify=response.verify,
         )
         estimate = await self._sampler.values(job, boundaries)
-        self._report(estimate)
         record = Record(
             Status.SCORED,
-            segment_boundaries=estimate.boundaries,
+            segment_boundaries=boundaries,
             payload={
                 "values": estimate.values,
                 "standard_errors": estimate.standard_errors,
@@ -149,21 +133,8 @@ class MonteCarlo(Source):
             num_probes=estimate.num_rollouts,
             num_probe_tokens=estimate.num_tokens,
             num_recomputed_tokens=sum(state.num_recomputed_tokens for state in estimate.paid),
-            num_dropped_boundaries=estimate.num_dropped_boundaries,
         )
         return Plan(record)
-
-    def _report(self, estimate: Estimate) -> None:
-        if estimate.num_dropped_boundaries and not self._reported:
-            self._reported = True
-            logger.warning(
-                "rredcot: %s.monte_carlo.max_total_tokens=%s allowed to sample %d of the %d boundaries of a response; "
-                "the segments of the others join. rredcot/dropped_boundaries/sum counts them from here on",
-                PREFIX,
-                self.settings.monte_carlo.max_total_tokens,
-                len(estimate.states),
-                len(estimate.states) + estimate.num_dropped_boundaries,
-            )
 
     def values(self, rows: Rows) -> list[list[float]]:
         """See `Source`."""

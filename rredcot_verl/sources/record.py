@@ -45,7 +45,7 @@ class Record:
         num_recomputed_tokens: Tokens of the trace computed once more, because the server's cache had lost them.
         num_dropped_answers: Known answers not probed: longer than `self_value.max_answer_tokens`, or not to be written
             with this tokenizer.
-        num_dropped_boundaries: Boundaries left out, because what is measured there would not fit or was not paid for.
+        num_dropped_boundaries: Boundaries left out, because what is measured there would not fit.
         ready_time: Unix time at which the response was generated and verified, seconds.
         recorded_time: Unix time at which this record was made, seconds.
         measuring_seconds: Seconds that the rollout server measured for it, its wait among them.

@@ -1,4 +1,4 @@
-"""Values of a response's states from continuations of them: what is sampled, verified, shared and left out."""
+"""Values of a response's states from continuations of them: what is sampled, verified and shared."""
 
 import asyncio
 import hashlib
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rredcot_verl.config.blocks import MonteCarloConfig
-from rredcot_verl.core.monte_carlo import monte_carlo_value, sampling_order
+from rredcot_verl.core.monte_carlo import monte_carlo_value
 from rredcot_verl.servers.client import Generate
-from rredcot_verl.sources.continuations import Continuation, ContinuationSampler, State, TokenBudget
+from rredcot_verl.sources.continuations import Continuation, ContinuationSampler, State
 from rredcot_verl.sources.group import Group
 
 T = TypeVar("T")
@@ -69,16 +69,12 @@ class Estimate:
     """Monte Carlo values of one response.
 
     Attributes:
-        boundaries: Offsets from 0 to the response length, without those left out.
         states: One for each boundary but the last.
         paid: Those of the states that were sampled for this response, and not for another of its group.
-        num_dropped_boundaries: Boundaries left out, because `max_total_tokens` did not allow to sample them.
     """
 
-    boundaries: list[int]
     states: list[SampledState]
     paid: list[SampledState]
-    num_dropped_boundaries: int
 
     @property
     def values(self) -> list[float]:
@@ -123,11 +119,7 @@ class StateSampler:
         self._max_length = max_length
 
     async def values(self, job: Job, boundaries: Sequence[int]) -> Estimate:
-        """Sample the states s_0 .. s_{K-1}, as far as the budget goes.
-
-        All values rest on the full number of rollouts: a boundary is sampled or left out. Which ones are left out
-        depends on the lengths of what was sampled and not on which request ends first. For the same reason the prompt's
-        state counts in full against the budget of every response of the group, whoever paid for it.
+        """Sample the states s_0 .. s_{K-1}.
 
         Args:
             job: The response.
@@ -137,38 +129,21 @@ class StateSampler:
             ValueError: A reward that is no number.
             Exception: Whatever client and verifier raise. The response's other continuations are then cancelled.
         """
-        budget = TokenBudget(self._settings.max_total_tokens)
-        order = sampling_order(boundaries)
-        found = await _all([self._within(budget, job, boundaries[state]) for state in order])
-        by_state = {state: pair for state, pair in zip(order, found, strict=True) if pair is not None}
-        kept = sorted(by_state)
-        return Estimate(
-            boundaries=[*(boundaries[state] for state in kept), *boundaries[-1:]],
-            states=[by_state[state][0] for state in kept],
-            paid=[by_state[state][0] for state in kept if by_state[state][1]],
-            num_dropped_boundaries=len(order) - len(kept),
-        )
+        found = await _all([self._paid_state(job, offset) for offset in boundaries[:-1]])
+        return Estimate(states=[state for state, _ in found], paid=[state for state, paid in found if paid])
 
     def max_new_tokens(self, job: Job, offset: int) -> int:
         """Longest continuation of the state at a response offset: what response budget, context and setting leave."""
         room = min(self._response_length, self._max_length - len(job.prompt_ids)) - offset
         return max(0, room if self._settings.max_tokens is None else min(room, self._settings.max_tokens))
 
-    async def _within(self, budget: TokenBudget, job: Job, offset: int) -> tuple[SampledState, bool] | None:
-        """A state, and whether it was sampled for this response; None where the budget does not allow it."""
-        most = self._settings.num_rollouts * self.max_new_tokens(job, offset)
-        if not await budget.admit(most):
-            return None
-        spent = most
-        try:
-            sampled, paid = await self._shared_state(job) if offset == 0 else (await self._state(job, offset), True)
-            spent = sampled.num_tokens
-        finally:
-            await budget.settle(most, spent)
-        return sampled, paid
+    async def _paid_state(self, job: Job, offset: int) -> tuple[SampledState, bool]:
+        """A state, and whether it was sampled for this response.
 
-    async def _shared_state(self, job: Job) -> tuple[SampledState, bool]:
-        """The prompt's state: the same for all rollouts of the prompt, so the first to ask samples it for all."""
+        The prompt's is the same for all rollouts of the prompt, so the first to ask samples it for all.
+        """
+        if offset > 0:
+            return await self._state(job, offset), True
         paid = False
 
         async def sample() -> SampledState:

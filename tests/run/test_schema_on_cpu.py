@@ -68,7 +68,7 @@ def test_the_defaults_are_the_method():
             "half_life": None,
             "max_rows": 16384,
         },
-        "monte_carlo": {"num_rollouts": 9, "max_tokens": None, "max_total_tokens": None, "max_concurrency": 64},
+        "monte_carlo": {"num_rollouts": 9, "max_tokens": None, "max_concurrency": 64},
         "attribution": {"target": "own", "layers": "all", "gradient": "input_x_gradient", "num_steps": 8},
         "credit": {"form": "auto", "lam": None, "beta": 1.0, "pinned": True, "control": "none"},
         "traces": {"dir": None, "freq": 1, "num_traces": 64, "samples_freq": None, "num_samples": 4},

@@ -10,9 +10,7 @@ from tests.runs import main_ppo
 
 pytestmark = pytest.mark.run
 
-NUM_ROLLOUTS, RESPONSE_LENGTH = 3, 16
-# Enough for the prompt's state at its longest, and for some of the others.
-BUDGET = 2 * NUM_ROLLOUTS * RESPONSE_LENGTH
+NUM_ROLLOUTS, MAX_TOKENS = 3, 4
 
 
 def test_continuations_are_sampled_verified_and_credited(tmp_path, ray_folder):
@@ -22,7 +20,7 @@ def test_continuations_are_sampled_verified_and_credited(tmp_path, ray_folder):
         ray_folder,
         "algorithm.adv_estimator=vineppo",
         f"+algorithm.rredcot.monte_carlo.num_rollouts={NUM_ROLLOUTS}",
-        f"+algorithm.rredcot.monte_carlo.max_total_tokens={BUDGET}",
+        f"+algorithm.rredcot.monte_carlo.max_tokens={MAX_TOKENS}",
         # The tiny model writes random letters: only their number ends a segment.
         "+algorithm.rredcot.segmentation.method=fixed",
         "+algorithm.rredcot.segmentation.min_tokens=2",
@@ -38,8 +36,7 @@ def test_continuations_are_sampled_verified_and_credited(tmp_path, ray_folder):
         assert step["rredcot/rows_scored/mean"] > 0
         assert step["rredcot/segments_per_response/mean"] > 1
         assert step["rredcot/probes/sum"] >= NUM_ROLLOUTS * 4
-        assert 0 < step["rredcot/probe_tokens/sum"] <= BUDGET * 8
-        assert step["rredcot/dropped_boundaries/sum"] > 0
+        assert 0 < step["rredcot/probe_tokens/sum"] <= MAX_TOKENS * step["rredcot/probes/sum"]
         assert step["rredcot/monte_carlo_standard_error/mean"] > 0
         assert 0 <= step["rredcot/monte_carlo_cut_short/mean"] <= 1
         assert step["rredcot/monte_carlo_weight_versions/max"] == 1
