@@ -1,4 +1,4 @@
-"""The rollout server's model: the three kinds of work it does, and in-place weight updates."""
+"""The rollout server's model: the two kinds of work it does, and in-place weight updates."""
 
 import threading
 from collections.abc import Iterable, Sequence
@@ -8,8 +8,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from rredcot_verl.cpu.few_rows import use_few_rows
-from rredcot_verl.cpu.generation import GeneratedSequence, generate_batch, temperature_scaled_log_probs
-from rredcot_verl.cpu.probing import prompt_log_probs, read_probes
+from rredcot_verl.cpu.generation import GeneratedSequence, generate_batch
+from rredcot_verl.cpu.probing import read_probes
 from rredcot_verl.cpu.sampling import SamplingParams
 from rredcot_verl.servers.probe_requests import Probe
 
@@ -36,27 +36,6 @@ class RolloutModel:
     def generate(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> list[GeneratedSequence]:
         """Samples one continuation of each prompt; see `generate_batch`."""
         return generate_batch(self.model, prompts, params, self.eos_token_ids, self.abort)
-
-    @torch.inference_mode()
-    def read_prompt(self, prompt_ids: Sequence[int], params: SamplingParams) -> tuple[dict[str, Any], int, float]:
-        """Reads a prompt at temperature 1 and samples one token after it, as vLLM's `prompt_logprobs=0` does.
-
-        Returns:
-            The fields of verl's vLLM server (`prompt_ids` and `prompt_logprobs`, shifted by one: entry i is for token
-            i + 1, the last one is a dummy), the sampled token, and its log-probability in nats.
-        """
-        log_probs, logits = prompt_log_probs(self.model, prompt_ids)
-        fields = {
-            "prompt_ids": [[token] for token in prompt_ids[1:]] + [[0]],
-            "prompt_logprobs": [[value] for value in log_probs] + [[0.0]],
-        }
-        scores = params.logits_processors()(torch.tensor([list(prompt_ids)]), logits)
-        if params.is_greedy:
-            token = int(scores.argmax(dim=-1))
-        else:
-            generator = None if params.seed is None else torch.Generator().manual_seed(params.seed)
-            token = int(torch.multinomial(scores.softmax(dim=-1), num_samples=1, generator=generator))
-        return fields, token, temperature_scaled_log_probs(logits, params.temperature)[0, token].item()
 
     def read_probes(
         self, traces: Sequence[Sequence[int]], probes: Sequence[Sequence[Probe]], temperature: float

@@ -13,32 +13,6 @@ from rredcot_verl.servers.probe_requests import Probe
 _PREFILL_CHUNK_TOKENS = 512
 
 
-@torch.inference_mode()
-def prompt_log_probs(model: PreTrainedModel, prompt_ids: Sequence[int]) -> tuple[list[float], torch.Tensor]:
-    """Reads a sequence at temperature 1.
-
-    Args:
-        model: A causal language model.
-        prompt_ids: At least one token.
-
-    Returns:
-        The log-probabilities in nats of tokens 1, 2, ... given those before them (one fewer than tokens), and the
-        logits after the last token, shape (1, vocab_size).
-    """
-    tokens = torch.tensor([list(prompt_ids)])
-    cache = DynamicCache(config=model.config)
-    log_probs: list[float] = []
-    logits = torch.empty(0)
-    # In chunks, so that the logits of a long trace over a large vocabulary are never all in memory.
-    for start in range(0, tokens.shape[1], _PREFILL_CHUNK_TOKENS):
-        chunk = tokens[:, start : start + _PREFILL_CHUNK_TOKENS]
-        logits = model(chunk, past_key_values=cache, use_cache=True).logits[0]
-        targets = tokens[0, start + 1 : start + 1 + chunk.shape[1]]
-        chunk_log_probs = temperature_scaled_log_probs(logits[: len(targets)], 1.0)
-        log_probs += chunk_log_probs.gather(-1, targets[:, None]).squeeze(-1).tolist()
-    return log_probs, logits[-1:]
-
-
 @dataclass(frozen=True)
 class _Row:
     """A probe, the last token of its prefix, the row of the cache that holds the others, and where the result goes."""

@@ -98,12 +98,11 @@ class RolloutServer:
         video_data: list[Any] | None = None,
         **kwargs: Any,
     ) -> TokenOutput:
-        """Generates after a prompt, or reads log-probabilities of text.
+        """Generates after a prompt, or reads probes.
 
         Args:
             prompt_ids: Token ids, at least one.
-            sampling_params: As vLLM's. With `prompt_logprobs=0` the prompt is read at temperature 1, and the answer
-                carries vLLM's fields. With `read_probes`, see `parse_probes`, continuations of the prompt's prefixes
+            sampling_params: As vLLM's. With `read_probes`, see `parse_probes`, continuations of the prompt's prefixes
                 are read and nothing is generated: `extra_fields["probe_log_probs"]`, see `probing.read_probes`.
             request_id: Not used: requests are not resumed, and no cache outlives one.
             image_data: Refused.
@@ -133,13 +132,9 @@ class RolloutServer:
             self._limits.response_length,
             self._limits.prompt_length + self._limits.response_length - len(prompt_ids),
         )
-        rest = dict(sampling_params)
-        num_prompt_logprobs = rest.pop("prompt_logprobs", None)
-        # Either answer is right: no prefix cache outlives a request.
-        rest.pop("skip_reading_prefix_cache", None)
-        params = parse_sampling_params(rest, default_max_tokens, max_possible_tokens, self._limits.ignore_eos)
-        if num_prompt_logprobs is not None:
-            return await self._read_prompt(prompt_ids, params, num_prompt_logprobs)
+        params = parse_sampling_params(
+            sampling_params, default_max_tokens, max_possible_tokens, self._limits.ignore_eos
+        )
         return await self._generate(prompt_ids, params)
 
     async def load_weights(self, named_tensors: list[tuple[str, Any]]) -> None:
@@ -202,20 +197,6 @@ class RolloutServer:
         sequence = await self._submit(self._model.generate, prompt_ids, params, key)
         log_probs = sequence.log_probs if params.logprobs else None
         return self._output(sequence.token_ids, log_probs, sequence.aborted, num_cached_tokens=0)
-
-    async def _read_prompt(self, prompt_ids: list[int], params: SamplingParams, num_logprobs: int) -> TokenOutput:
-        if num_logprobs != 0:
-            raise ValueError(
-                f"prompt_logprobs={num_logprobs!r}: the CPU rollout server supports prompt_logprobs=0 only"
-            )
-        if params.max_tokens != 1:
-            raise ValueError(f"prompt_logprobs needs max_tokens=1 on the CPU rollout server, got {params.max_tokens}")
-
-        def read(prompts: list[list[int]], arguments: list[SamplingParams]) -> list[Any]:
-            return [self._model.read_prompt(prompts[0], arguments[0])]
-
-        fields, token, log_prob = await self._submit(read, prompt_ids, params, None)
-        return self._output([token], [log_prob] if params.logprobs else None, num_cached_tokens=0, **fields)
 
     async def _read_probes(self, prompt_ids: list[int], sampling_params: Mapping[str, Any]) -> TokenOutput:
         probes, temperature = parse_probes(sampling_params, len(prompt_ids))

@@ -20,6 +20,7 @@ _ONLY_NEUTRAL = {
     "min_tokens": (0, None),
     "n": (1,),
     "presence_penalty": (0, None),
+    "prompt_logprobs": (None,),
     "stop": (None, [], ()),
 }
 

@@ -153,17 +153,6 @@ def test_stop_tokens_and_repetition_penalty(server):
     assert all(len(set(output.token_ids)) == 8 for output in penalised)
 
 
-def test_prompt_logprobs_have_the_layout_of_vllm(server, tiny_model):
-    prompt = PROMPTS[1]
-    (output,) = ask(server, [prompt], prompt_logprobs=0, max_tokens=1, temperature=0.5, skip_reading_prefix_cache=False)
-    fields = output.extra_fields
-    expected, _ = own_sequence_log_probs(tiny_model, prompt)
-    assert fields["prompt_ids"] == [[token] for token in prompt[1:]] + [[0]]
-    assert [len(entry) for entry in fields["prompt_logprobs"]] == [1] * len(prompt)
-    assert [entry[0] for entry in fields["prompt_logprobs"]] == pytest.approx([*expected, 0.0], abs=1e-5)
-    assert len(output.token_ids) == 1
-
-
 def random_ids(seed, num_tokens):
     return torch.randint(2, 100, (num_tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
 
@@ -233,9 +222,6 @@ def test_reading_a_long_trace_in_chunks_changes_nothing(tiny_model):
     )
     server = RolloutServer(RolloutModel(copy.deepcopy(tiny_model), [EOS], max_batch_tokens=8192), limits)
     trace = random_ids(0, 1100)
-    expected, _ = own_sequence_log_probs(tiny_model, trace)
-    (read,) = ask(server, [trace], prompt_logprobs=0, max_tokens=1)
-    assert [entry[0] for entry in read.extra_fields["prompt_logprobs"][:-1]] == pytest.approx(expected, abs=1e-4)
     probes = [{"position": position, "token_ids": trace[position:][:3]} for position in (600, 1, 1097)]
     (output,) = ask(server, [trace], read_probes=probes, temperature=1.0)
     check_probes(tiny_model, trace, probes, output)
@@ -266,8 +252,7 @@ def test_probes_and_generation_share_the_server(server, tiny_model):
         ({"allowed_token_ids": [1]}, "allowed_token_ids"),
         ({"temperature": -1.0}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
-        ({"prompt_logprobs": 2, "max_tokens": 1}, "prompt_logprobs=2"),
-        ({"prompt_logprobs": 0, "max_tokens": 5}, "max_tokens=1"),
+        ({"prompt_logprobs": 0, "max_tokens": 1}, "prompt_logprobs=0"),
         ({"read_probes": [{"position": 0, "token_ids": []}]}, "position"),
         ({"read_probes": [{"position": 3, "token_ids": [5] * 510}]}, "512 positions"),
     ],
