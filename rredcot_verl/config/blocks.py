@@ -49,8 +49,7 @@ class SegmentationConfig(Block):
         min_length=1,
         description="What ends a segment. `newline`: a line; `keyword`: a sentence that began with a keyword; "
         "`entropy`: one in which the model was uncertain; `keyword_entropy`: any of these; with each, after twice the "
-        "spacing, any sentence; `fixed`: its length alone; a name given to "
-        "`rredcot_verl.core.segmentation.register_segmenter` in every process, or `package.module:function`.",
+        "spacing, any sentence; `fixed`: its length alone; or your own, `package.module:function`.",
     )
     num_segments: int = Field(
         64,

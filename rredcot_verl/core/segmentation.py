@@ -57,27 +57,9 @@ soon as allowed (less counts as 1), 2 at twice that, inf never.
 Entry t may depend on what the trace holds of the tokens *before* t, and on `response_mask[t]`; not on token t, what
 comes after, or T. A rule that looks ahead biases the credit of every run that uses it; `check_online` finds it out."""
 
-SEGMENTERS: dict[str, Segmenter] = {}
-
-
-def register_segmenter(name: str) -> Callable[[Segmenter], Segmenter]:
-    """Register a segmenter under a name for `segmentation.method`.
-
-    Raises:
-        ValueError: The name is taken by another function.
-    """
-
-    def decorator(function: Segmenter) -> Segmenter:
-        if SEGMENTERS.get(name, function) is not function:
-            raise ValueError(f"segmenter {name!r} is already registered to {SEGMENTERS[name]}")
-        SEGMENTERS[name] = function
-        return function
-
-    return decorator
-
 
 def get_segmenter(method: str) -> Segmenter:
-    """Return the segmenter of a registered name or of a dotted `package.module:function`.
+    """Return the segmenter of a name in `SEGMENTERS` or of a dotted `package.module:function`.
 
     Raises:
         ValueError: Neither a known name nor an importable function.
@@ -226,31 +208,35 @@ def _after_uncertain(trace: Trace) -> Tensor:
     return after
 
 
-@register_segmenter("fixed")
 def fixed(trace: Trace) -> Tensor:
     """Segments of equal length, wherever they end."""
     return torch.ones(trace.response_mask.shape)
 
 
-@register_segmenter("newline")
 def newline(trace: Trace) -> Tensor:
     """A segment ends with a line; with a sentence where no line ends within twice the spacing."""
     return _prefer(trace, _after(trace.line_end))
 
 
-@register_segmenter("keyword")
 def keyword(trace: Trace) -> Tensor:
     """A segment ends with a sentence that began with a keyword; with any where none does within twice the spacing."""
     return _prefer(trace, _after_keyword(trace))
 
 
-@register_segmenter("entropy")
 def entropy(trace: Trace) -> Tensor:
     """A segment ends with a sentence in which the model was uncertain; with any after twice the spacing."""
     return _prefer(trace, _after_uncertain(trace))
 
 
-@register_segmenter("keyword_entropy")
 def keyword_entropy(trace: Trace) -> Tensor:
     """The paper's ingredients, online: a line, a sentence begun with a keyword, or one of much uncertainty ends one."""
     return _prefer(trace, _after(trace.line_end) | _after_keyword(trace) | _after_uncertain(trace))
+
+
+SEGMENTERS: dict[str, Segmenter] = {
+    "fixed": fixed,
+    "newline": newline,
+    "keyword": keyword,
+    "entropy": entropy,
+    "keyword_entropy": keyword_entropy,
+}

@@ -7,14 +7,12 @@ import random
 import pytest
 import torch
 
-from rredcot_verl.core import segmentation
 from rredcot_verl.core.segmentation import (
     NEVER,
     SEGMENTERS,
     Trace,
     check_online,
     get_segmenter,
-    register_segmenter,
     segment,
 )
 
@@ -364,16 +362,10 @@ def every_other(trace: Trace) -> torch.Tensor:
     return wait
 
 
-def test_a_users_segmenter_by_name_and_by_path(monkeypatch):
-    monkeypatch.setattr(segmentation, "SEGMENTERS", dict(SEGMENTERS))
-    assert register_segmenter("every_other")(every_other) is every_other
-    register_segmenter("every_other")(every_other)
-    assert get_segmenter("every_other") is every_other
+def test_a_users_segmenter_by_path():
     by_path = get_segmenter(f"{__name__}:every_other")
     assert segment(make_trace(6), by_path, 8, 1).tolist() == [0, 2, 4, 6]
     check_online(by_path, make_trace(6))
-    with pytest.raises(ValueError, match="'fixed' is already registered"):
-        register_segmenter("fixed")(every_other)
 
 
 @pytest.mark.parametrize(
