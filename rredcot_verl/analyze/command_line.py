@@ -227,10 +227,6 @@ def read_options(arguments: Sequence[str] | None = None) -> Options:
     unknown = [name for name in given["methods"] if name not in ESTIMATORS]
     if unknown:
         raise ValueError(f"--methods {' '.join(unknown)}: unknown; known: {', '.join(ESTIMATORS)}")
-    if settings.attribution.target != "own":
-        raise ValueError(
-            f"--set attribution.target={settings.attribution.target}: the bench weighs the traces' own answers"
-        )
     read = {
         "command": "python -m rredcot_verl.analyze " + shlex.join(sys.argv[1:] if arguments is None else arguments),
         "settings": settings,

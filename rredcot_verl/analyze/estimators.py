@@ -35,8 +35,8 @@ class Estimator:
     knows_outcome: bool = False
 
 
-def _weighing(name: str, *weights: str) -> Estimator:
-    return Estimator(name, weights, lambda evidence: attributed(evidence, weights), knows_outcome=True)
+def _weighing(name: str, method: str) -> Estimator:
+    return Estimator(name, (method,), lambda evidence: attributed(evidence, method), knows_outcome=True)
 
 
 _ROWS = (
@@ -45,7 +45,7 @@ _ROWS = (
     Estimator("mig", (PROBES,), new_highs_of_probe),
     Estimator("vineppo", (), monte_carlo),
     _weighing("attention_attribution", "attention_attribution"),
-    _weighing("gradient_attribution", "input_x_gradient", "integrated_gradients"),
+    _weighing("gradient_attribution", "input_x_gradient"),
     _weighing("leave_one_out", "leave_one_out"),
     Estimator("hidden", (HIDDEN,), None),
 )

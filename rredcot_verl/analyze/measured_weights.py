@@ -24,7 +24,7 @@ class WeightMeasurement(Measurement):
 
     Attributes:
         context: What the measurements share.
-        name: `attention_attribution`, `input_x_gradient`, `integrated_gradients` or `leave_one_out`.
+        name: `attention_attribution`, `input_x_gradient` or `leave_one_out`.
     """
 
     context: Context
@@ -74,23 +74,18 @@ class WeightMeasurement(Measurement):
         return WeightRecord(trace.trace, segments.main, self.name, [*weights, *padding], seconds, num_tokens)
 
     def _weigh(self) -> Weigh:
-        method, settings = self.name, self.context.settings.attribution
         temperature, limit = self.context.temperature, self.context.max_pack_tokens
-        if method == "attention_attribution":
-            return lambda model, tasks: attention_attribution(model, tasks, layers=settings.layers)
-        if method == "leave_one_out":
+        if self.name == "attention_attribution":
+            return attention_attribution
+        if self.name == "leave_one_out":
             return lambda model, tasks: leave_one_out_attribution(
                 model, tasks, temperature=temperature, max_tokens=limit
             )
-        return lambda model, tasks: gradient_attribution(
-            model, tasks, method=method, num_steps=settings.num_steps, temperature=temperature
-        )
+        return lambda model, tasks: gradient_attribution(model, tasks, temperature=temperature)
 
     def _num_tokens(self, task: AttributionTask) -> int:
         """Tokens computed; a backward pass for the embeddings alone counts as one forward pass."""
         if self.name == "leave_one_out":
             spans = zip(task.boundaries, task.boundaries[1:], strict=False)
             return task.answer_to + sum(task.answer_to - (end - start) for start, end in spans)
-        steps = self.context.settings.attribution.num_steps
-        passes = {"attention_attribution": 1, "input_x_gradient": 2, "integrated_gradients": 2 * steps}
-        return passes[self.name] * task.answer_to
+        return {"attention_attribution": 1, "input_x_gradient": 2}[self.name] * task.answer_to

@@ -182,32 +182,30 @@ def new_highs_of_probe(evidence: Evidence) -> list[Method]:
     ]
 
 
-def attributed(evidence: Evidence, names: Sequence[str]) -> list[Method]:
+def attributed(evidence: Evidence, name: str) -> list[Method]:
     """Weights of segments for the answer, as values b + (R - b) * (share of the segments so far).
 
     b is the group's mean reward, the trace's own included, as in training. A trace whose weights are all 0 is one
-    segment there and has no values here.
+    segment there and has no values here. None where nothing was weighed by this method.
     """
     table = evidence.table
+    records = [r for r in evidence.measurements.weights if (r.cutting, r.method) == (table.cutting, name)]
+    if not records:
+        return []
     sums, counts = np.bincount(table.groups, table.rewards), np.bincount(table.groups)
     means = (sums / np.maximum(counts, 1))[table.groups]
-    methods = []
-    for name in names:
-        values = np.full(table.is_state.shape, np.nan)
-        seconds, num_tokens = np.full((2, len(table.traces)), np.nan)
-        records = [r for r in evidence.measurements.weights if (r.cutting, r.method) == (table.cutting, name)]
-        for record in records:
-            row, num = table.row_of.get(record.trace), len(record.weights)
-            if row is None or num != table.num_segments[row]:
-                continue
-            given = attribution_values(record.weights, float(table.rewards[row]), float(means[row]))
-            values[row, :num] = given or np.nan
-            seconds[row], num_tokens[row] = record.seconds, record.num_tokens
-        about = f"{name.replace('_', ' ')}: R - b shared by the segments' weights for the answer"
-        method = Method(name, "attribution", about, values, uses_outcome=True)
-        if records:
-            methods.append(replace(method, seconds=seconds, num_tokens=num_tokens))
-    return methods
+    values = np.full(table.is_state.shape, np.nan)
+    seconds, num_tokens = np.full((2, len(table.traces)), np.nan)
+    for record in records:
+        row, num = table.row_of.get(record.trace), len(record.weights)
+        if row is None or num != table.num_segments[row]:
+            continue
+        given = attribution_values(record.weights, float(table.rewards[row]), float(means[row]))
+        values[row, :num] = given or np.nan
+        seconds[row], num_tokens[row] = record.seconds, record.num_tokens
+    about = f"{name.replace('_', ' ')}: R - b shared by the segments' weights for the answer"
+    method = Method(name, "attribution", about, values, uses_outcome=True)
+    return [replace(method, seconds=seconds, num_tokens=num_tokens)]
 
 
 def monte_carlo(evidence: Evidence) -> list[Method]:

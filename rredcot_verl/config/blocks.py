@@ -296,20 +296,6 @@ class MonteCarloConfig(Block):
     max_concurrency: int = Field(64, ge=1, description="Continuations under way at once, per agent loop worker.")
 
 
-class AttributionConfig(Block):
-    """Weights of the segments for the answer, for the estimators `attention_attribution`, `gradient_attribution` and
-    `leave_one_out`."""
-
-    target: Literal["own", "reference"] = Field(
-        "own", description="Whose answer: the one the response gives, or the reference answer in its place."
-    )
-    layers: Literal["all", "last"] = Field("all", description="attention: which layers are averaged.")
-    gradient: Literal["input_x_gradient", "integrated_gradients"] = Field(
-        "input_x_gradient", description="gradient: one backward pass, or the mean along the way from a zero input."
-    )
-    num_steps: int = Field(8, ge=1, le=256, description="integrated_gradients: points along the way, a pass each.")
-
-
 class ReadoutConfig(Block):
     """The regression behind `self_value.calibration=logistic` and `self_value.form=hidden`."""
 

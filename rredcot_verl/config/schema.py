@@ -10,7 +10,6 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from rredcot_verl.config.blocks import (
     GROUND_TRUTH,
-    AttributionConfig,
     Block,
     CreditConfig,
     ElicitationConfig,
@@ -52,7 +51,6 @@ class RREDCoTConfig(Block):
     self_value: SelfValueConfig = SelfValueConfig()
     readout: ReadoutConfig = ReadoutConfig()
     monte_carlo: MonteCarloConfig = MonteCarloConfig()
-    attribution: AttributionConfig = AttributionConfig()
     credit: CreditConfig = CreditConfig()
     traces: TracesConfig = TracesConfig()
 

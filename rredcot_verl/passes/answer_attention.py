@@ -21,25 +21,19 @@ class AnswerAttention:
     Args:
         pack: The tasks; nothing is read for one without answer.
         num_layers: Attention layers of the model.
-        last_layer_only: Whether the other layers are left out.
     """
 
-    def __init__(self, pack: AttributionPack, num_layers: int, last_layer_only: bool) -> None:
+    def __init__(self, pack: AttributionPack, num_layers: int) -> None:
         # Where each answer's sequence starts, and in it the rows that predict the answer, which see no further.
         self._rows = [
             (start, start + task.answer_from - 1, start + task.answer_to - 1)
             for start, task in zip(pack.layout.trace_starts, pack.tasks, strict=False)
         ]
-        self._layers_left = num_layers
-        self._last_layer_only = last_layer_only
-        self._num_layers_read = 1 if last_layer_only else num_layers
+        self._num_layers = num_layers
         self._totals: list[Tensor] = []
 
     def __call__(self, query: Tensor, key: Tensor, *scores: Any, **more_scores: Any) -> None:
         """A layer's `(num_heads, num_tokens, head_dim)` queries, its keys, and the rest of `attention_by_token`."""
-        self._layers_left -= 1
-        if self._last_layer_only and self._layers_left:
-            return
         layer = [
             attention_by_token(query[:, first:last], key[:, start:last], *scores, **more_scores)
             for start, first, last in self._rows
@@ -49,7 +43,7 @@ class AnswerAttention:
     def means(self) -> list[Tensor]:
         """For each task `(answer_to - 1,)`: attention of an answer's row to a token, mean over layers, heads, rows."""
         return [
-            total / (self._num_layers_read * max(1, last - first))
+            total / (self._num_layers * max(1, last - first))
             for total, (_, first, last) in zip(self._totals, self._rows, strict=True)
         ]
 

@@ -17,24 +17,19 @@ from transformers import PreTrainedModel
 from rredcot_verl.passes.answer_attention import AnswerAttention
 from rredcot_verl.passes.attribution_pack import AttributionPack, Temperature
 from rredcot_verl.passes.attribution_task import AttributionTask
-from rredcot_verl.passes.input_gradient import INPUT_X_GRADIENT, gradient_contributions
+from rredcot_verl.passes.input_gradient import gradient_contributions
 from rredcot_verl.passes.leave_one_out import leave_one_out_tasks, leave_one_out_weights
 from rredcot_verl.passes.shared_attention import shared_prefix, why_not_shared
 
 
 def answer_attention_by_token(
-    model: PreTrainedModel,
-    tasks: Sequence[AttributionTask],
-    *,
-    layers: str = "all",
-    device: torch.device | None = None,
+    model: PreTrainedModel, tasks: Sequence[AttributionTask], *, device: torch.device | None = None
 ) -> list[Tensor]:
     """Attention that a row predicting the answer pays to each token, mean over the answer's rows, heads and layers.
 
     Args:
         model: A causal language model that attends through transformers' attention interface, in evaluation mode.
         tasks: At least one; computed in one pass.
-        layers: `all`, or `last` for the last one.
         device: See `AttributionPack.build`.
 
     Returns:
@@ -44,36 +39,30 @@ def answer_attention_by_token(
     Raises:
         ValueError: The model cannot be read; see `why_not_shared`.
     """
-    if layers not in ("all", "last"):
-        raise ValueError(f"layers={layers!r}: expected 'all' or 'last'")
     pack = AttributionPack.build(model, tasks, device)
     num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
     with torch.no_grad(), shared_prefix(model.config, pack.layout) as shared:
-        shared.observe = read = AnswerAttention(pack, num_layers, layers == "last")
+        shared.observe = read = AnswerAttention(pack, num_layers)
         pack.logits(model, pack.rows[:1])
     return read.means()
 
 
 def attention_attribution(
-    model: PreTrainedModel,
-    tasks: Sequence[AttributionTask],
-    *,
-    layers: str = "all",
-    device: torch.device | None = None,
+    model: PreTrainedModel, tasks: Sequence[AttributionTask], *, device: torch.device | None = None
 ) -> list[list[float]]:
     """Weight of a segment: the attention that the tokens predicting the answer pay to its tokens, in [0, 1].
 
     After Attention Based Credit (Chan et al., "Dense Reward for Free in RLHF", arXiv 2402.00782), which spreads a
     reward model's score over the tokens by that model's own last-layer attention. Ours: the policy's attention in place
-    of a reward model's, the rows that predict the answer, the mean over heads and (by default) layers, and the sum over
-    a segment's tokens.
+    of a reward model's, the rows that predict the answer, the mean over heads and layers, and the sum over a segment's
+    tokens.
 
     Args, errors: see `answer_attention_by_token`.
 
     Returns:
         For each task `num_segments` weights.
     """
-    by_token = answer_attention_by_token(model, tasks, layers=layers, device=device)
+    by_token = answer_attention_by_token(model, tasks, device=device)
     return [task.sums(own).tolist() for task, own in zip(tasks, by_token, strict=True)]
 
 
@@ -81,8 +70,6 @@ def gradient_attribution(
     model: PreTrainedModel,
     tasks: Sequence[AttributionTask],
     *,
-    method: str = INPUT_X_GRADIENT,
-    num_steps: int = 8,
     temperature: Temperature = 1.0,
     device: torch.device | None = None,
 ) -> list[list[float]]:
@@ -93,9 +80,7 @@ def gradient_attribution(
     Returns:
         For each task `num_segments` weights.
     """
-    contributions = gradient_contributions(
-        model, tasks, method=method, num_steps=num_steps, temperature=temperature, device=device
-    )
+    contributions = gradient_contributions(model, tasks, temperature=temperature, device=device)
     return [task.sums(own).abs().tolist() for task, own in zip(tasks, contributions, strict=True)]
 
 

@@ -67,37 +67,24 @@ class AttributionTask:
 
 @dataclass(frozen=True)
 class AttributionPlan:
-    """A task without the tokens that the row has anyway.
+    """A task without its tokens, which the row has: those up to `answer_to`, prompt included.
 
     Attributes:
-        num_kept: Tokens of the row, prompt included, that the sequence starts with.
-        appended: Tokens that follow them.
         boundaries, answer_from, answer_to: As in `AttributionTask`.
     """
 
-    num_kept: int
-    appended: tuple[int, ...]
     boundaries: tuple[int, ...]
     answer_from: int
     answer_to: int
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the sequence."""
-        return self.num_kept + len(self.appended)
-
     def task(self, token_ids: Sequence[int]) -> AttributionTask:
         """The task for a row of tokens."""
-        sequence = (*token_ids[: self.num_kept], *self.appended)
-        return AttributionTask(sequence, self.boundaries, self.answer_from, self.answer_to)
+        return AttributionTask(token_ids[: self.answer_to], self.boundaries, self.answer_from, self.answer_to)
 
 
 def encode_plan(plan: AttributionPlan) -> list[int]:
-    """Write a plan as integers: kept tokens, answer, boundaries, appended tokens; lists by length and entries."""
-    row = [plan.num_kept, plan.answer_from, plan.answer_to]
-    for entries in (plan.boundaries, plan.appended):
-        row += [len(entries), *entries]
-    return row
+    """Write a plan as integers: where the answer starts and ends, the number of boundaries, and these."""
+    return [plan.answer_from, plan.answer_to, len(plan.boundaries), *plan.boundaries]
 
 
 def decode_plan(row: Sequence[int]) -> AttributionPlan | None:
@@ -109,7 +96,7 @@ def decode_plan(row: Sequence[int]) -> AttributionPlan | None:
     if tuple(row) == NOTHING:
         return None
     reader = PayloadReader(row, "an encoded attribution")
-    num_kept, answer_from, answer_to = reader.take(3)
-    boundaries, appended = reader.take_list(), reader.take_list()
+    answer_from, answer_to = reader.take(2)
+    boundaries = reader.take_list()
     reader.end()
-    return AttributionPlan(num_kept, appended, boundaries, answer_from, answer_to)
+    return AttributionPlan(boundaries, answer_from, answer_to)

@@ -331,7 +331,6 @@ class AttributionPass(EnginePass):
         tasks = []
         for ids, row in zip(micro_batch["input_ids"].unbind(), micro_batch[self.payload].unbind(), strict=True):
             plan = decode_plan(row.tolist())
-            # What the plan appends stands in the row already, and taking both once more changes nothing.
             tasks.append(AttributionTask(ids.tolist(), (), 1, 1) if plan is None else plan.task(ids.tolist()))
         temperature = tu.get(micro_batch, "temperature")
         if isinstance(temperature, Tensor):
@@ -354,12 +353,11 @@ class AttentionPass(AttributionPass):
         """See `attention_attribution`."""
         from rredcot_verl.passes.attribution import attention_attribution
 
-        (layers,) = self.options
-        return attention_attribution(self.engine.module, tasks, layers=layers, device=device)
+        return attention_attribution(self.engine.module, tasks, device=device)
 
 
 class GradientPass(AttributionPass):
-    """Weighs by gradient; forward and backward passes."""
+    """Weighs by gradient; a forward and a backward pass."""
 
     has_backward = True
 
@@ -367,9 +365,7 @@ class GradientPass(AttributionPass):
         """See `gradient_attribution`."""
         from rredcot_verl.passes.attribution import gradient_attribution
 
-        method, num_steps = self.options
-        how = {"method": method, "num_steps": num_steps, "temperature": temperature}
-        return gradient_attribution(self.engine.module, tasks, device=device, **how)
+        return gradient_attribution(self.engine.module, tasks, temperature=temperature, device=device)
 
 
 TABLE: dict[str, type[EnginePass]] = {

@@ -11,7 +11,7 @@ PASSES = "rredcot_passes"
 and its options. Without it the pass is verl's own.
 
     ("probes", ()), ("hidden", (layer, dim, seed)): one of them or both;
-    ("attention", (layers,)) or ("gradient", (method, num_steps)): by itself, and `ALONE`.
+    ("attention", ()) or ("gradient", ()): by itself, and `ALONE`.
 """
 
 ALONE = "rredcot_alone"

@@ -63,14 +63,12 @@ class _Situation:
     Attributes:
         thinking: A thinking block is open.
         new_line: The prefix ends a line.
-        at_answer: An answer of the response's own is replaced.
         fence: The fence that closes an open block; "": none is open.
         skips: Nothing is written, and that nothing is thought has to be said.
     """
 
     thinking: bool
     new_line: bool
-    at_answer: bool
     fence: str
     skips: bool = False
 
@@ -131,7 +129,6 @@ class Elicitation:
                 for facts in itertools.product(
                     yes_and_no if self._can_think else (False,),
                     yes_and_no,
-                    yes_and_no,
                     ("", answer_format.fence) if answer_format.fence else ("",),
                 )
             ]
@@ -139,7 +136,7 @@ class Elicitation:
         }
         for name in self.formats:
             if self._skip:
-                self._situations[name].append(_Situation(False, True, False, "", skips=True))
+                self._situations[name].append(_Situation(False, True, "", skips=True))
             for situation in self._situations[name]:
                 self._suffix(name, "2", situation)
 
@@ -212,7 +209,6 @@ class Elicitation:
         boundaries: Sequence[int],
         proposals: Sequence[Proposal],
         format_name: str,
-        replaced: int = -1,
         response_mask: Sequence[int] | None = None,
     ) -> list[Probe]:
         """Probes of every answer at every boundary but the last, whose value is the outcome itself.
@@ -223,8 +219,6 @@ class Elicitation:
             boundaries: `num_segments + 1` offsets in the response.
             proposals: Answers to force.
             format_name: Format to ask in, where the prefix has not opened an answer in another.
-            replaced: Offset of an answer opening of the response's own, in place of which a probe answers; -1: none. It
-                tells how the response goes on: not for values.
             response_mask: 1 for tokens the model wrote; None where it wrote all.
 
         Returns:
@@ -251,10 +245,8 @@ class Elicitation:
                 thinking=_is_open(tags, boundary),
                 # A response starts where the chat template has put what separates it from the prompt.
                 new_line=boundary == 0 or self.vocabulary.ends_line(response_ids[boundary - 1]),
-                at_answer=boundary == replaced,
-                # Where the response opens its answer inside a block, it has given that one up itself.
-                fence="" if boundary == replaced else fences[state],
-                skips=skips and boundary == 0 and boundary != replaced,
+                fence=fences[state],
+                skips=skips and boundary == 0,
             )
             opened = None if situation.thinking else opened_in.get(boundary)
             branches = () if opened is None else branches_of(opened, answers, None)
@@ -308,9 +300,6 @@ class Elicitation:
         opening = answer_format.opening
         if situation.thinking:
             opening = self.config.elicitation.leave_thinking + opening.lstrip("\n")
-        elif situation.at_answer:
-            # Here the response itself opened its answer: so does the probe, in as many words.
-            opening = answer_format.marker
         elif situation.skips:
             opening = self._skip + opening.lstrip("\n")
         if situation.fence:

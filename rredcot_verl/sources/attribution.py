@@ -1,7 +1,7 @@
 """Segments share the advantage by their weight for the answer: three peers that ask what the answer was made of.
 
-The RREDCoT paper compares with attention attribution, gradient attribution and leave-one-out. Ours in all three: which
-answer, that the segment that holds it weighs nothing, and shares of R less the group's mean
+The RREDCoT paper compares with attention attribution, gradient attribution and leave-one-out. Ours in all three: that
+the answer is the response's own, that the segment that holds it weighs nothing, and shares of R less the group's mean
 (`core.values.attribution_values`).
 """
 
@@ -13,13 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from omegaconf import DictConfig
 
-from rredcot_verl.answers.grammar import canonical_form, find_answer, reference_answers
+from rredcot_verl.answers.grammar import find_answer
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.core.values import attribution_values
 from rredcot_verl.passes.attribution_task import AttributionPlan, AttributionTask, decode_plan, encode_plan
 from rredcot_verl.passes.leave_one_out import leave_one_out_tasks, leave_one_out_weights
 from rredcot_verl.passes.protocol import FIELDS, PassFields
-from rredcot_verl.probes.proposals import Proposal
 from rredcot_verl.sources.base import PassRequest, Source, Workers
 from rredcot_verl.sources.engines import EngineChoice, ulysses_size, why_not_separate, why_not_shared
 from rredcot_verl.sources.group import Group
@@ -43,15 +42,6 @@ class Attribution(Source):
         self.payload_fields, self.result_fields = (self.fields.payload,), (self.fields.result,)
 
     # Before anything starts
-
-    def reads(self) -> frozenset[str]:
-        """See `Source`."""
-        reference = {"self_value.reference_key"} if self.reads_references() else set()
-        return super().reads() | {"attribution"} | reference
-
-    def reads_references(self) -> bool:
-        """See `Source`."""
-        return self.settings.attribution.target == "reference"
 
     def choose_engine(self, config: DictConfig) -> EngineChoice:
         """See `Source`."""
@@ -83,12 +73,10 @@ class Attribution(Source):
 
     def describe(self) -> str:
         """See `Source`."""
-        return f"{self.name} of the {self.settings.attribution.target} answer"
+        return f"{self.name} of the response's own answer"
 
     def way_out(self) -> str:
         """See `Source`."""
-        if self.reads_references():
-            return f"check algorithm.rredcot.self_value.reference_key={self.settings.self_value.reference_key}"
         return "check algorithm.rredcot.elicitation.format"
 
     # In an agent loop worker
@@ -98,7 +86,7 @@ class Attribution(Source):
         plan = self.plan_for_answer(response, boundaries)
         if plan is None:
             return Plan(Record(Status.NO_PROPOSAL))
-        if plan.num_tokens > self.tools.max_length:
+        if plan.answer_to > self.tools.max_length:
             return Plan(Record(Status.TOO_LONG))
         record = Record(
             Status.SCORED,
@@ -116,24 +104,17 @@ class Attribution(Source):
 
     def num_tokens(self, plan: AttributionPlan) -> int:
         """Tokens computed to weigh one response's segments."""
-        return plan.num_tokens
+        return plan.answer_to
 
     def plan_for_answer(self, response: Response, boundaries: Sequence[int]) -> AttributionPlan | None:
-        """Which answer, and what of the segments stands before its opening.
+        """The response's own final answer, and what of the segments stands before its opening.
 
-        The answer, its opening and all after it are left out of the plan: they weigh nothing (ours).
+        What follows the answer is cut off; it, its opening and all after it weigh nothing (ours).
 
         Returns:
             None where there is no answer to weigh for, or no segment before it.
         """
-        if not response.prompt_ids:
-            return None
-        own = self.settings.attribution.target == "own"
-        return self._own(response, boundaries) if own else self._reference(response, boundaries)
-
-    def _own(self, response: Response, boundaries: Sequence[int]) -> AttributionPlan | None:
-        """For the response's own final answer; what follows it is cut off."""
-        if response.answer is None:
+        if not response.prompt_ids or response.answer is None:
             return None
         vocabulary = self.tools.elicitation.vocabulary
         words = self.tools.elicitation.written(response.response_ids, response.response_mask)
@@ -142,44 +123,13 @@ class Attribution(Source):
         found = find_answer(text, self.tools.elicitation.formats, thinking)
         if found is None:
             return None
+        start = len(response.prompt_ids)
         first = vocabulary.offset_of(words, text, found.answer_start)
-        last = vocabulary.offset_of(words, text, found.end - 1)
+        end = vocabulary.offset_of(words, text, found.end - 1) + 1
         kept = [*(boundary for boundary in boundaries if boundary < response.answer.start), response.answer.start]
-        return _plan(response, kept, last + 1, (), first, last + 1)
-
-    def _reference(self, response: Response, boundaries: Sequence[int]) -> AttributionPlan | None:
-        """For the reference answer, where the response's own stands, or at its end where it has none."""
-        elicitation = self.tools.elicitation
-        answer_format = elicitation.usual_format() if response.answer is None else response.answer.format
-        text = self._reference_text(response.references, answer_format)
-        if text is None:
+        if len(kept) < 2 or first >= end:
             return None
-        place = response.answer.start if response.answer is not None else self._end_of_text(response.response_ids)
-        kept = [*(boundary for boundary in boundaries if boundary < place), place]
-        (probe, *_) = elicitation.probes(
-            response.prompt_ids,
-            response.response_ids,
-            [place, len(response.response_ids)],
-            [Proposal(text, 1.0)],
-            answer_format,
-            place if response.answer is not None else -1,
-            response.response_mask,
-        )
-        answer_from, answer_to = place + probe.answer_from, place + len(probe.token_ids)
-        return _plan(response, kept, place, probe.token_ids, answer_from, answer_to)
-
-    def _reference_text(self, references: object, answer_format: str) -> str | None:
-        """The first reference answer that the tokenizer can write; how many tokens it has does not matter here."""
-        texts = reference_answers(references, canonical_form(self.settings.elicitation))
-        return next((text for text in texts if self.tools.elicitation.can_append(text, answer_format)), None)
-
-    def _end_of_text(self, response_ids: Sequence[int]) -> int:
-        """Length of a response without the tokens that end the turn: no answer follows those."""
-        ends = set(self.tools.elicitation.vocabulary.end_of_sequence_ids())
-        length = len(response_ids)
-        while length and response_ids[length - 1] in ends:
-            length -= 1
-        return length
+        return AttributionPlan(tuple(start + boundary for boundary in kept), start + first, start + end)
 
     # In the trainer's step
 
@@ -222,16 +172,15 @@ class AttentionAttribution(Attribution):
 
     def passes(self, recorded: RecordedBatch) -> tuple[PassRequest, ...]:
         """See `Source`."""
-        request = PassRequest("attention", (self.settings.attribution.layers,), fuses=False)
+        request = PassRequest("attention", fuses=False)
         return (request,) if self._waiting(recorded) else ()
 
 
 class GradientAttribution(Attribution):
     """Segments share the advantage by the gradient of the answer's log-probability in their embeddings.
 
-    Input x gradient (Shrikumar et al., arXiv 1605.01713) or integrated gradients (Sundararajan et al., arXiv
-    1703.01365). Ours: the absolute value of the sum over a segment's tokens, and the zero baseline. One forward and one
-    backward pass over the traces, `num_steps` of them for integrated gradients.
+    Input x gradient (Shrikumar et al., arXiv 1605.01713). Ours: the absolute value of the sum over a segment's tokens.
+    One forward and one backward pass over the traces.
     """
 
     fields = FIELDS["gradient"]
@@ -245,14 +194,11 @@ class GradientAttribution(Attribution):
 
     def num_tokens(self, plan: AttributionPlan) -> int:
         """See `Attribution`. A backward pass counts as one forward pass: it makes no gradients of weights."""
-        settings = self.settings.attribution
-        num_steps = settings.num_steps if settings.gradient == "integrated_gradients" else 1
-        return 2 * num_steps * plan.num_tokens
+        return 2 * plan.answer_to
 
     def passes(self, recorded: RecordedBatch) -> tuple[PassRequest, ...]:
         """See `Source`."""
-        settings = self.settings.attribution
-        request = PassRequest("gradient", (settings.gradient, settings.num_steps), fuses=False)
+        request = PassRequest("gradient", fuses=False)
         return (request,) if self._waiting(recorded) else ()
 
 
@@ -277,7 +223,7 @@ class LeaveOneOut(Attribution):
 
     def num_tokens(self, plan: AttributionPlan) -> int:
         """See `Attribution`: the whole trace, and once without each segment."""
-        return len(plan.boundaries) * plan.num_tokens - (plan.boundaries[-1] - plan.boundaries[0])
+        return len(plan.boundaries) * plan.answer_to - (plan.boundaries[-1] - plan.boundaries[0])
 
     def measure(self, recorded: RecordedBatch, workers: Workers) -> None:
         """See `Source`."""
@@ -314,19 +260,3 @@ def _answer_log_probs(sequences: SeparateSequences, tasks: Iterable[AttributionT
         # Entry i of a sequence is the log-probability of token i + 1; the last one has no meaning.
         first, last = answers.popleft()
         yield row[first - 1 : last - 1].double().sum().item()
-
-
-def _plan(
-    response: Response, kept: Sequence[int], num_kept: int, appended: Sequence[int], answer_from: int, answer_to: int
-) -> AttributionPlan | None:
-    """A plan from offsets in the response."""
-    if len(kept) < 2 or answer_from >= answer_to:
-        return None
-    start = len(response.prompt_ids)
-    return AttributionPlan(
-        start + num_kept,
-        tuple(appended),
-        tuple(start + boundary for boundary in kept),
-        start + answer_from,
-        start + answer_to,
-    )

@@ -25,7 +25,7 @@ HIDDEN = "rredcot_verl.sources.hidden:HiddenStates"
 """The source of `self_value.form=hidden`, under the estimator `rredcot`."""
 
 SPECIFIC = (
-    *("source_options", "monte_carlo", "attribution", "readout", "readout.layer", "readout.dim"),
+    *("source_options", "monte_carlo", "readout", "readout.layer", "readout.dim"),
     *("self_value.engine", "self_value.share_prefix", "self_value.fuse", "self_value.form", "self_value.calibration"),
     *("self_value.proposals", "self_value.reference_key", "self_value.max_proposals"),
     *("self_value.max_answer_tokens", "self_value.max_closing_tokens", "self_value.score_opening"),

@@ -218,7 +218,7 @@ def test_the_command_writes_results_tables_and_page(place, whole, capsys):
         (("--model", "no_model"), ("--model", "no such folder")),
         (("--config", "no.yaml"), ("--config", "no such file")),
         (("--prompts", "no.parquet"), ("no.parquet", "no such file")),
-        (("--set", "attribution.target=reference"), ("attribution.target", "own")),
+        (("--set", "credit.bta=2"), ("algorithm.rredcot.credit.bta=2", "unknown key")),
         (("--set", "elicitation.format=custom"), ("elicitation.opening",)),
     ],
 )

@@ -30,7 +30,7 @@ def setting():
     response = tokenizer.encode("first 12\nthen 42\nAnswer: 42\n")
     proposals = [Proposal("42", 1.0), Proposal("7", 0.0)]
     start = elicitation.read(response).start
-    probes = elicitation.probes(prompt, response, [0, 9, start, len(response)], proposals, "plain", start)
+    probes = elicitation.probes(prompt, response, [0, 9, start, len(response)], proposals, "plain")
     return build_tiny_model(), prompt + response, probes, proposals
 
 

@@ -27,18 +27,17 @@ TEMPERATURE = 0.7
 TEMPERATURES = torch.tensor([0.5, 0.7, 1.0, 1.3, 2.0, 0.9])
 READOUT = (1, 5, 11)
 """Layer, features, seed."""
-NUM_STEPS = 3
 SPLIT_TRACES = random_traces([21, 8])
 SPLIT_PROBES = [random_probes(len(trace), 1, seed) for seed, trace in enumerate(SPLIT_TRACES)]
 """Of every architecture by itself."""
 GARBAGE_ROW = 3
 PLANS = [
-    AttributionPlan(28, (), (3, 9, 9, 20), 23, 28),
-    AttributionPlan(9, (7, 8, 9, 10), (2, 5, 8), 11, 13),
+    AttributionPlan((3, 9, 9, 20), 23, 28),
+    AttributionPlan((2, 5, 8), 9, 11),
     None,
-    AttributionPlan(40, (), (1, 10, 20, 30, 39), 39, 40),
+    AttributionPlan((1, 10, 20, 30, 39), 39, 40),
     None,
-    AttributionPlan(18, (), (4, 15), 15, 18),
+    AttributionPlan((4, 15), 15, 18),
 ]
 
 
@@ -126,10 +125,8 @@ SETTINGS_BY_WORD: dict[str, dict[str, Any]] = {
     "hidden": {PASSES: (HIDDEN,), ALONE: False},
     "both": {PASSES: (PROBES, HIDDEN), ALONE: False},
     "both-turned": {PASSES: (HIDDEN, PROBES), ALONE: False},
-    "attention": {PASSES: (("attention", ("all",)),), **WEIGHING},
-    "attention-last": {PASSES: (("attention", ("last",)),), **WEIGHING},
-    "gradient": {PASSES: (("gradient", ("input_x_gradient", 1)),), **WEIGHING},
-    "integrated": {PASSES: (("gradient", ("integrated_gradients", NUM_STEPS)),), **WEIGHING},
+    "attention": {PASSES: (("attention", ()),), **WEIGHING},
+    "gradient": {PASSES: (("gradient", ()),), **WEIGHING},
     "alone": WEIGHING,
     "packed": PACKED,
     "padded": PACKED,
@@ -159,9 +156,7 @@ VARIANTS = {
     "both": "| small | fixed | padded | lora | garbage | alone | alone small | kernels",
     "both-turned": "| alone",
     "attention": "| small | fixed | one-sided | none | lora | half | checkpointed",
-    "attention-last": "",
     "gradient": "| small | fixed | by-row | one-sided | none | lora | half | checkpointed | checkpointed fixed",
-    "integrated": "| one-sided | checkpointed",
     "plain-again": "",
     "gradient-again": "",
 }

@@ -12,25 +12,7 @@ from rredcot_verl.passes.attribution import answer_log_probs, gradient_attributi
 from rredcot_verl.passes.attribution_task import AttributionTask
 from rredcot_verl.passes.input_gradient import gradient_contributions
 from tests.passes.architectures import SHAPE, VOCAB_SIZE, WINDOW, build_model, random_traces
-from tests.passes.test_attribution_on_cpu import FUNCTIONS, make_tasks, naive_gradient
-
-
-def smooth_model():
-    """Norms that hardly normalise: gradients do not jump near zero."""
-    config = LlamaConfig(**SHAPE, rms_norm_eps=10.0)
-    torch.manual_seed(0)
-    return LlamaForCausalLM(config).eval()
-
-
-def test_integrated_gradients_are_complete():
-    """The contributions of all tokens sum to f(x) - f(baseline), the better the more steps."""
-    model, (task, *_) = smooth_model(), make_tasks()
-    change = naive_gradient(model, task)[2] - naive_gradient(model, task, scale=0.0)[2]
-    errors = [
-        abs(gradient_contributions(model, [task], method="integrated_gradients", num_steps=n)[0].sum().item() - change)
-        for n in (1, 4, 64)
-    ]
-    assert errors[0] > errors[1] > errors[2] and errors[2] < 1e-3 * abs(change)
+from tests.passes.test_attribution_on_cpu import FUNCTIONS
 
 
 class LinearModel(nn.Module):
@@ -54,16 +36,15 @@ class LinearModel(nn.Module):
         return CausalLMOutput(logits=torch.stack([z, rest], dim=2))
 
 
-@pytest.mark.parametrize("method", ["input_x_gradient", "integrated_gradients"])
-def test_gradients_of_a_linear_model_are_exact(method):
+def test_gradients_of_a_linear_model_are_exact():
     model = LinearModel()
     task = AttributionTask((9, 3, 7, 5, 8, 0, 0), (1, 3, 5), 5, 7)
-    (found,) = gradient_contributions(model, [task], method=method, num_steps=3)
+    (found,) = gradient_contributions(model, [task])
     by_token = (model.embed(torch.tensor(task.token_ids)) @ model.weight).float().detach()
     # The first six tokens stand before the answer's second one, the first five before its first.
     expected = by_token * torch.tensor([2.0, 2, 2, 2, 2, 1, 0])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    (weights,) = gradient_attribution(model, [task], method=method)
+    (weights,) = gradient_attribution(model, [task])
     assert weights == pytest.approx([abs(expected[1:3].sum().item()), abs(expected[3:5].sum().item())], abs=1e-5)
 
 

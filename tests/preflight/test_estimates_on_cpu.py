@@ -143,7 +143,7 @@ def test_no_trace_has_more_probe_tokens_than_the_bound(block, answers):
     boundaries = [0, 12, 30, 40, len(response)]
     (name,) = elicitation.formats
     proposals = [Proposal(answer, 1.0) for answer in answers]
-    probes = elicitation.probes([], response, boundaries, proposals, name, len(response))
+    probes = elicitation.probes([], response, boundaries, proposals, name)
     budget = probe_budget(settings, tokenizer, [answers], shared=True, separate=False)
     used = count_probe_tokens(probes)
     assert used <= budget.most

@@ -113,10 +113,7 @@ def opened(response: str, boundary_text: str, kind: str = "byte_level", **elicit
     tokenizer = asked.vocabulary.tokenizer
     prefix, rest = encode(tokenizer, boundary_text), encode(tokenizer, response.removeprefix(boundary_text))
     ids = prefix + rest
-    read = asked.read(ids)
-    probe, *_ = asked.probes(
-        [], ids, [len(prefix), len(ids) + 1], [Proposal(PROGRAM_TEXT, 1.0)], "code", read.start if read else len(ids)
-    )
+    probe, *_ = asked.probes([], ids, [len(prefix), len(ids) + 1], [Proposal(PROGRAM_TEXT, 1.0)], "code")
     assert probe.position == len(prefix)
     before = tokenizer.decode(prefix)
     given = tokenizer.decode(prefix + list(probe.token_ids[: probe.answer_from])).removeprefix(before)
@@ -161,11 +158,6 @@ def test_a_block_is_closed_by_a_fence_as_it_was_opened_with():
     response = f"Try.\n~~~~\na = 1\n~~~~\n````python\n{PROGRAM_TEXT}````\n"
     assert opened(response, "Try.\n~~~~\na")[0] == "\n~~~~\n\n```python\n"
     assert opened(response, "Try.\n~~~~\na = 1\n~~~~\n````python\ndef f(x):\n")[0] == "````\n\n```python\n"
-
-
-def test_a_program_opened_inside_another_block_is_asked_for_as_the_response_does():
-    response = "```\nsome text\n" + f"```python\n{PROGRAM_TEXT}```\n"
-    assert opened(response, "```\nsome text\n")[0] == "```python\n"
 
 
 def test_every_line_of_a_program_is_probed_as_in_a_sequence_of_its_own():

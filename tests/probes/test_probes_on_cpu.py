@@ -31,16 +31,9 @@ def probe_of(asked: Elicitation, prompt: str, response: str, answer: str = "15",
     tokenizer = asked.vocabulary.tokenizer
     prompt_ids, response_ids = encode(tokenizer, prompt), encode(tokenizer, response)
     boundary = len(response_ids) if boundary is None else boundary
-    read = asked.read(response_ids)
-    probes = asked.probes(
-        prompt_ids,
-        response_ids,
-        [boundary, len(response_ids) + 1],
-        [Proposal(answer, 1.0)],
-        name,
-        # The last boundary of a response is never probed; here it stands for one inside a longer response.
-        read.start if read else len(response_ids) + 1,
-    )
+    # The last boundary of a response is never probed; here it stands for one inside a longer response.
+    boundaries = [boundary, len(response_ids) + 1]
+    probes = asked.probes(prompt_ids, response_ids, boundaries, [Proposal(answer, 1.0)], name)
     first, *merged = probes
     assert len(merged) <= 1
     for probe in merged:
@@ -87,7 +80,7 @@ def test_the_prefix_is_taken_as_generated_even_where_encoding_would_give_other_t
     odd = [*encode(tokenizer, "{\\frac{1}{2"), token(tokenizer, "}"), token(tokenizer, "}")]
     assert encode(tokenizer, tokenizer.decode(odd)) != odd
     prompt_ids = encode(tokenizer, PROMPT)
-    probe = asked.probes(prompt_ids, odd, [len(odd), 99], [Proposal("1", 1.0)], "boxed", 99)[0]
+    probe = asked.probes(prompt_ids, odd, [len(odd), 99], [Proposal("1", 1.0)], "boxed")[0]
     assert probe.position == len(prompt_ids) + len(odd)
     assert tokenizer.decode(probe.token_ids) == "\n\nThe final answer is \\boxed{1"
 
@@ -126,24 +119,9 @@ def test_thinking_is_judged_at_each_boundary_not_at_the_end():
     assert asked.landmarks([], response_ids) == ([], [close])
     assert asked.landmarks([], response_ids[:close]) == ([], [])
     boundaries = [0, close, close + 1, len(response_ids)]
-    found = asked.probes(encode(tokenizer, PROMPT), response_ids, boundaries, [Proposal("1", 1.0)], "plain", 99)
+    found = asked.probes(encode(tokenizer, PROMPT), response_ids, boundaries, [Proposal("1", 1.0)], "plain")
     assert ["</think>" in tokenizer.decode(b.token_ids) for b in found] == [False, True, False]
     assert [b.state for b in found] == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    "name, response, marker",
-    [
-        ("boxed", "so 3 \\boxed{15}.\n", "\\boxed{15"),
-        ("hash", "so 3.\n#### 15", "#### 15"),
-        ("plain", "so 3.\nAnswer: 15", "Answer: 15"),
-    ],
-)
-def test_where_the_response_opens_its_answer_the_probe_uses_the_same_words(name, response, marker):
-    asked = elicitation()
-    start = asked.read(encode(asked.vocabulary.tokenizer, response)).start
-    probe, _, _ = probe_of(asked, PROMPT, response, name=name, boundary=start)
-    assert asked.vocabulary.tokenizer.decode(probe.token_ids) == marker
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -299,9 +277,7 @@ def test_an_answer_that_ends_in_a_brace_counts_as_the_model_writes_it():
     natural = encode(tokenizer, "\n\nThe final answer is \\boxed{\\frac{1}{2}}")
     assert tokenizer.decode(natural[-1:]) == "}}"
     ids = encode(tokenizer, "so 3.")
-    probes = asked.probes(
-        encode(tokenizer, PROMPT), ids, [0, len(ids), 99], [Proposal("\\frac{1}{2}", 1.0)], "boxed", 99
-    )
+    probes = asked.probes(encode(tokenizer, PROMPT), ids, [0, len(ids), 99], [Proposal("\\frac{1}{2}", 1.0)], "boxed")
     assert [probe.state for probe in probes] == [0, 0, 1, 1]
     ways = [(*probe.token_ids, end) for probe in probes[2:] for end in probe.closing_token_ids]
     assert tuple(natural) in ways
@@ -326,7 +302,7 @@ def test_the_probability_of_an_answer_that_ends_in_a_brace_is_the_full_one(backe
     prompt_ids, ids = encode(tokenizer, PROMPT), encode(tokenizer, "First, so 3.")
     proposals = [Proposal(answer, 1.0), Proposal("15", 0.5)]
     # The second answer comes first in the list, but it has one probe a boundary only.
-    probes = asked.probes(prompt_ids, ids, [1, len(ids), 99], proposals[::-1], "boxed", 99)
+    probes = asked.probes(prompt_ids, ids, [1, len(ids), 99], proposals[::-1], "boxed")
     assert [(probe.state, probe.proposal) for probe in probes] == [(0, 0), (0, 1), (0, 1), (1, 0), (1, 1), (1, 1)]
     reader = make_probe_reader(backend, FakeServer(model).generate, asked.config.self_value, 1.0)
     scores = asyncio.run(reader.read("request-1", prompt_ids + ids, probes)).scores
@@ -361,16 +337,16 @@ def test_the_probability_of_an_answer_that_ends_in_a_brace_is_the_full_one(backe
 def test_an_answer_that_no_token_joins_to_its_end_has_one_probe(kind, name, answer):
     asked = elicitation(kind)
     prompt_ids = encode(asked.vocabulary.tokenizer, PROMPT)
-    assert len(asked.probes(prompt_ids, [], [0, 9], [Proposal(answer, 1.0)], name, 9)) == 1
+    assert len(asked.probes(prompt_ids, [], [0, 9], [Proposal(answer, 1.0)], name)) == 1
 
 
 def test_merged_closing_tokens_seen_in_responses_come_first_too():
     asked = elicitation()
     tokenizer = asked.vocabulary.tokenizer
-    rare = asked.probes([], [], [0, 9], [Proposal("\\frac{1}{2}", 1.0)], "boxed", 9)[1].closing_token_ids[-1]
+    rare = asked.probes([], [], [0, 9], [Proposal("\\frac{1}{2}", 1.0)], "boxed")[1].closing_token_ids[-1]
     for _ in range(2):
         asked.remember(asked.read([*encode(tokenizer, "\\boxed{\\frac{1}{2"), rare]))
-    again = asked.probes([], [], [0, 9], [Proposal("\\frac{1}{2}", 1.0)], "boxed", 9)
+    again = asked.probes([], [], [0, 9], [Proposal("\\frac{1}{2}", 1.0)], "boxed")
     assert again[0].closing_token_ids[0] == rare
     assert again[1].closing_token_ids[0] == rare
 
@@ -404,10 +380,9 @@ def test_an_answer_that_can_be_written_can_be_written_at_every_boundary(kind, an
             continue
         for response in ("so 3.", "so 3.\n", THINK + "so 3", THINK + "so 3\n"):
             ids = encode(tokenizer, response)
-            for start in (len(ids), 99):
-                proposals = [Proposal(answer, 1.0)]
-                probe = asked.probes(encode(tokenizer, PROMPT), ids, [len(ids), 99], proposals, name, start)[0]
-                assert tokenizer.decode(ids + list(probe.token_ids)).endswith(answer)
+            proposals = [Proposal(answer, 1.0)]
+            probe = asked.probes(encode(tokenizer, PROMPT), ids, [len(ids), 99], proposals, name)[0]
+            assert tokenizer.decode(ids + list(probe.token_ids)).endswith(answer)
 
 
 def test_an_opening_that_cannot_be_appended_is_refused_at_the_start():
@@ -446,7 +421,7 @@ def test_one_probe_for_each_boundary_and_answer_in_order():
     tokenizer = asked.vocabulary.tokenizer
     prompt_ids, ids = encode(tokenizer, PROMPT), encode(tokenizer, "First, 12 + 3 = 15.\n")
     proposals = [Proposal("15", 1.0), Proposal("16", 0.0)]
-    found = asked.probes(prompt_ids, ids, [0, 3, len(ids)], proposals, "boxed", len(ids))
+    found = asked.probes(prompt_ids, ids, [0, 3, len(ids)], proposals, "boxed")
     assert [(b.state, b.proposal) for b in found] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert [b.position - len(prompt_ids) for b in found] == [0, 0, 3, 3]
 

@@ -179,7 +179,7 @@ def test_probes_open_and_close_as_the_warm_start_teaches(tokenizer):
         opening, program = probe
         boundary = len(sum(lines[:number], []))
         boundaries = [boundary, len(response)] if boundary == 0 else [0, boundary, len(response)]
-        probes = elicitation.probes([1], response, boundaries, [Proposal(program, 1.0)], "code", read.start)
+        probes = elicitation.probes([1], response, boundaries, [Proposal(program, 1.0)], "code")
         probe = probes[-1]
         assert tokenizer.decode(probe.token_ids) == opening + program
         assert probe.answer_from == len(tokenizer.encode(opening))

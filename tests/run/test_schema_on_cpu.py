@@ -69,7 +69,6 @@ def test_the_defaults_are_the_method():
             "max_rows": 16384,
         },
         "monte_carlo": {"num_rollouts": 9, "max_tokens": None, "max_concurrency": 64},
-        "attribution": {"target": "own", "layers": "all", "gradient": "input_x_gradient", "num_steps": 8},
         "credit": {"form": "auto", "lam": None, "beta": 1.0, "pinned": True, "control": "none"},
         "traces": {"dir": None, "freq": 1, "num_traces": 64, "samples_freq": None, "num_samples": 4},
     }
@@ -99,7 +98,6 @@ def test_the_yaml_is_made_from_the_schema(capsys, monkeypatch):
         ({"self_value": {"form": "hidden", "engine": "rollout"}}, ["form=hidden", "engine=actor or auto"]),
         ({"readout": {"use_probe": False, "use_position": False}}, ["nothing is left to regress on"]),
         ({"monte_carlo": {"num_rollouts": 0}}, ["monte_carlo.num_rollouts=0", "greater than or equal to 1"]),
-        ({"attribution": {"gradient": "saliency"}}, ["gradient='saliency'", "'input_x_gradient'"]),
         (
             {"credit": {"form": "gae"}},
             ["algorithm.rredcot.credit.form='gae'", "'auto', 'critic', 'td' or 'reweight'"],

@@ -403,7 +403,6 @@ def test_a_source_of_ones_own_is_named_in_the_config(config):
 CHANGED = {
     "source_options": {"scale": 2},
     "monte_carlo": {"num_rollouts": 3},
-    "attribution": {"layers": "last"},
     "readout": {"window": 3},
     "readout.layer": -1,
     "readout.dim": 3,
@@ -452,8 +451,8 @@ def test_changed_settings_that_are_not_read_are_told_for_every_source(estimator,
         ("rredcot", {"readout__dim": 3, "readout__window": 3, "self_value__calibration": "none"}, ["readout"]),
         (
             "vineppo",
-            {"self_value__proposals": "union", "attribution__target": "reference", "self_value__form": "geometric"},
-            ["attribution", "self_value.form", "self_value.proposals"],
+            {"self_value__proposals": "union", "readout__dim": 3, "self_value__form": "geometric"},
+            ["readout", "self_value.form", "self_value.proposals"],
         ),
         ("leave_one_out", {"monte_carlo__num_rollouts": 3, "readout__layer": 3}, ["monte_carlo", "readout"]),
         ("gae", {"credit__beta": 3.0, "enable": True}, ["credit"]),

@@ -1,7 +1,6 @@
 """Weights of segments: which answer, which segments, what travels, and what becomes of the weights."""
 
 import copy
-import dataclasses
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -20,7 +19,6 @@ ATTENTION, GRADIENT, LEFT_OUT = SOURCES = ("attention_attribution", "gradient_at
 TOKENIZER = byte_level()
 FIRST, SECOND = "First, 12 + 3 = 15.\n\n", "Wait, let me see, but so 3.\n"
 ANSWER = "So the answer is \\boxed{15}.\n"
-REFERENCE = {"attribution": {"target": "reference"}}
 
 
 def plan_of(agent: Agent, response: Response, boundaries: list[int]) -> AttributionPlan | None:
@@ -64,7 +62,7 @@ def test_the_responses_own_answer(after):
     assert (before, answer) == (TOKENIZER.decode(PROMPT) + FIRST + SECOND + "So the answer is \\boxed{", "15")
     # The segment with the answer, and what follows it, are not there.
     assert segments_of(plan, response) == [FIRST, SECOND, "So the answer is "]
-    assert plan.num_tokens == plan.answer_to == len(sequence_of(plan, response)) and not plan.appended
+    assert plan.answer_to == len(sequence_of(plan, response))
 
 
 def test_tokens_that_hold_more_than_the_answer():
@@ -87,42 +85,6 @@ def test_of_a_segment_that_the_answer_cuts_in_two_the_part_before_it_weighs():
     assert segments_of(plan_of(agent, response, starts), response) == [FIRST, before]
 
 
-def test_the_reference_answer_in_place_of_the_responses_own():
-    agent = Agent("attention_attribution", REFERENCE)
-    ids, starts = offsets(FIRST, SECOND, "So the answer is ", "\\boxed{15}.\n")
-    response = agent.response(response_ids=ids, references="72")
-    plan = plan_of(agent, response, starts)
-    before, answer = text_of(plan, response)
-    assert (before, answer) == (TOKENIZER.decode(PROMPT) + FIRST + SECOND + "So the answer is \\boxed{", "72")
-    assert segments_of(plan, response) == [FIRST, SECOND, "So the answer is "]
-
-
-@pytest.mark.parametrize("end", ["<|im_end|>", ""])
-def test_the_reference_answer_after_a_response_without_one(end):
-    """Before the token that ends the turn, and in the format that other responses use."""
-    agent = Agent("attention_attribution", REFERENCE)
-    ids, starts = offsets(FIRST, SECOND)
-    ids = [*ids, *([TOKENIZER.convert_tokens_to_ids(end)] if end else [])]
-    response = agent.response(response_ids=ids, references="72")
-    assert response.answer is None
-    agent.tools.elicitation.read(encode(TOKENIZER, ANSWER))
-    plan = plan_of(agent, response, [*starts[:-1], len(ids)])
-    before, answer = text_of(plan, response)
-    assert before == TOKENIZER.decode(PROMPT) + FIRST + SECOND + "The final answer is \\boxed{"
-    assert answer == "72" and segments_of(plan, response) == [FIRST, SECOND]
-
-
-@pytest.mark.parametrize("references", [None, "", [], {"tests": 1}, "日本"])
-def test_a_reference_that_is_none_or_cannot_be_written(references):
-    agent = Agent("attention_attribution", REFERENCE)
-    ids, starts = offsets(FIRST, ANSWER)
-    response = agent.response(response_ids=ids, references=references)
-    writable = references == "日本"
-    assert (plan_of(agent, response, starts) is None) != writable
-    second = dataclasses.replace(response, references=["", "72"])
-    assert text_of(plan_of(agent, second, starts), second)[1] == "72"
-
-
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_plan_is_left_for_the_training_engine(name):
     agent = Agent(name)
@@ -137,18 +99,12 @@ def test_the_plan_is_left_for_the_training_engine(name):
     assert record.payload == {"num_weights": len(parts)} and len(parts) < len(cuts) - 1
     assert record.num_probes == (1 + len(parts) if name == LEFT_OUT else 1)
     # The whole trace once; forward and backward; once more without each segment.
-    length = found.num_tokens
+    length = found.answer_to
     expected = {ATTENTION: length, GRADIENT: 2 * length, LEFT_OUT: (1 + len(parts)) * length - sum(parts)}
     assert record.num_probe_tokens == expected[name]
     for room, status in ((length, Status.SCORED), (length - 1, Status.TOO_LONG)):
         limited = Agent(name, max_length=room).record(response)
         assert limited.record.status is status and bool(limited.rows) == (status is Status.SCORED)
-
-
-def test_integrated_gradients_cost_their_steps():
-    block = {"attribution": {"gradient": "integrated_gradients", "num_steps": 5}}
-    plan = Agent(GRADIENT, block).record()
-    assert plan.record.num_probe_tokens == 5 * Agent(GRADIENT).record().record.num_probe_tokens
 
 
 @pytest.mark.parametrize("text", [FIRST + SECOND, "\\boxed{15}" + FIRST, "<think>" + FIRST + ANSWER])
@@ -161,7 +117,7 @@ def test_without_an_answer_or_anything_before_it_there_is_one_segment(text):
 LENGTHS = (24, 30, 6, 1)
 TRACES = random_traces(LENGTHS)
 KEYS = ["a_0_0", "a_1_0", "b_0_0", "pad_0_0"]
-PLANS = [AttributionPlan(20, (), (3, 8, 14), 17, 20), AttributionPlan(25, (4, 5, 6), (2, 12, 12, 25), 26, 28)]
+PLANS = [AttributionPlan((3, 8, 14), 17, 20), AttributionPlan((2, 12, 12, 25), 26, 28)]
 RECORDS = [
     Record(Status.SCORED, [0, 5, 11, 16, 21], {"num_weights": 2}),
     Record(Status.SCORED, [0, 10, 11, 23], {"num_weights": 3}),
@@ -174,18 +130,10 @@ def make_world(monkeypatch, records=RECORDS, **columns) -> World:
     return World(monkeypatch, records, KEYS, [1.0, 0.0, 1.0, 0.0], [21, 23, 4, 1], **columns)
 
 
-REQUESTS = [
-    (ATTENTION, {"layers": "last"}, PassRequest("attention", ("last",), fuses=False)),
-    (GRADIENT, {}, PassRequest("gradient", ("input_x_gradient", 8), fuses=False)),
-    (GRADIENT, {"gradient": "integrated_gradients", "num_steps": 2}, ("integrated_gradients", 2)),
-]
-
-
-@pytest.mark.parametrize("name, block, request_", REQUESTS)
-def test_what_the_training_engine_is_told(monkeypatch, name, block, request_):
-    source = source_of(name, attribution=block)
-    (asked,) = source.passes(make_world(monkeypatch).recorded())
-    assert request_ in (asked, asked.options) and not asked.fuses
+@pytest.mark.parametrize("name, request_", [(ATTENTION, "attention"), (GRADIENT, "gradient")])
+def test_what_the_training_engine_is_told(monkeypatch, name, request_):
+    source = source_of(name)
+    assert source.passes(make_world(monkeypatch).recorded()) == (PassRequest(request_, fuses=False),)
     source.measure(make_world(monkeypatch).recorded(), None)
 
 

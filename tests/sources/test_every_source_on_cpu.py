@@ -82,12 +82,8 @@ def test_which_settings_it_reads(name):
     reads = {"source_options"}
     if name in PROBED:
         reads |= {key for key in SPECIFIC if key.startswith("self_value.")}
-    reads |= {"attribution"} if name in ATTRIBUTIONS else set()
     reads |= {"monte_carlo"} if name == "vineppo" else set()
     assert source.reads() == reads
-    if name in ATTRIBUTIONS:
-        own = source_of(name, attribution={"target": "reference"})
-        assert own.reads() == reads | {"self_value.reference_key"}
 
 
 @pytest.mark.parametrize(
@@ -99,7 +95,6 @@ def test_which_settings_it_reads(name):
         ("rredcot", {"self_value": {"form": "hidden"}}, False, False),
         ("vineppo", {}, False, False),
         ("leave_one_out", {}, False, False),
-        ("leave_one_out", {"attribution": {"target": "reference"}}, True, True),
     ],
 )
 def test_whether_rows_need_reference_answers(name, block, reads, needs):

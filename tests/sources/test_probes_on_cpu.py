@@ -201,7 +201,7 @@ def test_an_answer_that_ends_in_a_brace_has_two_probes_a_boundary():
 
 def test_both_probes_of_an_answer_that_is_too_long_are_left_out():
     elicitation = Agent().tools.elicitation
-    whole, *_ = elicitation.probes(PROMPT, [5, 6], [0, 2], [Proposal(HALF, 1.0)], "boxed", 2)
+    whole, *_ = elicitation.probes(PROMPT, [5, 6], [0, 2], [Proposal(HALF, 1.0)], "boxed")
     length = len(whole.token_ids) - whole.answer_from
     for limit, dropped in ((length, 0), (length - 1, 1)):
         # Probes that were cut short by their merged end do not slip through.

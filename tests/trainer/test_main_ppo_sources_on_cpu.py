@@ -25,8 +25,10 @@ def test_gradient_attribution_shares_the_advantage_out(tmp_path, ray_folder):
         tmp_path,
         ray_folder,
         "algorithm.adv_estimator=gradient_attribution",
-        # It never gives an answer of its own.
-        "+algorithm.rredcot.attribution.target=reference",
+        # It writes no answer in a format: its last small letter is one.
+        "+algorithm.rredcot.elicitation.format=custom",
+        "+algorithm.rredcot.elicitation.opening='Result:'",
+        "+algorithm.rredcot.elicitation.pattern='([a-z])'",
         f"+algorithm.rredcot.traces.dir={tmp_path / 'traces'}",
         "trainer.n_gpus_per_node=2",
         "trainer.total_training_steps=1",

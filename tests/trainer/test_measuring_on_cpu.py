@@ -20,7 +20,7 @@ MODES = {
 }
 ACTOR = {"engine": "actor", "fuse": True}
 PROBES, HIDDEN = ("probes", ()), ("hidden", (-2, 64, 0))
-ATTENTION, GRADIENT = ("attention", ("all",)), ("gradient", ("input_x_gradient", 8))
+ATTENTION, GRADIENT = ("attention", ()), ("gradient", ())
 SHARED = ("rredcot", {"self_value": ACTOR})
 APART = ("rredcot", {"self_value": ACTOR | {"fuse": False}})
 SEPARATE = ("rredcot", {"self_value": ACTOR | {"share_prefix": False}})
