@@ -96,7 +96,7 @@ def test_everything_is_measured(place, whole):
     for record in whole.truth:
         places = by_key(whole.cuttings, "trace", "cutting")[record.trace, record.cutting].characters
         assert record.values == [1 / (1 + place) for place in places[:-1]]
-    assert len(whole.weights) == 6 * 4
+    assert len(whole.weights) == 6 * 3
     assert {c.what for c in whole.costs} == {"generate", "log_prob", "hidden", "probe_reference"}
     with np.load(place / "whole" / "hidden" / "newline-4.npz") as arrays:
         states = sum(len(boundaries[t, "newline-4"]) - 1 for t in range(6))
