@@ -279,7 +279,7 @@ def test_how_far_a_response_goes_on_does_not_tell_its_first_values():
     groups = [labels[row] for row in rows.tolist()]
     every = torch.ones(len(rows), dtype=torch.bool)
     values = fit(States(features, means[rows], outcomes[rows], groups, rows, every, blocks, others[rows]))
-    # Shared out over the states of each response it would be 0.37 too high; what is left is that three hats are few.
+    # Shared out over the states of each response it would be far higher; what is left is that three hats are few.
     assert abs(float((values - outcomes[rows])[places == 0].mean())) < 0.1
     # Of those that have gone on for two places all are wrong.
     assert float(values[places >= 4].mean()) < 0.1
