@@ -12,9 +12,8 @@ SOLVED_AT = 0.5
 ROUNDING = 1e-6
 SCORED = "scored"
 DEFAULT_SOURCE = "rredcot"
-# Those that weigh segments, for files whose rows do not say so themselves.
+# Those that weigh segments, and those that do not forecast, for files whose rows do not say so themselves.
 _WEIGHING_SOURCES = ("attention_attribution", "gradient_attribution", "leave_one_out")
-# Their values are probabilities of one answer, by the token.
 _NO_FORECASTS = ("vps", "mig")
 
 
@@ -87,6 +86,7 @@ class Trace(Response):
         index: The prompt's ``extra_info.index`` in the data, if known.
         weighs: Whether its values are made of weights of segments for the answer: they go from the group's mean reward
             to the reward, whatever happens.
+        forecasts: Whether its values are meant to tell the reward to come.
         reward_range: Lowest and highest reward of the task.
     """
 
@@ -99,6 +99,7 @@ class Trace(Response):
     source: str = DEFAULT_SOURCE
     index: str | None = None
     weighs: bool = False
+    forecasts: bool = True
     reward_range: tuple[float, float] = (0.0, 1.0)
 
     @property
@@ -109,7 +110,7 @@ class Trace(Response):
     @property
     def is_forecast(self) -> bool:
         """Whether its self-values are estimates of the reward, made without knowing it."""
-        return self.is_scored and not self.weighs and self.source not in _NO_FORECASTS
+        return self.is_scored and self.forecasts
 
     @property
     def measured_values(self) -> list[float]:
@@ -141,6 +142,8 @@ def read_trace(row: dict[str, Any], where: str, solved_at: float = SOLVED_AT) ->
     get = functools.partial(entry, row, where=where)
     status, response, segments = get("status", TEXT), get("response", TEXT), get("segments", LIST)
     source, weighs = get("source", TEXT, optional=True) or DEFAULT_SOURCE, get("weighs", SWITCH, optional=True)
+    weighs = source in _WEIGHING_SOURCES if weighs is None else weighs
+    forecasts = get("forecasts", SWITCH, optional=True)
 
     def measured(key: str) -> float:
         # A skipped trace has no self-values to be finite.
@@ -164,7 +167,8 @@ def read_trace(row: dict[str, Any], where: str, solved_at: float = SOLVED_AT) ->
         solved_at=solved_at,
         source=source,
         index=get("index", TEXT, optional=True),
-        weighs=source in _WEIGHING_SOURCES if weighs is None else weighs,
+        weighs=weighs,
+        forecasts=not weighs and source not in _NO_FORECASTS if forecasts is None else forecasts,
         reward_range=_range(get("reward_range", LIST, optional=True) or [0.0, 1.0], where),
     )
 

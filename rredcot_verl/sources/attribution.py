@@ -34,6 +34,7 @@ class Attribution(Source):
     """What the three have in common; a record's payload is `num_weights`, how many segments stand before the answer."""
 
     weighs = True
+    forecasts = False
     fields: PassFields
     """Row fields in which plans and weights travel."""
 

@@ -64,7 +64,9 @@ class Source:
     Options: ClassVar[type[Block]] = Block
     """Model of `algorithm.rredcot.source_options`; strict: what it does not know is refused."""
     weighs: ClassVar[bool] = False
-    """Whether it shares R - b out by weights, so that its values are no forecast."""
+    """Whether it shares R - b out by weights."""
+    forecasts: ClassVar[bool] = True
+    """Whether a value is meant to tell the reward to come; not where it is made of R, or a probability by the token."""
     estimates_reward: bool = False
     """Whether v_k is an estimate of E[R | s_k] on the reward's own scale; `credit.form=critic` needs one."""
     reads_probes: ClassVar[bool] = False

@@ -358,6 +358,7 @@ class ReferenceProgress(Probes):
     """
 
     default_form = "geometric"
+    forecasts = False
 
     def check(self, config: DictConfig) -> str | None:
         """See `Source`."""

@@ -123,6 +123,7 @@ def trace_lines(
                 "status": record.status.value,
                 "source": credited.source.name,
                 "weighs": credited.source.weighs,
+                "forecasts": credited.source.forecasts,
                 "engine": credited.engine,
                 "truncated": record.truncated,
                 "start_value": credited.segments.self_values[row, 0].item(),

@@ -163,7 +163,8 @@ class TestSources:
         ],
     )
     def test_whether_values_are_weights_is_said_by_the_row_or_known_by_the_source(self, changes, weighs):
-        assert read_trace(trace(["a", "b"], [0.5, 0.25, 0.0], **changes), "here").weighs is weighs
+        found = read_trace(trace(["a", "b"], [0.5, 0.25, 0.0], **changes), "here")
+        assert (found.weighs, found.is_forecast) == (weighs, not weighs)
         with pytest.raises(ReportError, match="here: 'weighs' must be true or false"):
             read_trace(trace(["a", "b"], [0.5, 0.25, 0.0], weighs="no"), "here")
 

@@ -66,6 +66,7 @@ def test_beta_zero_and_a_single_segment_are_grpo(form):
 def test_what_sets_them_apart():
     made = {name: source_of(name) for name in SOURCES}
     assert {name for name, source in made.items() if source.weighs} == set(ATTRIBUTIONS)
+    assert {name for name, source in made.items() if not source.forecasts} == {*ATTRIBUTIONS, "vps", "mig"}
     assert not any(source.needs_all for source in made.values())
     assert {name for name, source in made.items() if source.payload_fields} == {*PROBED, *ATTRIBUTIONS}
     forms = {name: made[name].form for name in PROBED}

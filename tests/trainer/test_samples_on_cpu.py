@@ -85,7 +85,10 @@ class TestRows:
         trace = read_trace(json.loads(json.dumps(line)), "here")
         assert [trace.text_of(k) for k in range(2)] == ["rb", "\nx"] and trace.source == "vineppo"
         assert trace.reward_range == (-1.0, 1.0)
-        assert lines_of(world, [0], source="leave_one_out")[0]["weighs"] is True
+        assert line["forecasts"] is True
+        for source, weighs in (("leave_one_out", True), ("mig", False)):
+            (line,) = lines_of(world, [0], source=source)
+            assert (line["weighs"], line["forecasts"]) == (weighs, False)
 
     def test_without_the_columns_of_a_data_set_the_tokens_speak(self, world):
         for row in world.queue.rows.values():
