@@ -148,6 +148,12 @@ def test_what_does_not_fit_is_named(config, values, message):
         CheckSettings().on_job_start(config)
 
 
+def test_td_with_shares_of_the_reward_pays_each_its_own(config):
+    put(config, algorithm__adv_estimator="leave_one_out")
+    put(config, algorithm__rredcot={"credit": {"form": "td", "lam": 0.0}})
+    assert active_settings(config).credit.lam == 0.0
+
+
 def test_rejection_that_loses_no_reward_is_taken(config):
     """Of whole responses, in the actor, or before our own estimator, which sums nothing over tokens."""
     assert {"rollout_rs", "bypass_mode"} <= config.algorithm.rollout_correction.keys()

@@ -15,6 +15,7 @@ from rredcot_verl.probes.proposals import Proposal
 from rredcot_verl.probes.values import ProbePlace
 from rredcot_verl.sources.base import PassRequest
 from rredcot_verl.sources.group import Group, Member
+from rredcot_verl.sources.probes import _drop_long_answers
 from rredcot_verl.sources.record import Record, Status
 from rredcot_verl.sources.sequences import SeparateSequences
 from tests import PATIENCE_S
@@ -152,6 +153,14 @@ def test_answers_that_are_too_long_are_left_out_and_counted():
     assert record.num_probes == len(record.payload["values"])
     record = agent.record(agent.response(references=long)).record
     assert (record.status, record.num_dropped_answers) == (Status.NO_PROPOSAL, 1)
+
+
+def test_how_long_an_answer_is_does_not_depend_on_how_the_response_goes_on():
+    # Behind an opening of the response's own it has a token more.
+    probes = [Probe(state, 0, 10 + state, (7,) * (5 + state), 2, 2, (9,)) for state in (0, 1)]
+    answers = [Proposal("15", 1.0)]
+    for limit, kept in ((3, True), (2, False)):
+        assert _drop_long_answers(answers, probes, limit) == ((answers, probes) if kept else ([], []))
 
 
 @pytest.mark.parametrize("score_opening", [False, True])
