@@ -1,4 +1,4 @@
-"""Segment values from a process reward model: any HuggingFace token or sequence classifier, read at segment ends.
+"""Segment values from a process reward model: a HuggingFace token or sequence classifier, read at segment ends.
 
     python -m verl.trainer.main_ppo ... algorithm.adv_estimator=rredcot \
         +algorithm.rredcot.source=recipes.process_reward.source:ProcessReward \
@@ -65,6 +65,20 @@ class Classifier:
         model = auto.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
         model.config.pad_token_id = self._pad_id = self._tokenizer.pad_token_id or 0
         self._model = model.to(self._device).eval()
+        if self._by_token:
+            self._refuse_lookahead()
+
+    def _refuse_lookahead(self) -> None:
+        """A score that knows what comes after its token knows the outcome, and is no value of a state."""
+        long = self._tokenizer.encode("1 + 1 = 2\n2 + 2 = 5\n", add_special_tokens=False)
+        short = long[: len(long) // 2]
+        before, after = self._in_passes([short, long])
+        moved = float((before - after[: len(short)]).abs().max())
+        if moved > 1e-2:
+            raise ValueError(
+                f"source_options.model={self._options.model!r}: its score of a token moves by {moved:.3f} with the "
+                "tokens after it; expected a causal token classifier, or a sequence classifier, which reads prefixes"
+            )
 
     def scores(self, texts: Sequence[Sequence[str]]) -> list[list[float]]:
         """For each text the probability of the good label at the end of each of its parts.

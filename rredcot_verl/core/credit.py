@@ -210,8 +210,9 @@ def critic(rows: CreditBatch) -> Tensor:
 def _gae(rows: CreditBatch, values: Tensor, outcomes: Tensor) -> Tensor:
     """`(bs, num_segments)`: A_k = sum over l >= k of (gamma lam)^{l-k} delta_l, delta_k = gamma u_k - u_{k-1}.
 
-    A response whose values are all the same has lam = 1: they say nothing of where, as before a readout has anything to
-    fit to, and a smaller lam would keep the outcome from all segments but the last.
+    Where no response's values differ along it, lam = 1: they say nothing of where, as before a readout has anything to
+    fit to, and a smaller lam would keep the outcome from all segments but the last. That is asked of the whole batch:
+    of one response it may depend on where it ends, and so on its outcome.
 
     Args:
         rows: The batch.
@@ -221,8 +222,8 @@ def _gae(rows: CreditBatch, values: Tensor, outcomes: Tensor) -> Tensor:
     rule, width, known = rows.rule, values.size(1) - 1, rows.segments.self_values[:, :-1]
     place = torch.arange(1, width + 1)
     last = rows.segments.num_segments.unsqueeze(1)
-    flat = ((known == known[:, :1]) | (place > last)).all(dim=1)
-    decay = rule.gamma * torch.where(flat, 1.0, rule.lam)
+    flat = bool(((known == known[:, :1]) | (place > last)).all())
+    decay = rule.gamma * (1.0 if flat else rule.lam)
     gains = torch.where(place == last, outcomes.unsqueeze(1), rule.gamma * values[:, 1:])
     deltas = (gains - values[:, :-1]).masked_fill(place > last, 0.0)
     advantages = torch.zeros_like(deltas)

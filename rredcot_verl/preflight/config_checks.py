@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rredcot_verl.config.schema import RREDCoTConfig
 from rredcot_verl.preflight.findings import Findings
 from rredcot_verl.preflight.quiet import quiet
-from rredcot_verl.run.settings import active_settings, run_source, unread_settings
+from rredcot_verl.run.settings import active_settings, expectation_doubts, run_source, unread_settings
 from rredcot_verl.sources.engines import ulysses_size, without_tokenizer
 
 _RAISED_BY_VERL = (AssertionError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, HydraException)
@@ -93,6 +93,8 @@ def check_settings(config: DictConfig, findings: Findings) -> RREDCoTConfig | No
         run = f"algorithm.adv_estimator={config.algorithm.adv_estimator} with credit.form={settings.credit.form}"
         for key in unread_settings(config, settings, run_source(config, settings)):
             findings.warn(f"{key}: {run} does not read it")
+        for doubt in expectation_doubts(config, settings):
+            findings.warn(doubt)
     return settings
 
 

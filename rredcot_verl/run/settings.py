@@ -165,6 +165,37 @@ def warn_of_unread(config: DictConfig, settings: RREDCoTConfig, source: Source) 
         )
 
 
+def expectation_doubts(config: DictConfig, settings: RREDCoTConfig) -> list[str]:
+    """What the config sets beside the credit that may take from it what it is in expectation, see docs/method.md.
+
+    They are reported and not refused: of values that are right, or nearly, nothing is lost.
+    """
+    form = settings.credit.form
+    if str(config.algorithm.adv_estimator) not in SOURCES or form == "reweight":
+        return []
+    actor, doubts = "actor_rollout_ref.actor", []
+    mode, loss = (OmegaConf.select(config, f"{actor}.{name}") for name in ("loss_agg_mode", "policy_loss.loss_mode"))
+    divides = None
+    if loss == "sapo":
+        divides = f"{actor}.policy_loss.loss_mode=sapo"
+    elif mode == "seq-mean-token-mean":
+        divides = f"{actor}.loss_agg_mode={mode}"
+    elif mode == "seq-mean-token-sum-norm" and OmegaConf.select(config, f"{actor}.loss_scale_factor") is None:
+        divides = f"{actor}.loss_agg_mode={mode} without {actor}.loss_scale_factor"
+    if divides:
+        doubts.append(
+            f"{divides} divides by a response's own length, so that with {PREFIX}.credit.form={form} values that are "
+            f"too low pay for short answers; {actor}.loss_agg_mode=token-mean does not"
+        )
+    sampler = "trainer.v1.sampler.custom_sampler.path"
+    if form == "critic" and OmegaConf.select(config, sampler):
+        doubts.append(
+            f"{sampler} is set: if it leaves groups out by their rewards, {PREFIX}.credit.form=critic is biased; "
+            f"use {PREFIX}.credit.form=td then"
+        )
+    return doubts
+
+
 def _check_run(config: DictConfig) -> None:
     trainer = config.trainer
     if not trainer.get("use_v1", True):

@@ -22,6 +22,7 @@ from rredcot_verl.probes.elicitation import Elicitation
 from rredcot_verl.probes.vocabulary import Vocabulary
 from rredcot_verl.run.settings import (
     active_settings,
+    expectation_doubts,
     parse_block,
     reward_penalty,
     run_source,
@@ -58,6 +59,8 @@ class RREDCoTTrainerMixin(PhasesMixin):
             switch_on(config)
             self._source = run_source(config, self.rredcot)
             warn_of_unread(config, self.rredcot, self._source)
+            for doubt in expectation_doubts(config, self.rredcot):
+                logger.warning("rredcot: %s", doubt)
             if config.algorithm.adv_estimator in SOURCES:
                 rule, calibration = credit_rule(config.algorithm, self.rredcot), self.rredcot.self_value.calibration
                 logger.warning(

@@ -455,6 +455,24 @@ def test_td_with_true_values_points_where_grpo_points_and_favours_no_choice_of_e
         POLICY.update(policy)
 
 
+@pytest.mark.parametrize("form", ["critic", "td"])
+@pytest.mark.parametrize("lam", [1.0, 0.5, 0.0])
+def test_with_true_values_a_choice_is_not_paid_for_responses_that_end_before_their_value_changes(form, lam):
+    """Two choices of equal success. Right responses end at once after the first, wrong ones after the second."""
+    ends = {0: [([0.5, 0.5], 1.0), ([0.5, 0.5, 0.0], 0.0)], 1: [([0.5, 0.5], 0.0), ([0.5, 0.5, 1.0], 1.0)]}
+    traces = [(choice, *end) for choice, found in ends.items() for end in found]
+    rows = [(number, *trace) for number, group in enumerate(itertools.product(traces, repeat=3)) for trace in group]
+    index, choices, values, outcomes = (list(column) for column in zip(*rows, strict=True))
+    lengths = [len(own) for own in values]
+    cuts = [list(range(length + 1)) for length in lengths]
+    segments = SegmentBatch.from_rows(cuts, values, torch.tensor(outcomes), lengths)
+    mask = (torch.arange(3) < torch.tensor(lengths).unsqueeze(1)).long()
+    found = compute_credit(segmented(segments, form=form, lam=lam), np.array(index, dtype=object), mask)
+    gradient = (found.segment_advantages[:, 0].double() * (torch.tensor(choices) - 0.5)).mean()
+    # `td` is off by a little of its own: u_k has the deviation of the others, GRPO's advantage that of the group.
+    assert gradient.item() == pytest.approx(0.0, abs=1e-6 if form == "critic" else 5e-3)
+
+
 # --- the other forms --------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForSequenceClassification, Qwen3ForTokenClassification
+from transformers import (
+    BertConfig,
+    BertForTokenClassification,
+    Qwen3Config,
+    Qwen3ForSequenceClassification,
+    Qwen3ForTokenClassification,
+)
 
 from recipes.process_reward.source import Classifier, Options, ProcessReward
 from rredcot_verl.config.schema import parse
@@ -54,6 +60,24 @@ def test_the_scores_are_the_probabilities_at_the_ends(folder, max_tokens):
             logits = model(torch.tensor([tokenizer.encode(text, add_special_tokens=False)])).logits[0]
             expected = (logits[-1] if logits.ndim == 2 else logits).softmax(-1)[-1].item()
             assert score == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_token_classifier_that_reads_ahead_is_refused(tmp_path):
+    """Its score of a step would know the outcome."""
+    tokenizer = make_tokenizer()
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(0)
+    BertForTokenClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="moves by 0.* with the tokens after it; expected a causal token classifier"):
+        Classifier(Options(model=str(tmp_path)))
 
 
 def source(folder, **block) -> ProcessReward:
