@@ -74,7 +74,8 @@ class Classifier:
         short = long[: len(long) // 2]
         before, after = self._in_passes([short, long])
         moved = float((before - after[: len(short)]).abs().max())
-        if moved > 1e-2:
+        # Rounding in half precision moves it by about a hundredth.
+        if moved > 0.05:
             raise ValueError(
                 f"source_options.model={self._options.model!r}: its score of a token moves by {moved:.3f} with the "
                 "tokens after it; expected a causal token classifier, or a sequence classifier, which reads prefixes"

@@ -428,39 +428,6 @@ CHANGED = {
     "self_value.max_concurrency": 9,
 }
 BLOCKS = [{"self_value": {"form": "hidden"}}, {"self_value": {"calibration": "none"}}]
-
-
-@pytest.mark.parametrize("form, doubtful", [("critic", True), ("td", True), ("reweight", False)])
-@pytest.mark.parametrize(
-    "values, named",
-    [
-        ({}, None),
-        ({"loss_agg_mode": "seq-mean-token-sum"}, None),
-        ({"loss_agg_mode": "seq-mean-token-sum-norm", "loss_scale_factor": 1024}, None),
-        ({"loss_agg_mode": "seq-mean-token-sum-norm"}, "loss_agg_mode=seq-mean-token-sum-norm without"),
-        ({"loss_agg_mode": "seq-mean-token-mean"}, "loss_agg_mode=seq-mean-token-mean divides"),
-        ({"policy_loss__loss_mode": "sapo"}, "policy_loss.loss_mode=sapo divides"),
-    ],
-)
-def test_a_loss_that_divides_by_the_own_length_is_told(config, form, doubtful, values, named):
-    put(
-        config,
-        algorithm__rredcot__credit__form=form,
-        **{f"actor_rollout_ref__actor__{k}": v for k, v in values.items()},
-    )
-    found = expectation_doubts(config, active_settings(config))
-    assert len(found) == int(named is not None and doubtful)
-    assert all(f"actor_rollout_ref.actor.{named}" in doubt for doubt in found)
-
-
-def test_a_sampler_of_ones_own_may_choose_by_the_reward(config):
-    put(config, trainer__v1__sampler__custom_sampler__path="mine.py")
-    (doubt,) = expectation_doubts(config, active_settings(config))
-    assert "trainer.v1.sampler.custom_sampler.path" in doubt and "credit.form=td" in doubt
-    put(config, algorithm__rredcot__credit__form="td")
-    assert expectation_doubts(config, active_settings(config)) == []
-
-
 RUNS = [*((estimator, {}) for estimator in SOURCES), *(("rredcot", block) for block in BLOCKS)]
 
 
@@ -512,3 +479,34 @@ def test_they_are_said_once_and_together(config, caplog, estimator, values, name
     keys = ", ".join(f"algorithm.rredcot.{name}" for name in named)
     run = f"adv_estimator={estimator} with credit.form={settings.credit.form}"
     assert f"{run} does not read {keys}, which the config changes" in record.getMessage()
+
+
+@pytest.mark.parametrize("form, doubtful", [("critic", True), ("td", True), ("reweight", False)])
+@pytest.mark.parametrize(
+    "values, named",
+    [
+        ({}, None),
+        ({"loss_agg_mode": "seq-mean-token-sum"}, None),
+        ({"loss_agg_mode": "seq-mean-token-sum-norm", "loss_scale_factor": 1024}, None),
+        ({"loss_agg_mode": "seq-mean-token-sum-norm"}, "loss_agg_mode=seq-mean-token-sum-norm without"),
+        ({"loss_agg_mode": "seq-mean-token-mean"}, "loss_agg_mode=seq-mean-token-mean divides"),
+        ({"policy_loss__loss_mode": "sapo"}, "policy_loss.loss_mode=sapo divides"),
+    ],
+)
+def test_a_loss_that_divides_by_the_own_length_is_told(config, form, doubtful, values, named):
+    put(
+        config,
+        algorithm__rredcot__credit__form=form,
+        **{f"actor_rollout_ref__actor__{k}": v for k, v in values.items()},
+    )
+    found = expectation_doubts(config, active_settings(config))
+    assert len(found) == int(named is not None and doubtful)
+    assert all(f"actor_rollout_ref.actor.{named}" in doubt for doubt in found)
+
+
+def test_a_sampler_of_ones_own_may_choose_by_the_reward(config):
+    put(config, trainer__v1__sampler__custom_sampler__path="mine.py")
+    (doubt,) = expectation_doubts(config, active_settings(config))
+    assert "trainer.v1.sampler.custom_sampler.path" in doubt and "credit.form=td" in doubt
+    put(config, algorithm__rredcot__credit__form="td")
+    assert expectation_doubts(config, active_settings(config)) == []
