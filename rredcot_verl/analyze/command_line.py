@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rredcot_verl.analyze.credit_forms import FORMS
 from rredcot_verl.analyze.estimators import ESTIMATORS, FORECASTS
 from rredcot_verl.analyze.labelled_sets import FORMATS
 from rredcot_verl.analyze.segmentations import Rules, parse_segmentations
@@ -132,6 +133,9 @@ class Options:
     gradients: int = _flag(
         default=0, least=0, metavar="N", help="prompts whose gradients are taken under each form of credit (default: 0)"
     )
+    forms: list[str] = _flag(
+        nargs="+", default=list(FORMS), metavar="FORM", help=f"of: {'; '.join(FORMS)} (default: all)"
+    )
     batch_prompts: int = _flag(
         default=16, least=1, metavar="N", help="prompts of an optimiser step, for what Adam makes of it (default: 16)"
     )
@@ -224,9 +228,10 @@ def read_options(arguments: Sequence[str] | None = None) -> Options:
     given |= {name: value for name, value in _defaults(bool(given["labels"])).items() if given[name] is None}
     _check(given)
     settings = _settings(given["config"], given["settings"])
-    unknown = [name for name in given["methods"] if name not in ESTIMATORS]
-    if unknown:
-        raise ValueError(f"--methods {' '.join(unknown)}: unknown; known: {', '.join(ESTIMATORS)}")
+    for flag, known in (("methods", ESTIMATORS), ("forms", FORMS)):
+        unknown = [name for name in given[flag] if name not in known]
+        if unknown:
+            raise ValueError(f"--{flag} {shlex.join(unknown)}: unknown; known: {shlex.join(known)}")
     read = {
         "command": "python -m rredcot_verl.analyze " + shlex.join(sys.argv[1:] if arguments is None else arguments),
         "settings": settings,
@@ -264,6 +269,8 @@ def _check(given: dict[str, Any]) -> None:
     for name in ("gradients", "line_checker"):
         if given["labels"] and given[name]:
             raise ValueError(f"--{name.replace('_', '-')} {given[name]}: not with --labels: {_NOT_OF_LABELS[name]}")
+    if given["forms"] != list(FORMS) and not given["gradients"]:
+        raise ValueError(f"--forms {shlex.join(given['forms'])}: needs --gradients N, the prompts they are compared on")
     if given["dtype"] not in ("auto", "float32", "bfloat16", "float16"):
         raise ValueError(f"--dtype {given['dtype']}: expected auto, float32, bfloat16 or float16")
     if given["config"] is not None and not given["config"].is_file():

@@ -149,7 +149,7 @@ def measure_gradients(policy: Policy, measurements: Measurements, options: Optio
     """Write `gradients.json`, unless it is there for the same traces, forms and methods."""
     path, traces = measurements.folder / GRADIENTS_FILE, [trace.trace for trace in measurements.traces]
     num_prompts, batch_prompts = options.gradients, options.batch_prompts
-    asked = {"traces": traces, "forms": list(FORMS), "methods": list(CREDITED)}
+    asked = {"traces": traces, "forms": options.forms, "methods": list(CREDITED)}
     asked |= {"num_prompts": num_prompts, "batch_prompts": batch_prompts}
     if path.exists() and json.loads(path.read_text(encoding="utf-8"))["asked"] == asked:
         return
@@ -160,6 +160,7 @@ def measure_gradients(policy: Policy, measurements: Measurements, options: Optio
         reader,
         table,
         _credited(Evidence(measurements, table, options.seed)),
+        forms=options.forms,
         batch_prompts=batch_prompts,
         num_prompts=num_prompts,
         seed=options.seed,
@@ -180,16 +181,18 @@ def compare_forms(
     table: TraceTable,
     methods: Sequence[Method],
     *,
+    forms: Sequence[str] = tuple(FORMS),
     batch_prompts: int,
     num_prompts: int,
     seed: int,
 ) -> dict[str, Any]:
-    """What every form of `FORMS` is worth with the values of every method, on the same traces.
+    """What forms of credit are worth with the values of every method, on the same traces.
 
     Args:
         reader: Of the policy that sampled the traces.
         table: The traces.
         methods: Whose values are credited. One that values only some prompts is compared on these.
+        forms: Of `FORMS`, by name.
         batch_prompts: Prompts of an optimiser step.
         num_prompts: Of the table, from the first, at most.
         seed: Deals the units into halves.
@@ -213,7 +216,7 @@ def compare_forms(
     plain = advantages(table, None, GRPO)
     complete = [method for method in methods if method.covers(table).all()]
     unbiased = [advantages(table, method, form) for method in complete for form in unbiased_forms(method)]
-    pairs = [(name, each) for name, form in FORMS.items() for each in _whose(form, methods)]
+    pairs = [(name, each) for name in forms for each in _whose(FORMS[name], methods)]
     credits = [advantages(table, method, FORMS[name]) for name, method in pairs]
     at_once = reader.at_once or len(pairs)
     # A gradient is linear in the advantages, so that of a mean is the mean of the gradients.

@@ -277,6 +277,9 @@ class TestForms:
         assert len(pairs) == len(set(pairs)) == 2 * len(FORMS) - 1 - controls and pairs[0] == ("GRPO without std", "")
         assert (found["num_units"], found["num_traces"], found["num_prompts"]) == (24, 48, 24)
         numbers = {row["method"]: row["measures"]["efficiency"]["num"] for row in found["rows"]}
+        few = ["critic, lambda 0", "td, lambda 1"]
+        alone = compare_forms(reader, table, methods, forms=few, batch_prompts=2, num_prompts=100, seed=0)["rows"]
+        assert alone == [row for name in few for row in found["rows"] if row["form"] == name]
         # In groups of one success and one failure GRPO with and without its deviation differ by a factor.
         plain = found["rows"][0]["measures"]
         assert numbers == {"": 24, "all": 24, "some": 23}

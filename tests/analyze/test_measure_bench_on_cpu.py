@@ -220,6 +220,8 @@ def test_the_command_writes_results_tables_and_page(place, whole, capsys):
         (("--prompts", "no.parquet"), ("no.parquet", "no such file")),
         (("--set", "credit.bta=2"), ("algorithm.rredcot.credit.bta=2", "unknown key")),
         (("--set", "elicitation.format=custom"), ("elicitation.opening",)),
+        (("--forms", "critic"), ("--forms critic", "'critic, lambda 1'")),
+        (("--forms", "td, lambda 1", "--gradients", "0"), ("--forms 'td, lambda 1'", "--gradients")),
     ],
 )
 def test_what_is_wrong_is_said_before_a_model_is_loaded(place, extra, words, monkeypatch, capsys):
