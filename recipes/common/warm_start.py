@@ -71,6 +71,7 @@ class TrainingConfig:
         num_train_rows: Rows of train.parquet.
         num_val_rows: Rows of val.parquet.
         elicited_weight: Weight of the elicited answers' loss against the traces' loss; None: every token counts alike.
+        dtype: Of the products: float32, or bfloat16 beside weights in float32.
     """
 
     seed: int = 0
@@ -80,6 +81,7 @@ class TrainingConfig:
     num_train_rows: int = 2048
     num_val_rows: int = 256
     elicited_weight: ClassVar[float | None] = None
+    dtype: ClassVar[str] = "float32"
 
     def digest(self) -> str:
         """Hash of the settings."""
@@ -217,7 +219,8 @@ def fit(
     start = logged = time.monotonic()
     for update in range(1, config.num_updates + 1):
         examples = [draw_example() for _ in range(config.batch_size)]
-        loss = compute_loss(model, collate(examples, tokenizer.pad_token_id), config.elicited_weight)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.dtype == "bfloat16"):
+            loss = compute_loss(model, collate(examples, tokenizer.pad_token_id), config.elicited_weight)
         model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -26,7 +26,7 @@ class WarmStartConfig(TrainingConfig):
     """Settings of the warm start.
 
     Attributes:
-        num_updates, learning_rate: See `TrainingConfig`.
+        num_updates, learning_rate, dtype: See `TrainingConfig`; bfloat16 takes half the time where the processor has it.
         batch_size: Problems per update.
         num_traces: Traces of a problem; they share its prompt, which is nearly half of what there is to compute.
         right_share, lean, without_rule: As in `recipes.quickstart.warm_start.WarmStartConfig`.
@@ -38,6 +38,7 @@ class WarmStartConfig(TrainingConfig):
     batch_size: int = 2
     num_traces: int = 4
     learning_rate: float = 5e-4
+    dtype: str = "float32"
     right_share: float = 0.6
     lean: float = 0.2
     without_rule: int = 1
@@ -46,6 +47,8 @@ class WarmStartConfig(TrainingConfig):
 
     def __post_init__(self):
         check_shares(self)
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {self.dtype!r}")
 
 
 def make_trace(rng: random.Random, problem: task.Problem, config: WarmStartConfig) -> str:

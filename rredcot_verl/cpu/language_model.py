@@ -15,7 +15,7 @@ from rredcot_verl.servers.probe_requests import Probe
 
 
 class RolloutModel:
-    """A causal language model in float32, used by one thread at a time.
+    """A causal language model, used by one thread at a time.
 
     Args:
         model: The model; it is put into evaluation mode and its generation defaults are cleared, because sampling is

@@ -22,13 +22,15 @@ from rredcot_verl.cpu.rollout_server import RolloutServer, ServerLimits
 from rredcot_verl.cpu.weight_buckets import in_buckets
 from rredcot_verl.probes.vocabulary import ends_of
 
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 def check_cpu_run(config: RolloutConfig) -> None:
     """Checks that the run is a CPU run within what the rollout server can do.
 
     Raises:
         RuntimeError: verl's device is not the CPU.
-        ValueError: A setting asks for more than one process per server, or for a feature the server lacks.
+        ValueError: A setting asks for more than one process per server, or for a type or feature the server lacks.
     """
     device_name = get_device_name()
     if device_name != "cpu":
@@ -39,6 +41,9 @@ def check_cpu_run(config: RolloutConfig) -> None:
     for name in ("tensor_model_parallel_size", "data_parallel_size", "pipeline_model_parallel_size"):
         if config.get(name, 1) != 1:
             raise ValueError(f"rollout.name={ROLLOUT_NAME} needs rollout.{name}=1, got {config.get(name)}")
+    dtype = config.get("dtype", "float32")
+    if dtype not in _DTYPES:
+        raise ValueError(f"rollout.name={ROLLOUT_NAME} needs rollout.dtype of {', '.join(_DTYPES)}, got {dtype}")
     for name in ("full_determinism", "enable_rollout_routing_replay", "quantization"):
         if config.get(name, None):
             raise ValueError(f"rollout.name={ROLLOUT_NAME} does not support rollout.{name}={config.get(name)!r}")
@@ -83,7 +88,7 @@ class CPURolloutServer(RolloutServer):
         model = AutoModelForCausalLM.from_pretrained(
             model_config.local_path,
             config=model_config.hf_config,
-            dtype=torch.float32,
+            dtype=_DTYPES[config.dtype],
             trust_remote_code=model_config.trust_remote_code,
         )
         rollout_model = RolloutModel(

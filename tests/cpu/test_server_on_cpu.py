@@ -345,3 +345,5 @@ def test_refuses_to_start_where_verl_does_not_run_on_cpu(monkeypatch):
     monkeypatch.setattr("rredcot_verl.cpu.rollout.get_device_name", lambda: "cpu")
     with pytest.raises(ValueError, match="tensor_model_parallel_size=1, got 2"):
         check_cpu_run({"tensor_model_parallel_size": 2})
+    with pytest.raises(ValueError, match="dtype of float32, bfloat16, got float16"):
+        check_cpu_run({"dtype": "float16"})

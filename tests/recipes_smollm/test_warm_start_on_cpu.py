@@ -35,7 +35,7 @@ def tiny_llama():
 
 
 def test_the_given_model_is_trained_and_saved_once(tmp_path):
-    config, loads = warm_start.WarmStartConfig(**SMALLEST), []
+    config, loads = warm_start.WarmStartConfig(**SMALLEST, dtype="bfloat16"), []
 
     def load():
         loads.append(tiny_llama())
@@ -61,6 +61,11 @@ def test_the_given_model_is_trained_and_saved_once(tmp_path):
             problem = task.parse_problem(row["prompt"][0]["content"])
             assert row["prompt"][0]["content"] == problem.expression == row["extra_info"]["expression"]
             assert row["reward_model"]["ground_truth"] == str(problem.results[-1])
+
+
+def test_a_type_that_is_not_trained_in_is_refused():
+    with pytest.raises(ValueError, match="'float32' or 'bfloat16', got 'float16'"):
+        warm_start.WarmStartConfig(dtype="float16")
 
 
 def test_a_few_updates_learn_the_form(tmp_path):
