@@ -26,7 +26,7 @@ class WarmStartConfig(TrainingConfig):
     """Settings of the warm start.
 
     Attributes:
-        num_updates, learning_rate, dtype: See `TrainingConfig`; bfloat16 takes half the time where the processor has it.
+        num_updates, learning_rate, dtype: See `TrainingConfig`.
         batch_size: Problems per update.
         num_traces: Traces of a problem; they share its prompt, which is nearly half of what there is to compute.
         right_share, lean, without_rule: As in `recipes.quickstart.warm_start.WarmStartConfig`.

@@ -96,7 +96,11 @@ class GradientComparison:
             return
         self._progress, self._variance = self._euclid(grpo)
         self._step = self._adam(grpo)[:, SHARES.index(1.0)]
-        if not (_stands_out(self._progress) and _stands_out(self._step)):
+        self._seen = {
+            "efficiency": _stands_out(self._progress),
+            **dict.fromkeys(("adam", "samples"), _stands_out(self._step)),
+        }
+        if not any(self._seen.values()):
             self.obstacle = NO_DIRECTION
 
     def signal_to_noise(self) -> dict[str, Any]:
@@ -108,6 +112,9 @@ class GradientComparison:
     def compare(self, own: UnitGradients) -> dict[str, dict[str, Any]]:
         """What a form is worth, each figure with its interval; only where there is no `obstacle`.
 
+        A view in which GRPO's own progress does not stand out from noise has no figures: words that decide nothing bury
+        it in Euclid's first.
+
         Returns:
             `efficiency`: progress^2 / variance over GRPO's. `adam`: the progress of Adam's expected step over GRPO's.
             `samples`: the share of GRPO's samples a step at which the form's step makes GRPO's progress.
@@ -115,12 +122,13 @@ class GradientComparison:
         progress, variance = self._euclid(own)
         steps = self._adam(own)
         shares = torch.tensor([_crossing(mine, float(at)) for mine, at in zip(steps, self._step, strict=True)])
-        return {
+        found = {
             "efficiency": self._interval((progress / self._progress) ** 2 * self._variance / variance),
             "adam": self._interval(steps[:, SHARES.index(1.0)] / self._step),
             # Shares are ratios of sizes: as logarithms their errors are alike on both sides.
             "samples": self._interval(shares.log(), exponentiate=True),
         }
+        return {name: interval if self._seen[name] else nothing(NO_DIRECTION) for name, interval in found.items()}
 
     def _euclid(self, own: UnitGradients) -> tuple[Tensor, Tensor]:
         """On all units and without each group: progress along the direction, and variance of a unit's gradient."""

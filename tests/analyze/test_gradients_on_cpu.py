@@ -217,6 +217,16 @@ class TestEfficiency:
         assert found["efficiency"]["estimate"] < 0.1 and abs(found["adam"]["estimate"]) < 0.3
         assert found["samples"]["estimate"] is None and "not reached" in found["samples"]["reason"]
 
+    def test_each_view_speaks_for_itself(self):
+        """Coordinates of much noise, as of irrelevant words, hide GRPO's direction from Euclid first."""
+        world = World(signal=1.0)
+        world.mean[:5], world.noise[:5], world.less[:5] = 0.0, 80.0, 80.0
+        grpo, form, tokens = world.draw(1, 1.0)
+        comparison = GradientComparison(grpo, grpo, tokens, world.batch)
+        found, truth = comparison.compare(form), world.truth(1.0)
+        assert comparison.obstacle is None and found["efficiency"]["reason"] == NO_DIRECTION
+        assert found["adam"]["low"] <= truth["adam"] <= found["adam"]["high"]
+
     def test_says_where_nothing_can_be_told(self):
         world = World(signal=0.0)
         grpo, _, tokens = world.draw(1, 0.0)
