@@ -9,10 +9,11 @@ import torch
 
 from rredcot_verl.cpu import rollout_server
 from rredcot_verl.cpu.language_model import RolloutModel
-from rredcot_verl.cpu.rollout import check_cpu_run
+from rredcot_verl.cpu.rollout import CPURolloutServer, check_cpu_run
 from rredcot_verl.cpu.rollout_server import RolloutServer, ServerLimits
+from rredcot_verl.preflight.composition import compose_as_main_ppo
 from tests import PATIENCE_S
-from tests.tiny_model import build_tiny_model
+from tests.tiny_model import build_tiny_model, make_tiny_model
 
 EOS = 1
 LIMITS = ServerLimits(prompt_length=64, response_length=64, max_model_len=128, context_length=512, max_num_seqs=8)
@@ -347,3 +348,24 @@ def test_refuses_to_start_where_verl_does_not_run_on_cpu(monkeypatch):
         check_cpu_run({"tensor_model_parallel_size": 2})
     with pytest.raises(ValueError, match="dtype of float32, bfloat16, got float16"):
         check_cpu_run({"dtype": "float16"})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_setting_is_the_type_of_the_server_and_of_training(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr("rredcot_verl.cpu.rollout.get_device_name", lambda: "cpu")
+    config = compose_as_main_ppo(
+        [
+            *("--config-path=pkg://rredcot_verl.config", "--config-name=rredcot_trainer", "+backend=cpu"),
+            f"actor_rollout_ref.model.path={make_tiny_model(tmp_path)}",
+            f"actor_rollout_ref.rollout.dtype={dtype}",
+        ]
+    ).actor_rollout_ref
+    for role in (config.actor, config.ref):
+        assert role.fsdp_config.mixed_precision.param_dtype == role.fsdp_config.dtype == dtype
+        assert role.fsdp_config.model_dtype == "fp32"
+    threads = torch.get_num_threads()
+    server = CPURolloutServer(config.rollout, config.model, replica_rank=0, num_threads=threads)
+    found = asyncio.get_event_loop().run_until_complete(
+        server.generate([5, 6, 7], {"max_tokens": 3, "logprobs": 0}, "a")
+    )
+    assert server._model.model.dtype == getattr(torch, dtype) and len(found.log_probs) == len(found.token_ids)

@@ -198,6 +198,9 @@ def test_a_cpu_run_is_estimated_as_it_was_measured(tmp_path, monkeypatch):
     assert memory.total == pytest.approx(8.7, rel=0.2)
     fits = memory.tokens_within(memory.total)
     assert fits == pytest.approx(1024, abs=1) and memory.tokens_within(1.0) < 0
+    facts = read_facts(config.actor_rollout_ref.model)
+    config.actor_rollout_ref.rollout.dtype = "bfloat16"
+    assert cpu_memory(config, facts).server == pytest.approx(memory.server - 2 * facts.num_parameters / GIB)
 
 
 def test_a_run_of_half_a_billion_parameters_too(tmp_path):

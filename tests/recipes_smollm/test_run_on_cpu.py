@@ -44,8 +44,6 @@ def test_one_command_trains_with_the_tasks_own_values(out):
     steps = [json.loads(line)["data"] for line in lines]
     assert [step["training/global_step"] for step in steps] == [1, 2]
     assert all(step["rredcot/rows_scored/mean"] > 0 for step in steps)
-    # Both in bfloat16.
-    assert all(step["training/rollout_actor_probs_pearson_corr"] > 0.99 for step in steps)
     traces = load_run(out / "rredcot").traces
     assert len(traces) == 16 and all(trace.is_scored for trace in traces)
     # An empty prefix is worth what its problem's operations are; a prompt that is not understood would be worth 0.
