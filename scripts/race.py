@@ -333,7 +333,8 @@ def _tail(file: Path) -> str:
 
 def _environment() -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    own = {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    modules = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    own = {"PATH": path, "PYTHONPATH": modules, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     return {**os.environ, **own}
 
 
