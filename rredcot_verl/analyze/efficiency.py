@@ -78,7 +78,7 @@ class GradientComparison:
     def __init__(
         self, direction: UnitGradients, grpo: UnitGradients, tokens: Tensor, units_per_batch: float, seed: int = 0
     ) -> None:
-        self._direction, self._grpo, self._m = direction, grpo, units_per_batch
+        self._direction, self._m = direction, units_per_batch
         self._tokens = tokens.double()
         num = len(tokens)
         order = torch.randperm(num, generator=torch.Generator().manual_seed(seed))

@@ -44,7 +44,6 @@ class Method:
         about: One sentence for readers.
         values: `(num_traces, width)`, v_0 .. v_{K-1} in [0, 1]; NaN where the method has none.
         uses_outcome: Whether the values are made with the trace's own outcome, so that they are no forecast of it.
-        rests_on_group: Whether the values start from the mean of the prompt's other traces.
         estimator: The `algorithm.adv_estimator` that gives this credit in training.
         against: Which continuations it is compared with: `gold`, or `rest` where it has used the others itself.
         seconds, num_tokens: `(num_traces,)`, what it costs beside the plain log-prob pass; NaN where not known.
@@ -55,7 +54,6 @@ class Method:
     about: str
     values: Array
     uses_outcome: bool = False
-    rests_on_group: bool = False
     estimator: str = "rredcot"
     against: str = "gold"
     seconds: Array = field(default_factory=lambda: np.zeros(0))
@@ -134,7 +132,6 @@ def group_mean(table: TraceTable) -> Method:
         "baseline",
         about,
         constant,
-        rests_on_group=True,
         estimator="grpo",
         seconds=nothing,
         num_tokens=nothing,

@@ -119,7 +119,7 @@ def _regression(
     # The fit is shared by the traces.
     seconds = seconds + fit_seconds / max(1, len(table.traces))
     about = f"regression on {features}"
-    return Method(name, "readout", about, values, rests_on_group=True, seconds=seconds, num_tokens=num_tokens)
+    return Method(name, "readout", about, values, seconds=seconds, num_tokens=num_tokens)
 
 
 def _positions(table: TraceTable, members: Mask) -> Array:

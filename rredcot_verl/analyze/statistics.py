@@ -62,17 +62,6 @@ class Resamples:
         """Sum of `above` over sum of `below`; NaN where that is 0."""
         return _divide(self.total(above, groups), self.total(below, groups))
 
-    def pearson(self, x: Array, y: Array, groups: Labels) -> Array:
-        """Correlation of `x` and `y` `(num,)`; NaN where one of them does not vary."""
-        # Centred once on the data, so that the differences of large sums below lose no digits.
-        x, y = x - _mean(x), y - _mean(y)
-        n = self.total(np.ones_like(x), groups)
-        sum_x, sum_y = self.total(x, groups), self.total(y, groups)
-        covariance = self.total(x * y, groups) - _divide(sum_x * sum_y, n)
-        spread_x = self.total(x * x, groups) - _divide(sum_x**2, n)
-        spread_y = self.total(y * y, groups) - _divide(sum_y**2, n)
-        return _correlation(covariance, spread_x, spread_y, scale_x=_mean(x * x) * n, scale_y=_mean(y * y) * n)
-
     def spearman(self, x: Array, y: Array, groups: Labels) -> Array:
         """Rank correlation of `x` and `y` `(num,)`, ranked anew in every resample; ties share their mean rank."""
         ranker_x, ranker_y = Ranker(x), Ranker(y)
@@ -84,7 +73,7 @@ class Resamples:
             spread_x = np.einsum("bn,bn->b", weighted, ranks_x)
             spread_y = np.einsum("bn,bn,bn->b", weights, ranks_y, ranks_y)
             scale = weights.sum(axis=1) ** 3
-            return _correlation(covariance, spread_x, spread_y, scale_x=scale, scale_y=scale)
+            return _correlation(covariance, spread_x, spread_y, scale)
 
         return self._in_blocks(correlation, groups)
 
@@ -215,17 +204,13 @@ def intervals(measured: Mapping[str, Measured]) -> dict[str, dict[str, Any]]:
     return {name: value.interval() for name, value in measured.items()}
 
 
-def _mean(numbers: Array) -> float:
-    return float(numbers.mean()) if numbers.size else 0.0
-
-
 def _divide(above: Array, below: Array) -> Array:
     result: Array = np.divide(above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) != 0)
     return result
 
 
-def _correlation(covariance: Array, spread_x: Array, spread_y: Array, *, scale_x: Array, scale_y: Array) -> Array:
-    """Covariance over spreads; NaN where a spread is rounding of its scale."""
-    varies = (spread_x > 1e-12 * scale_x) & (spread_y > 1e-12 * scale_y)
+def _correlation(covariance: Array, spread_x: Array, spread_y: Array, scale: Array) -> Array:
+    """Covariance over spreads; NaN where a spread is rounding of the scale."""
+    varies = (spread_x > 1e-12 * scale) & (spread_y > 1e-12 * scale)
     norm = np.sqrt(np.where(varies, spread_x * spread_y, 1.0))
     return np.where(varies, np.clip(covariance / norm, -1.0, 1.0), np.nan)
