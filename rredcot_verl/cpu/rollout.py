@@ -16,13 +16,11 @@ from verl.workers.config import HFModelConfig, RolloutConfig
 from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica
 
-from rredcot_verl.cpu import ROLLOUT_NAME
+from rredcot_verl.cpu import ROLLOUT_NAME, check_rollout
 from rredcot_verl.cpu.language_model import RolloutModel
 from rredcot_verl.cpu.rollout_server import RolloutServer, ServerLimits
 from rredcot_verl.cpu.weight_buckets import in_buckets
 from rredcot_verl.probes.vocabulary import ends_of
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def check_cpu_run(config: RolloutConfig) -> None:
@@ -30,7 +28,7 @@ def check_cpu_run(config: RolloutConfig) -> None:
 
     Raises:
         RuntimeError: verl's device is not the CPU.
-        ValueError: A setting asks for more than one process per server, or for a type or feature the server lacks.
+        ValueError: See `check_rollout`.
     """
     device_name = get_device_name()
     if device_name != "cpu":
@@ -38,15 +36,7 @@ def check_cpu_run(config: RolloutConfig) -> None:
             f"rollout.name={ROLLOUT_NAME} runs on CPU only, but verl's device is {device_name!r}. A CPU run is an "
             "explicit choice: set VERL_PLATFORM=cpu in the environment and trainer.device=cpu in the configuration"
         )
-    for name in ("tensor_model_parallel_size", "data_parallel_size", "pipeline_model_parallel_size"):
-        if config.get(name, 1) != 1:
-            raise ValueError(f"rollout.name={ROLLOUT_NAME} needs rollout.{name}=1, got {config.get(name)}")
-    dtype = config.get("dtype", "float32")
-    if dtype not in _DTYPES:
-        raise ValueError(f"rollout.name={ROLLOUT_NAME} needs rollout.dtype of {', '.join(_DTYPES)}, got {dtype}")
-    for name in ("full_determinism", "enable_rollout_routing_replay", "quantization"):
-        if config.get(name, None):
-            raise ValueError(f"rollout.name={ROLLOUT_NAME} does not support rollout.{name}={config.get(name)!r}")
+    check_rollout(config)
 
 
 def _actor_name(replica_rank: int, role: str = "") -> str:
@@ -88,7 +78,7 @@ class CPURolloutServer(RolloutServer):
         model = AutoModelForCausalLM.from_pretrained(
             model_config.local_path,
             config=model_config.hf_config,
-            dtype=_DTYPES[config.dtype],
+            dtype=config.dtype,
             trust_remote_code=model_config.trust_remote_code,
         )
         rollout_model = RolloutModel(

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rredcot_verl.config.schema import RREDCoTConfig
+from rredcot_verl.cpu import ROLLOUT_NAME, check_rollout
 from rredcot_verl.preflight.findings import Findings
 from rredcot_verl.preflight.quiet import quiet
 from rredcot_verl.run.settings import active_settings, expectation_doubts, run_source, unread_settings
@@ -158,6 +159,16 @@ def check_with_verl(config: DictConfig, findings: Findings, *, with_model: bool)
                 cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
                 findings.fault(f"verl: {name}: {str(cause).strip() or type(cause).__name__}")
     return good
+
+
+def check_cpu_server(config: DictConfig, findings: Findings) -> None:
+    """What the CPU backend's rollout server cannot do."""
+    rollout = config.actor_rollout_ref.rollout
+    if rollout.name == ROLLOUT_NAME:
+        try:
+            check_rollout(rollout)
+        except ValueError as error:
+            findings.fault(f"actor_rollout_ref.{error}")
 
 
 def check_mode(config: DictConfig, findings: Findings) -> None:

@@ -68,6 +68,7 @@ def inspect(arguments: Sequence[str]) -> Inspection:
     config_checks.check_names(config, findings)
     found.settings = config_checks.check_settings(config, findings)
     model_is_good = config_checks.check_with_verl(config, findings, with_model=found.facts is not None)
+    config_checks.check_cpu_server(config, findings)
     config_checks.check_mode(config, findings)
     config_checks.check_placement(config, findings)
     config_checks.check_lengths(config, found.facts.max_length if found.facts else None, findings)

@@ -140,7 +140,7 @@ class Readout:
         return fitted.values
 
     def state_dict(self) -> dict[str, Any]:
-        """The buffer, as plain tensors: at most `max_rows` rows, float32 features."""
+        """The buffer, as plain tensors: at most `max_rows` rows or one prompt, float32 features."""
         rows = {} if self._buffer is None else {name: rows.clone() for name, rows in self._buffer._asdict().items()}
         return {"tag": self._tag, "seed": self._settings.seed, "rows": rows}
 
@@ -199,11 +199,13 @@ class Readout:
         return rows.take(rows.steps >= step - self._settings.window)
 
     def _newest(self, rows: Rows) -> Rows:
-        """The newest rows that there is room for; of the step that does not fit, whole prompts."""
+        """The newest rows that there is room for; of the step that does not fit, whole prompts, and one at least."""
         if len(rows.steps) <= self._settings.max_rows:
             return rows
         distinct, prompt = torch.unique(rows.prompts, return_inverse=True)
         places = shuffled_places(distinct, self._settings.seed)
         newest_first = (rows.steps.max() - rows.steps) * len(distinct) + places[prompt]
         _, block, sizes = torch.unique(newest_first, return_inverse=True, return_counts=True)
-        return rows.take((sizes.cumsum(0) <= self._settings.max_rows)[block])
+        fits = sizes.cumsum(0) <= self._settings.max_rows
+        fits[0] = True
+        return rows.take(fits[block])

@@ -6,6 +6,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from rredcot_verl.cpu import ROLLOUT_NAME, check_rollout
 from rredcot_verl.run.settings import active_settings
 
 
@@ -24,6 +25,8 @@ class CheckSettings(Callback):
         """
         try:
             active_settings(config)
+            if config.actor_rollout_ref.rollout.name == ROLLOUT_NAME:
+                check_rollout(config.actor_rollout_ref.rollout)
         except ValueError as error:
             raise SystemExit(f"rredcot: {error}") from None
         if config.trainer.device == "cpu":

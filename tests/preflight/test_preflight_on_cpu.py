@@ -173,6 +173,10 @@ def test_all_faults_are_told_at_once(material, monkeypatch):
         (["actor_rollout_ref.actor.optim.lr=small"], "optim.lr='small': expected a number"),
         (["data.max_prompt_length=8"], "0 training rows are left"),
         (["algorithm.use_kl_in_reward=true"], "use_kl_in_reward"),
+        (
+            ["actor_rollout_ref.rollout.name=rredcot_cpu", "actor_rollout_ref.rollout.dtype=float16"],
+            "rollout.dtype of float32, bfloat16, got float16",
+        ),
         (["actor_rollout_ref.rollout.max_model_len=50000"], "max_model_len=50000 is longer than the model's 40960"),
         (["algorithm.adv_estimator=rredcott"], "adv_estimator=rredcott is not registered; did you mean rredcot?"),
         (["algorithm.adv_estimator=GRPO"], "did you mean grpo?"),

@@ -317,6 +317,9 @@ def test_the_state_is_bounded_and_of_the_newest_steps():
     small = readout(max_rows=100)
     small.fit_predict(batch, 0)
     assert 0 < len(small.state_dict()["rows"]["steps"]) <= 100
+    tiny = readout(max_rows=1)
+    tiny.fit_predict(batch, 0)
+    assert len(torch.unique(tiny.state_dict()["rows"]["prompts"])) == 1
 
 
 @pytest.mark.parametrize("tag, seed", [("layer 4", 0), ("layer 3", 1)])

@@ -149,6 +149,13 @@ def test_what_does_not_fit_is_named(config, values, message):
         CheckSettings().on_job_start(config)
 
 
+def test_the_cpu_server_is_asked_for_what_it_can_do_before_ray_starts(config):
+    rollout = {"name": "rredcot_cpu", "tensor_model_parallel_size": 1, "dtype": "float16"}
+    put(config, **{f"actor_rollout_ref__rollout__{key}": value for key, value in rollout.items()})
+    with pytest.raises(SystemExit, match="rredcot: .*dtype of float32, bfloat16, got float16"):
+        CheckSettings().on_job_start(config)
+
+
 def test_td_with_shares_of_the_reward_pays_each_its_own(config):
     put(config, algorithm__adv_estimator="leave_one_out")
     put(config, algorithm__rredcot={"credit": {"form": "td", "lam": 0.0}})
