@@ -107,6 +107,12 @@ class TestSeries:
         most = [int(number) for number in (world / "work" / "data" / "most").read_text().split()]
         assert max(most) == 2
 
+    def test_modules_are_looked_for_here_first_and_where_the_caller_says(self, monkeypatch):
+        monkeypatch.setenv("PYTHONPATH", "/theirs")
+        assert race._environment()["PYTHONPATH"] == f"{ROOT}:/theirs"
+        monkeypatch.delenv("PYTHONPATH")
+        assert race._environment()["PYTHONPATH"] == str(ROOT)
+
     def test_seeds_steps_and_threads_reach_the_runs(self, world):
         assert run(world, "--seeds", "7", "--arms", "b", "--steps", "2", "--set", "lr=1", "lr=2") == 0
         ((arguments, threads, is_own_folder),) = seen(world)
