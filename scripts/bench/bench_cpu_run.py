@@ -1,6 +1,6 @@
 """Seconds a step and peak memory of `main_ppo` on the CPU backend, for a model of random weights and real size.
 
-Owner: the core maintainers. Makes a table of docs/results/bench.md. Last run: 2026-11-29.
+Owner: the core maintainers. Makes a table of docs/results/bench.md. Last run: 2026-11-30.
 
     PYTHONPATH=. python scripts/bench/bench_cpu_run.py [--size 0.5b] [--steps 2 --tokens 200] [Hydra override ...]
 
