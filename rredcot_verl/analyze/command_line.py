@@ -232,6 +232,7 @@ def read_options(arguments: Sequence[str] | None = None) -> Options:
         unknown = [name for name in given[flag] if name not in known]
         if unknown:
             raise ValueError(f"--{flag} {shlex.join(unknown)}: unknown; known: {shlex.join(known)}")
+        given[flag] = list(dict.fromkeys(given[flag]))
     read = {
         "command": "python -m rredcot_verl.analyze " + shlex.join(sys.argv[1:] if arguments is None else arguments),
         "settings": settings,

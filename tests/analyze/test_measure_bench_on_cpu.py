@@ -247,6 +247,12 @@ def test_settings_come_from_a_file_with_overrides_on_top(place):
     assert settings.segmentation.min_tokens == 3
 
 
+def test_a_name_that_is_given_twice_is_measured_once(place):
+    twice = ("--methods", "rredcot", "rredcot", "--gradients", "2", "--forms", "td, lambda 1", "td, lambda 1")
+    options = read_options(command(place, "x", *twice))
+    assert (options.methods, options.forms) == (["rredcot"], ["td, lambda 1"])
+
+
 PROMPT = "user\n2+3=\nassistant\n"
 
 
