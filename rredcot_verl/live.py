@@ -1,7 +1,7 @@
 """A line that says what a run is doing, every so often.
 
 Whoever begins or ends something tells a board, a small actor of the run, in a message that nobody waits for; the
-trainer tells it the phase, and prints what it says.
+trainer tells it the phase, and prints what it says, to stderr.
 """
 
 import contextlib
@@ -188,4 +188,5 @@ class LiveLine:
                 text = "rredcot: what the run is doing is not known, this machine is too busy"
             except self._ray.exceptions.RayError:
                 return
-            print(text, flush=True)
+            # Ray's driver holds what comes from stdout back until a block is full, where its own is no terminal.
+            print(text, file=sys.stderr, flush=True)

@@ -8,10 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+
+def _validation(run: dict[str, Any] | None, when: str) -> float | None:
+    return run["validation"][when] if run and run["validation"] else None
+
+
 ROWS: dict[str, Callable[[dict[str, Any]], float | None]] = {
-    "validation accuracy before": lambda s: s["validation"]["before"],
-    "after, RREDCoT": lambda s: s["validation"]["after"],
-    "after, GRPO (paired)": lambda s: s["baseline"]["validation"]["after"] if s["baseline"] else None,
+    "validation accuracy before": lambda s: _validation(s, "before"),
+    "after, RREDCoT": lambda s: _validation(s, "after"),
+    "after, GRPO (paired)": lambda s: _validation(s["baseline"], "after"),
     "most negative segment of a failed trace holds the first wrong line": lambda s: s["blame"]["rate"],
     "the same by chance": lambda s: s["blame"]["chance_rate"],
     "failed traces in that count": lambda s: s["blame"]["num_traces"],

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from verl.utils.import_utils import load_extern_object
 
 from recipes.common.policy import build_model
-from recipes.quickstart import oracle, task, warm_start
+from recipes.quickstart import oracle, table, task, warm_start
 from recipes.quickstart.tokens import build_tokenizer
 
 DIFFICULTIES = [
@@ -319,3 +319,15 @@ def test_chances_are_those_of_earlier_traces():
     for _ in range(500):
         chances.forget()
     assert chances.value("7+5-3+8", True, 0) == pytest.approx(guess, abs=1e-6)
+
+
+def test_the_table_has_a_dash_for_what_a_run_has_not():
+    figures = {"blame": {"rate": 0.9, "chance_rate": 0.2, "num_traces": 5}, "max_return_error": 0.0, "seconds": 9.0}
+    figures |= {"self_value": {"probe_tokens_per_response_token": 1.2, "share_of_step_seconds": 0.1}}
+    never_validated = figures | {"validation": None, "baseline": None}
+    rows = table.table(never_validated, "seed 0").splitlines()
+    assert "| validation accuracy before | — |" in rows and "| after, GRPO (paired) | — |" in rows
+    assert "| seconds of all steps, RREDCoT | 9 |" in rows
+    validated = {"validation": {"before": 0.25, "after": 0.5}, "baseline": {"validation": None, "seconds": 8.0}}
+    rows = table.table(figures | validated, "seed 0").splitlines()
+    assert "| after, RREDCoT | 0.5 |" in rows and "| after, GRPO (paired) | — |" in rows

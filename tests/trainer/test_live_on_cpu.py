@@ -164,4 +164,4 @@ def test_a_run_goes_on_without_its_board(tmp_path, ray_folder):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert "went on" in done.stdout
-    assert re.search(r"rredcot: step 3, updating the policy for \d+ s; 0 verified and 1 under way", done.stdout)
+    assert re.search(r"rredcot: step 3, updating the policy for \d+ s; 0 verified and 1 under way", done.stderr)
